@@ -1,0 +1,1 @@
+"""Operators of selective state space models on tensors, and the routes they read grids along."""

@@ -1,0 +1,50 @@
+"""Memory layout shared by the operators: results have the dimension order of the input they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def dimension_order(x: Tensor) -> list[int]:
+    """Return the dimensions of ``x`` from the slowest to the fastest in memory.
+
+    Ties, size-1 and broadcast (stride 0) dimensions keep their logical place as far as the others allow.
+    """
+    return list(_order(tuple(x.shape), tuple(x.stride())))
+
+
+def _order(shape: Sequence[int], stride: Sequence[int]) -> list[int]:
+    order: list[int] = []
+    for dim in range(len(shape)):
+        place = len(order)
+        if stride[dim] != 0 and shape[dim] != 1:
+            # Walk left past every dimension that is faster in memory; broadcast ones are stepped over with them.
+            for i in range(len(order) - 1, -1, -1):
+                other = order[i]
+                if stride[other] == 0 or shape[other] == 1:
+                    continue
+                if stride[other] < stride[dim]:
+                    place = i
+                else:
+                    break
+        order.insert(place, dim)
+    return order
+
+
+def empty_in_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an uninitialised dense tensor with the shape and dimension order of ``x``.
+
+    Args:
+        x: The tensor whose shape, device and dimension order the result takes; it may be expanded, permuted or sliced.
+        dtype: The result's dtype; None for that of ``x``.
+    """
+    order = dimension_order(x)
+    stride = [0] * x.dim()
+    step = 1
+    for dim in reversed(order):
+        stride[dim] = step
+        step *= max(int(x.shape[dim]), 1) if isinstance(x.shape[dim], int) else x.shape[dim]
+    return torch.empty_strided(x.shape, stride, dtype=dtype or x.dtype, device=x.device)
