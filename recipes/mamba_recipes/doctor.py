@@ -21,7 +21,7 @@ class Finding:
 
 
 def _packages() -> list[Finding]:
-    """Whether everything the suite imports does import; torch and torchaudio are the pair that most often do not fit."""
+    """Whether what the suite imports does import; torch and torchaudio are the pair that most often do not fit."""
     found = []
     for name in ("torch", "torchvision", "torchaudio", "lightning", "timm", "torchmetrics", "numba", "pandas"):
         try:
