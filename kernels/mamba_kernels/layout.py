@@ -48,3 +48,10 @@ def empty_in_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         stride[dim] = step
         step *= max(int(x.shape[dim]), 1) if isinstance(x.shape[dim], int) else x.shape[dim]
     return torch.empty_strided(x.shape, stride, dtype=dtype or x.dtype, device=x.device)
+
+
+def in_order_of(x: Tensor, like: Tensor) -> Tensor:
+    """Return ``x`` dense in the dimension order of ``like``; differentiable, a copy only where the order differs."""
+    order = dimension_order(like)
+    inverse = [order.index(dim) for dim in range(x.dim())]
+    return x.permute(order).contiguous().permute(inverse)

@@ -1,0 +1,5 @@
+"""The selective scan of Mamba-1: the recurrence along a sequence, forward and backward."""
+
+from mamba_kernels.selective_scan.op import selective_scan
+
+__all__ = ["selective_scan"]
