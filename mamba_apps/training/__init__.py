@@ -1,0 +1,51 @@
+"""What every trainer needs: one Trainer for the API and the command, checkpoints that survive, exact resume, saved models.
+
+Nothing here imports torch or Lightning before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
+    from mamba_apps.training.guard import NonFiniteGuard, NonFiniteLossError
+    from mamba_apps.training.quiet import quiet
+    from mamba_apps.training.saved import ModelCard, load_card, load_weights, save_model
+    from mamba_apps.training.seeding import seed_everything
+    from mamba_apps.training.trainer import make_trainer
+
+__all__ = [
+    "make_trainer",
+    "resume_path",
+    "seed_everything",
+    "quiet",
+    "AtomicCheckpointIO",
+    "NonFiniteGuard",
+    "NonFiniteLossError",
+    "ModelCard",
+    "save_model",
+    "load_card",
+    "load_weights",
+]
+
+_HOMES = {
+    "make_trainer": "trainer",
+    "resume_path": "checkpoint",
+    "seed_everything": "seeding",
+    "quiet": "quiet",
+    "AtomicCheckpointIO": "checkpoint",
+    "NonFiniteGuard": "guard",
+    "NonFiniteLossError": "guard",
+    "ModelCard": "saved",
+    "save_model": "saved",
+    "load_card": "saved",
+    "load_weights": "saved",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

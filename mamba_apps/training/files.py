@@ -1,0 +1,170 @@
+"""Write a file whole or not at all: temporary file beside the target, fsync, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+from mamba_apps.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl; there an open file cannot be deleted, which serves the same end
+    fcntl = None  # type: ignore[assignment]
+
+_STALE_NAME = re.compile(r"^\..+\.part$")
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def storage_error(action: str, path: Path, error: OSError) -> UserError:
+    """Say in one line what the operating system refused, and the remedy.
+
+    Args:
+        action: What was being done, e.g. "save the checkpoint".
+        path: The file or folder it was done to.
+        error: The refusal.
+
+    Returns:
+        The error to raise.
+    """
+    reason = error.strerror or str(error)
+    message = f"cannot {action} {path}: {reason}"
+    if error.errno in _FULL:
+        return UserError(message, f"free space on the disk or the quota of {path.parent}, or choose another folder")
+    if error.errno in _FORBIDDEN:
+        return UserError(message, f"give yourself write permission on {path.parent} or choose another folder")
+    if error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        return UserError(message, "a file stands where a folder is needed: remove it or choose another folder")
+    return UserError(message, "check the disk and the path, or choose another folder")
+
+
+def make_directory(path: Path, purpose: str) -> None:
+    """Create a folder that can be written to.
+
+    Args:
+        path: The folder; its parents are created too.
+        purpose: What it is for, e.g. "run folder", named in the error.
+
+    Raises:
+        UserError: It cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise storage_error(f"write to the {purpose}", path, error) from None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the renames done in a folder survive a power cut."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_beside(target: Path) -> Iterator[Path]:
+    """Yield an unused name in the folder of `target`, to be written and then renamed; what is left of it is removed."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file whose content is on the disk when the block ends.
+
+    It is locked while it is being written, so that `clean_stale` of another process leaves it alone.
+
+    Raises:
+        OSError: The disk is full, the folder is read-only, ...
+    """
+    with path.open("xb") as file:
+        _lock(file)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a small text file whole or not at all.
+
+    Raises:
+        OSError: The disk is full, the folder is read-only, ...; `target` is untouched.
+    """
+    with temporary_beside(target) as temporary:
+        with writing(temporary) as file:
+            file.write(text.encode())
+        os.replace(temporary, target)
+    sync_directory(target.parent)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second, unused name; copies where the file system has no hard links.
+
+    Raises:
+        OSError: The disk is full, the folder is read-only, ...
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def clean_stale(directory: Path) -> list[Path]:
+    """Remove the temporaries that a killed process left behind.
+
+    Args:
+        directory: The folder to clean, not its subfolders.
+
+    Returns:
+        The files removed.
+    """
+    removed = []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        if _STALE_NAME.match(path.name) and path.is_file() and not _in_use(path):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _lock(file: IO[Any]) -> None:
+    if fcntl is not None:
+        # a file system without locks (some network mounts) only loses the protection against a neighbour's cleaning
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _in_use(path: Path) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
