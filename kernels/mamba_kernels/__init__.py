@@ -1,5 +1,7 @@
 """Operators of selective state space models on tensors, and the routes they read grids along."""
 
-from mamba_kernels.selective_scan import selective_scan
+from __future__ import annotations
 
-__all__ = ["selective_scan"]
+from mamba_kernels.routes import Readings, Route
+
+__all__ = ["Readings", "Route"]

@@ -229,3 +229,28 @@ def test_wrong_routes_are_refused(arguments: dict, message: str) -> None:
 def test_wrong_grids_are_refused(route: Route, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(KernelInputError, match=message):
         route.readings(shape)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("route", [Route("cross"), Route("snake"), Route("windowed", window=2)], ids=repr)
+def test_readings_compile_and_export_without_a_break(route: Route) -> None:
+    class Reread(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            readings = route.readings(x.shape[1:-1], x.device)
+            read = readings.gather(x).sin().cumsum(2)
+            return readings.scatter_merge(read if readings.segment is None else read + readings.segment[..., None])
+
+    compiled = torch.compile(Reread(), fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(Reread(), (torch.randn(2, 3, 4, 5),)).module()
+    for shape in [(2, 3, 4, 5), (2, 7, 3, 5)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(compiled(x), Reread()(x))
+    x = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(exported(x), Reread()(x))
+
+
+@pytest.mark.parametrize(("name", "widths"), [("cross", ()), ("windowed", (2, 3))])
+def test_the_operator_behind_compiled_readings_is_sound(name: str, widths: tuple[int, ...]) -> None:
+    torch.library.opcheck(
+        torch.ops.mamba_kernels.route_index_tensors.default, (name, widths, (5, 4), torch.device("cpu"))
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mamba_kernels.errors import KernelInputError
 from mamba_kernels.routes import orders
@@ -101,47 +103,40 @@ class Route:
         Raises:
             KernelInputError: If the grid is empty, has too many axes or cells, or the window's rank differs.
         """
-        shape = tuple(int(size) for size in shape)
         device = torch.device("cpu" if device is None else device)
+        shape, widths = tuple(shape), self.widths(len(shape))
+        if torch.compiler.is_dynamo_compiling():
+            # One node of the graph rather than constants in it, so that the sizes may stay symbolic.
+            order, inverse, segment = index_tensors(self.name, widths, shape, device)
+            return self._wrap(shape, order, inverse, segment)
+        shape = tuple(int(size) for size in shape)
         key = (self, shape, str(device))
         found = _cache.get(key)
         if found is None:
-            found = self._build(shape, device)
+            found = self._wrap(shape, *_index_tensors(self.name, widths, shape, device))
             # Under a tracer the tensors are stand-ins that must not outlive it.
-            if type(found.order) is torch.Tensor and not torch.compiler.is_compiling():
+            if type(found.order) is torch.Tensor:
                 while len(_cache) >= _CACHE_LIMIT:
                     _cache.pop(next(iter(_cache)), None)
                 _cache[key] = found
         return found
 
-    def _build(self, shape: tuple[int, ...], device: torch.device) -> Readings:
-        self._check_rank(len(shape))
-        if min(shape) < 1:
-            raise KernelInputError(f"a route reads grids of at least one cell, got shape {shape}", "drop empty inputs")
-        if np.prod(shape, dtype=np.float64) >= 2**31:
-            raise KernelInputError(f"grid {shape} has 2^31 cells or more, past int32", "read it in parts")
-        segment = None
-        if self.name == "windowed":
-            order, window_of_step = orders.windowed(shape, self._window(len(shape)))
-            paths, segment = [order], torch.tensor(window_of_step[None], device=device)
-        else:
-            paths = _ORDERS[self.name][0](shape)
-        order_KL = np.stack(paths).astype(np.int32)
-        inverse_KL = np.argsort(order_KL, axis=1, kind="stable").astype(np.int32)
+    def widths(self, rank: int) -> tuple[int, ...]:
+        """Return the window's size along each of ``rank`` axes; empty for the routes that have none."""
+        self._check_rank(rank)
+        if self.window is None:
+            return ()
+        return self.window if isinstance(self.window, tuple) else (self.window,) * rank
+
+    def _wrap(self, shape: tuple[int, ...], order: Tensor, inverse: Tensor, segment: Tensor) -> Readings:
         return Readings(
             shape=shape,
             merge=self.merge,
-            order=torch.tensor(order_KL, device=device),
-            inverse=torch.tensor(inverse_KL, device=device),
-            segment=segment,
-            mirrored=len(paths) > 1,
+            order=order,
+            inverse=inverse,
+            segment=segment if self.name == "windowed" else None,
+            mirrored=self.name in ("bidirectional", "cross"),
         )
-
-    def _window(self, rank: int) -> tuple[int, ...]:
-        if not isinstance(self.window, tuple):
-            assert self.window is not None  # noqa: S101  checked at construction; tells the type checker
-            return (self.window,) * rank
-        return self.window
 
     def _check_rank(self, rank: int) -> None:
         if not 1 <= rank <= MAX_RANK:
@@ -154,6 +149,46 @@ class Route:
 
 
 _cache: dict[tuple[Route, tuple[int, ...], str], Readings] = {}
+
+
+def _index_tensors(
+    name: str, widths: Sequence[int], shape: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the order, its inverse and the segments (0, 0) or (K, L) of a route on a grid, all int32."""
+    shape = tuple(shape)
+    if min(shape) < 1:
+        raise KernelInputError(f"a route reads grids of at least one cell, got shape {shape}", "drop empty inputs")
+    if math.prod(shape) >= 2**31:
+        raise KernelInputError(f"grid {shape} has 2^31 cells or more, past int32", "read it in parts")
+    segment = np.zeros((0, 0), dtype=np.int32)
+    if name == "windowed":
+        order, window_of_step = orders.windowed(shape, tuple(widths))
+        paths, segment = [order], window_of_step[None]
+    else:
+        paths = _ORDERS[name][0](shape)
+    order_KL = np.stack(paths).astype(np.int32)
+    inverse_KL = np.argsort(order_KL, axis=1, kind="stable").astype(np.int32)
+    order, inverse, segments = (torch.tensor(part, device=device) for part in (order_KL, inverse_KL, segment))
+    return order, inverse, segments
+
+
+@torch.library.custom_op("mamba_kernels::route_index_tensors", mutates_args=())
+def index_tensors(
+    name: str, widths: Sequence[int], shape: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute a route's index tensors inside a compiled graph, which may overwrite what it gets."""
+    return _index_tensors(name, widths, shape, device)
+
+
+@index_tensors.register_fake
+def _(name: str, widths: Sequence[int], shape: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    length = math.prod(shape)
+    count = 1 if name == "windowed" else _ORDERS[name][1](len(shape))
+    segments = (1, length) if name == "windowed" else (0, 0)
+    order, inverse, segment = (
+        torch.empty(size, dtype=torch.int32, device=device) for size in ((count, length), (count, length), segments)
+    )
+    return order, inverse, segment
 
 
 def _one_of(what: str, value: str, names: Sequence[str]) -> None:

@@ -1,0 +1,70 @@
+"""Comparing what we computed with everything that a card holds."""
+
+from __future__ import annotations
+
+import torch
+from parity_cards import Card
+from torch import Tensor
+
+
+class Comparison:
+    """Collects one run's results against a card; ``finish`` fails on differences and on what was left out.
+
+    Args:
+        card: The card whose outputs, states and gradients are expected.
+        run: Which run of the case this is (dtype, backend), for the message.
+    """
+
+    def __init__(self, card: Card, run: str = "") -> None:
+        self._card = card
+        self._run = run
+        self._expected = card.expected
+        self._seen: set[str] = set()
+        self._problems: list[str] = []
+
+    def near(self, name: str, got: Tensor | None, *, atol: float, rtol: float = 0.0) -> None:
+        """Expect ``got`` to be the card's tensor ``name``: same shape, |got - expected| <= atol + rtol |expected|."""
+        if self._shapes_agree(name, got):
+            assert got is not None
+            self._close(name, got, self._expected[name], atol, rtol)
+
+    def core(self, name: str, got: Tensor | None) -> None:
+        """Expect ``got`` to be as near as its dtype allows, by the error of the reference's own float32 run."""
+        if self._shapes_agree(name, got):
+            assert got is not None
+            self._close(name, got, self._expected[name], self.core_tolerance(name, got.dtype), 0.0)
+
+    def core_tolerance(self, name: str, dtype: torch.dtype) -> float:
+        """Return ten times the reference's float32 error, or what float64 (stored as it is) allows."""
+        expected = self._expected[name]
+        size = float(expected.abs().max()) if expected.numel() else 0.0
+        if dtype == torch.float64:
+            return size * (1e-11 if expected.dtype == torch.float64 else 1e-6)
+        return 10 * self._card.entries.get("f32_err", {}).get(name, 0.0) + 1e-6 * size
+
+    def same(self, name: str, got: Tensor) -> None:
+        """Expect ``got`` to be exactly the card's tensor ``name``."""
+        if self._shapes_agree(name, got) and not torch.equal(got, self._expected[name].to(got.dtype)):
+            self._problems.append(f"{name}: {int((got != self._expected[name]).sum())} elements differ")
+
+    def finish(self) -> None:
+        """Raise AssertionError if anything differed, or if an expected tensor was never compared."""
+        left_out = sorted(set(self._expected) - self._seen)
+        problems = self._problems + [f"{name}: held by the card, but never compared" for name in left_out]
+        assert not problems, "\n".join([f"{self._card.name} {self._run}".strip(), *problems])
+
+    def _shapes_agree(self, name: str, got: Tensor | None) -> bool:
+        assert name in self._expected, f"{self._card.name}: the card holds no {name!r}"
+        self._seen.add(name)
+        shape = None if got is None else tuple(got.shape)
+        if shape != tuple(self._expected[name].shape):
+            self._problems.append(f"{name}: expected shape {tuple(self._expected[name].shape)}, got {shape}")
+            return False
+        return True
+
+    def _close(self, name: str, got: Tensor, expected: Tensor, atol: float, rtol: float) -> None:
+        error = (got.detach().double() - expected.double()).abs()
+        allowed = atol + rtol * expected.double().abs()
+        if not bool((error <= allowed).all()):
+            worst = float((error - allowed).nan_to_num(nan=float("inf")).max())
+            self._problems.append(f"{name}: off by {float(error.max()):.3g}, {worst:.3g} more than allowed")
