@@ -1,0 +1,44 @@
+"""Small real data sets that the package ships; their licences stand in NOTICE.md beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mamba_datasets.series.data import SeriesSet
+
+__all__ = ["metro_traffic_path", "load_metro_traffic"]
+
+
+def metro_traffic_path() -> Path:
+    """Return the path of the hourly traffic sample: Interstate 94, Minnesota, October 2016 to September 2018."""
+    return Path(__file__).with_name("metro_traffic.csv")
+
+
+def load_metro_traffic(missing: Literal["error", "mask", "seasonal"] = "mask") -> SeriesSet:
+    """Read the hourly traffic sample.
+
+    The target is `traffic_volume` (vehicles an hour). Past covariates are `temp` (kelvin), `rain_1h` and `snow_1h` (mm)
+    and `clouds_all` (percent), known up to the present only; known ahead are the calendar and the federal holidays of
+    the United States.
+
+    Args:
+        missing: What to do about the 104 hours without a record, as in `read_series`; they are filled
+            from a week before.
+
+    Returns:
+        One series, "metro_traffic", of 17,520 hours.
+    """
+    from mamba_datasets.series.read import read_series
+
+    read = read_series(
+        metro_traffic_path(),
+        freq="h",
+        time_col="datetime",
+        target_col="traffic_volume",
+        past=("temp", "rain_1h", "snow_1h", "clouds_all"),
+        missing=missing,
+        season=168,
+    )
+    return read.with_calendar(holidays="US")

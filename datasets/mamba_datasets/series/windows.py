@@ -1,0 +1,247 @@
+"""Windows of many series for training and scoring: index arithmetic over shared memory, nothing is copied up front.
+
+Letters: B batch, L lookback, H horizon, P past covariates, F known-future ones, S static ones, N rows of all series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from mamba_datasets.errors import DataError
+from mamba_datasets.series.data import SeriesSet
+
+Item = dict[str, Tensor]
+
+
+class WindowDataset(Dataset[Item]):
+    """Windows of a set of series: L steps of the past, H steps to forecast.
+
+    An item is a dict of views: past_y (L, 1), past_observed (L, 1) bool, past_x (L, P + F), future_x (H, F),
+    static (S,), future_y (H, 1), future_observed (H, 1) bool, series () int64 (the position in `series_set.ids`),
+    origin () int64 (the step of that series which is forecast first).
+
+    Args:
+        series_set: The series, scaled or not.
+        lookback: L, at least 1.
+        horizon: H, at least 1.
+        origins: Which origins, the timestamps of the first forecast step: "all"; "last", the last one of each series;
+            or timestamps (first, last), None for an open end: every origin whose whole horizon lies at `first` or later
+            and before `last`. The past of a window may reach before `first`.
+        stride: Take every so many-th origin of a series, counted from its first.
+        short: What to do about a series shorter than L + H: "error", or "skip" (listed in `skipped`).
+        drop_unobserved: Whether to leave out windows that have no observed target in the horizon.
+
+    Raises:
+        DataError: An argument is out of range, a series is too short, or there is no window at all.
+    """
+
+    def __init__(
+        self,
+        series_set: SeriesSet,
+        lookback: int,
+        horizon: int,
+        *,
+        origins: Literal["all", "last"] | tuple[Any, Any] = "all",
+        stride: int = 1,
+        short: Literal["error", "skip"] = "error",
+        drop_unobserved: bool = False,
+    ) -> None:
+        for name, value in (("lookback", lookback), ("horizon", horizon), ("stride", stride)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                found = f"a whole number of at least 1 was expected, found {value!r}"
+                raise DataError(series_set.source, name, found, f"pass {name}=1 or more")
+        self.series_set, self.lookback, self.horizon, self.stride = series_set, int(lookback), int(horizon), int(stride)
+        self.skipped = self._check_lengths(short)
+        first, count = self._ranges(origins)
+        self._first = first
+        self._ends = np.cumsum(count)
+        self._kept: np.ndarray | None = None
+        if not len(self._ends) or self._ends[-1] == 0:
+            found = (
+                f"at least one window of {lookback} + {horizon} steps was expected in origins={origins!r}, found none"
+            )
+            raise DataError(series_set.source, "origins", found, "widen the part, or shorten lookback or horizon")
+        self._start = series_set.bounds[:, 0]
+        self._y = torch.from_numpy(series_set.y)
+        self._observed = torch.from_numpy(series_set.observed)
+        self._x = torch.from_numpy(series_set.x)
+        self._static = torch.from_numpy(series_set.static)
+        if drop_unobserved:
+            self._kept = self._with_target()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._kept is None else len(self._kept)
+
+    def __getitem__(self, index: int) -> Item:
+        """Return one window as views of the set's memory."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        series, origin = (int(value[0]) for value in self.locate([index]))
+        now = int(self._start[series]) + origin
+        past, ahead = slice(now - self.lookback, now), slice(now, now + self.horizon)
+        return {
+            "past_y": self._y[past, None],
+            "past_observed": self._observed[past, None],
+            "past_x": self._x[past],
+            "future_x": self._x[ahead, len(self.series_set.past_names) :],
+            "static": self._static[series],
+            "future_y": self._y[ahead, None],
+            "future_observed": self._observed[ahead, None],
+            "series": torch.tensor(series),
+            "origin": torch.tensor(origin),
+        }
+
+    def __getitems__(self, indices: Sequence[int]) -> WindowBatch:
+        """Return many windows with one gather; torch's loader asks for a batch this way."""
+        return WindowBatch(self.batch(indices))
+
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Item:
+        """Gather many windows at once.
+
+        Args:
+            indices: B window numbers.
+
+        Returns:
+            The items' dict with a leading B.
+        """
+        series, origin = self.locate(indices)
+        now = self._start[series] + origin
+        past = now - self.lookback
+        data = self.series_set
+        y, observed, future = data.y[:, None], data.observed[:, None], data.x[:, len(data.past_names) :]
+        return {
+            "past_y": _gather(y, past, self.lookback),
+            "past_observed": _gather(observed, past, self.lookback),
+            "past_x": _gather(data.x, past, self.lookback),
+            "future_x": _gather(future, now, self.horizon),
+            "static": torch.from_numpy(data.static[series]),
+            "future_y": _gather(y, now, self.horizon),
+            "future_observed": _gather(observed, now, self.horizon),
+            "series": torch.from_numpy(series),
+            "origin": torch.from_numpy(origin),
+        }
+
+    def loader(self, batch_size: int, *, shuffle: bool = False, **options: Any) -> DataLoader[Item]:
+        """Return a DataLoader that gathers each batch at once.
+
+        Args:
+            batch_size: B.
+            shuffle: Whether to shuffle the windows each epoch.
+            options: Further arguments of DataLoader.
+
+        Returns:
+            The loader; its batches are dicts with a leading B.
+        """
+        return DataLoader(self, batch_size=batch_size, shuffle=shuffle, collate_fn=collate, **options)
+
+    def locate(self, indices: Sequence[int] | np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Tell where windows lie.
+
+        Args:
+            indices: B window numbers; negative ones count from the end.
+
+        Returns:
+            int64 (B,) the position of their series, and int64 (B,) the step of that series which is forecast first.
+        """
+        numbers = np.asarray(indices, dtype=np.int64)
+        numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        if self._kept is not None:
+            numbers = self._kept[numbers]
+        series = np.searchsorted(self._ends, numbers, side="right")
+        before = np.where(series > 0, self._ends[series - 1], 0)
+        return series, self._first[series] + (numbers - before) * self.stride
+
+    def horizon_index(self, index: int) -> pd.Index:
+        """Return the H timestamps that a window forecasts."""
+        series, origin = (int(value[0]) for value in self.locate([index]))
+        return self.series_set.indexes[series][origin : origin + self.horizon]
+
+    def _check_lengths(self, short: str) -> list[str]:
+        lengths, need = self.series_set.lengths, self.lookback + self.horizon
+        found = np.flatnonzero(lengths < need)
+        if len(found) and short != "skip":
+            number = int(found[0])
+            others = f" (and {len(found) - 1} other series)" if len(found) > 1 else ""
+            raise DataError(
+                self.series_set.source,
+                f"series {self.series_set.ids[number]!r}",
+                f"at least lookback + horizon = {self.lookback} + {self.horizon} = {need} steps were expected, "
+                f"found {lengths[number]}{others}",
+                "shorten lookback or horizon, or pass short='skip' to leave short series out",
+            )
+        return [self.series_set.ids[number] for number in found]
+
+    def _ranges(self, origins: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each series the step of its first origin and the number of its origins."""
+        lengths = self.series_set.lengths
+        first, last = np.zeros_like(lengths), lengths.copy()
+        if isinstance(origins, str) and origins in ("all", "last"):
+            if origins == "last":
+                first = np.maximum(lengths - self.horizon, 0)
+        elif isinstance(origins, (tuple, list)) and len(origins) == 2:
+            for values, bound in zip((first, last), origins, strict=True):
+                if bound is not None:
+                    stamp = self.series_set.bound(bound)
+                    values[:] = [index.searchsorted(stamp) for index in self.series_set.indexes]
+        else:
+            found = f"'all', 'last' or two timestamps (first, last) were expected, found {origins!r}"
+            raise DataError(self.series_set.source, "origins", found, "pass one of these")
+        first = np.maximum(first, self.lookback)
+        count = np.maximum(last - self.horizon - first + 1, 0)
+        return first, (count + self.stride - 1) // self.stride
+
+    def _with_target(self) -> np.ndarray:
+        """Return the numbers of the windows with an observed target in the horizon."""
+        total = np.concatenate([[0], np.cumsum(self.series_set.observed, dtype=np.int64)])
+        series, origin = self.locate(np.arange(len(self)))
+        row = self._start[series] + origin
+        kept = np.flatnonzero(total[row + self.horizon] > total[row])
+        if not len(kept):
+            found = "at least one window with an observed target in its horizon was expected, found none"
+            raise DataError(self.series_set.source, "origins", found, "widen the part")
+        return kept
+
+
+class WindowBatch(Sequence[Item]):
+    """A gathered batch that also reads as a list of items, so that torch's own collate works on it too.
+
+    Args:
+        batch: The items' dict with a leading B.
+    """
+
+    def __init__(self, batch: Item) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["series"])
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one item as views of the batch."""
+        return {name: value[index] for name, value in self.batch.items()}
+
+
+def collate(items: Sequence[Item]) -> Item:
+    """Make a batch of items: what was gathered at once is taken as it is, the rest is stacked as torch does.
+
+    Args:
+        items: What a loader fetched from a `WindowDataset`.
+
+    Returns:
+        The items' dict with a leading B.
+    """
+    return items.batch if isinstance(items, WindowBatch) else default_collate(list(items))
+
+
+def _gather(rows: np.ndarray, first: np.ndarray, steps: int) -> Tensor:
+    """Copy windows of rows (N, C) that begin at some rows: (B, steps, C)."""
+    shape = (len(rows) - steps + 1, steps, rows.shape[1])
+    # Each window is one run of memory in this view: a copy takes a third of the time that row numbers do.
+    windows = np.lib.stride_tricks.as_strided(rows, shape, (rows.strides[0], *rows.strides))
+    return torch.from_numpy(windows[first])
