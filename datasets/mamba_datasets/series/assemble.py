@@ -23,7 +23,7 @@ from mamba_datasets.series.values import Block
 def assemble(
     table: Table,
     rows: Sequence[SeriesRows],
-    frequency: Frequency,
+    frequency: Frequency | None,
     y: np.ndarray,
     past: Block,
     future: Block,
@@ -41,7 +41,7 @@ def assemble(
     Args:
         table: The table.
         rows: The rows of each series in time order.
-        frequency: The frequency.
+        frequency: The frequency; None where findings are kept and it could not be inferred.
         y: float64 (rows,) the targets, NaN where missing.
         past: Past covariates.
         future: Known-future covariates.
@@ -56,16 +56,15 @@ def assemble(
     Returns:
         The series, or None where the sink has kept a finding.
     """
-    season = frequency.season if season is None else season
-    if missing == "seasonal" and season is None:
+    season = frequency.season if season is None and frequency is not None else season
+    if missing == "seasonal" and season is None and frequency is not None:
         sink.add("season", f"freq={frequency} has no usual season to fill from", "pass season, or missing='mask'")
-        return None
     names = (columns["target_col"], past, future)
-    grids = [_grid(table, one, frequency, sink, missing, inferred) for one in rows]
+    grids = [_grid(table, one, frequency, sink, missing, inferred) for one in rows] if frequency is not None else []
     x = np.concatenate([past.values, future.values], axis=1)
     for one in rows:
         _check_values(table, one, y, x, *names, sink, missing)
-    if sink.findings:
+    if sink.findings or frequency is None:
         return None
     filler = _Filler(table, sink, missing, season, [*past.source, *future.source])
     parts = [
@@ -78,7 +77,7 @@ def assemble(
     lengths = np.array([len(part[1]) for part in parts], dtype=np.int64)
     ends = np.cumsum(lengths)
     filler.tell(int(lengths.sum()))
-    result = SeriesSet(
+    return SeriesSet(
         y=np.concatenate([part[1] for part in parts]),
         observed=np.concatenate([part[2] for part in parts]),
         x=np.concatenate([part[3] for part in parts]),
@@ -98,7 +97,6 @@ def assemble(
         notes=tuple(sink.notes),
         source=table.label,
     )
-    return result
 
 
 def _indexes(
@@ -118,6 +116,8 @@ def _grid(
     table: Table, one: SeriesRows, frequency: Frequency, sink: Collector, missing: str, inferred: bool
 ) -> np.ndarray | None:
     """Return the step number of each row, or report why the rows do not fit the frequency."""
+    if not one.timed:
+        return None
     said = f"freq={frequency}" + (" (inferred)" if inferred else "")
     steps = frequency.positions(one.index)
     off = np.flatnonzero(steps < 0)

@@ -96,8 +96,9 @@ def _known_future(series_set: SeriesSet, futr_df: pd.DataFrame | None, indexes: 
     read = load_table(futr_df, id_col=id_col, required=[time_col, *columns], default_id_col=default)
     table = Table(read.frame, _LABEL, str(series_set.keys[0]), None, False, read.id_col)
     codes, keys = series_ids(table, sink)
+    known = set(series_set.keys)
     for key in keys:
-        if key not in series_set.keys:
+        if key not in known:
             found = f"a series of the data was expected, found {key!r}"
             raise DataError(_LABEL, "id", found, nearest(key, series_set.ids))
     zone = indexes[0].tz if isinstance(indexes[0], pd.DatetimeIndex) else None

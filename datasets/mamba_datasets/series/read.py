@@ -134,13 +134,9 @@ def read_into(
     blocks = [covariates(table, columns, sink, known) for columns in (past, future, static)]
     whole = None if wanted is None else wanted.kind == "integer"
     times = parse_timestamps(table, time_col, sink, whole_numbers=whole, time_format=time_format, tz=tz)
-    if times is None or y is None or (codes < 0).any():
-        return None
     rows = group_rows(table, codes, keys, times, sink, sort=sort, tz=tz)
     frequency = wanted or _inferred(rows, sink)
     static_values = static_covariates(rows, blocks[2], sink)
-    if frequency is None:
-        return None
     return assemble(
         table,
         rows,
@@ -191,9 +187,10 @@ def _check_options(label: str, missing: str, season: int | None, tz: str | None,
 
 def _inferred(rows: Sequence[SeriesRows], sink: Collector) -> Frequency | None:
     """Infer the frequency from the longest series."""
-    if not rows:
+    timed = [one for one in rows if one.timed]
+    if not timed:
         return None
-    longest = max(rows, key=lambda one: len(one.index))
+    longest = max(timed, key=lambda one: len(one.index))
     frequency = infer_frequency(longest.index)
     if frequency is None:
         found = f"no frequency can be told from its {len(longest.index)} timestamps"

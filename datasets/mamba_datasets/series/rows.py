@@ -21,14 +21,18 @@ class SeriesRows:
         key: The id as it stands in the data.
         rows: int64 (n,) row numbers in the table.
         index: The n timestamps or whole numbers.
+        timed: Whether the timestamps can be relied on; False only where findings are kept.
     """
 
     key: str | int
     rows: np.ndarray
     index: pd.Index
+    timed: bool = True
 
     def place(self, table: Table, number: int) -> str:
         """Name the place of one of the series' rows."""
+        if not self.timed:
+            return f"series {str(self.key)!r} ({table.place(self.rows[number])})"
         return f"series {str(self.key)!r}, {self.index[number]} ({table.place(self.rows[number])})"
 
 
@@ -36,7 +40,7 @@ def group_rows(
     table: Table,
     codes: np.ndarray,
     keys: Sequence[str | int],
-    times: pd.Index,
+    times: pd.Index | None,
     sink: Collector,
     *,
     sort: bool,
@@ -48,7 +52,7 @@ def group_rows(
         table: The table.
         codes: The series of each row.
         keys: The ids.
-        times: The timestamp of each row.
+        times: The timestamp of each row, NaT where it could not be read; None where none could.
         sink: Takes rows out of order, duplicates, and local times that a time zone does not have.
         sort: Whether to sort rows that are out of order.
         tz: The zone to read naive local times in.
@@ -63,6 +67,9 @@ def group_rows(
     resorted = 0
     for number, key in enumerate(keys):
         rows = order[edges[number] : edges[number + 1]]
+        if times is None or times[rows].hasnans:
+            grouped.append(SeriesRows(key, rows, pd.RangeIndex(len(rows)), timed=False))
+            continue
         index = times[rows]
         if naive and tz is not None:
             assert isinstance(index, pd.DatetimeIndex)  # noqa: S101  (naive says so)
@@ -73,6 +80,7 @@ def group_rows(
             if zoned is None:
                 found = f"local times of {tz} were expected ({reason})"
                 sink.add(f"series {str(key)!r}", found, "correct the times, or write them in UTC or with their offset")
+                grouped.append(SeriesRows(key, rows, pd.RangeIndex(len(rows)), timed=False))
                 continue
             index = zoned
         one = SeriesRows(key, rows, index)

@@ -125,9 +125,11 @@ def _choose(
     """Return the columns to read, or refuse a table that lacks one or has one twice."""
     wanted = list(required) if id_col == default_id_col and id_col not in names else [id_col, *required]
     counts = collections.Counter(names)
+    absent = [name for name in wanted if counts[name] == 0]
+    if absent:
+        found = f"there is no column {', '.join(repr(name) for name in absent)}"
+        raise DataError(label, "columns", found, hint or nearest(absent[0], names))
     for name in wanted:
-        if counts[name] == 0:
-            raise DataError(label, "columns", f"there is no column {name!r}", hint or nearest(name, names))
         if counts[name] > 1:
             raise DataError(label, "columns", f"{counts[name]} columns are called {name!r}", "rename all but one")
     return list(dict.fromkeys(wanted))

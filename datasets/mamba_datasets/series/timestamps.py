@@ -37,7 +37,8 @@ def parse_timestamps(
         tz: The zone that timestamps with a zone are converted into; those without are left to the caller.
 
     Returns:
-        A DatetimeIndex or an index of int64, one entry a row; None if a finding leaves nothing to go on with.
+        A DatetimeIndex or an index of int64, one entry a row, NaT where it could not be read; None where findings leave
+        nothing to go on with.
     """
     column = table.frame[time_col]
     missing = np.flatnonzero(column.isna().to_numpy())
@@ -46,20 +47,16 @@ def parse_timestamps(
         sink.add(where, f"a timestamp was expected, found none{_more(missing)}", "fill it in or remove the row")
         return None
     index = _convert(table, column, sink, whole_numbers, time_format, tz)
-    if index is None:
+    if isinstance(index, pd.DatetimeIndex) and whole_numbers:
+        sink.add(f"column {time_col!r}", "whole numbers were expected, found timestamps", "pass freq='h' or the like")
         return None
-    if isinstance(index, pd.DatetimeIndex):
-        if whole_numbers:
-            sink.add(
-                f"column {time_col!r}", "whole numbers were expected, found timestamps", "pass freq='h' or the like"
-            )
-            return None
-        return index.tz_convert(tz) if index.tz is not None and tz is not None else index
-    if whole_numbers is False:
+    if index is not None and not isinstance(index, pd.DatetimeIndex) and whole_numbers is False:
         expected = f"timestamps were expected, found the whole number {index[0]}"
         remedy = "pass a whole number as freq, or make timestamps with pd.to_datetime(column, unit='s')"
         sink.add(f"column {time_col!r}", expected, remedy)
         return None
+    if isinstance(index, pd.DatetimeIndex) and index.tz is not None and tz is not None:
+        return index.tz_convert(tz)
     return index
 
 
@@ -107,20 +104,21 @@ def _parse_text(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parsed = pd.DatetimeIndex(pd.to_datetime(column, format=pattern, utc=True, errors="coerce"), name=None)
-    bad = np.flatnonzero(parsed.isna())
+    bad = np.flatnonzero(np.asarray(parsed.isna()))
     if len(bad):
         where = f"{table.place(bad[0])}, column {column.name!r}"
         expected = f"a timestamp was expected, found {str(column.iloc[bad[0]])!r}{_more(bad)}"
         sink.add(where, expected, _ISO if time_format is None else f"it must fit time_format={time_format!r}")
-        return None
-    offsets = [_offset(value) for value in column]
-    other = next((row for row, offset in enumerate(offsets) if offset != offsets[0]), None)
+    good = np.flatnonzero(np.asarray(parsed.notna()))
+    offsets = [_offset(value) for value in column.iloc[good]]
+    other = next((number for number, offset in enumerate(offsets) if offset != offsets[0]), None)
     if other is None:
-        return parsed
+        zone_free = not offsets or offsets[0] is None
+        return parsed.tz_localize(None) if zone_free else parsed
     if tz is not None and None not in offsets:
         return parsed
     first, second = (str(offset) if offset is not None else "none" for offset in (offsets[0], offsets[other]))
-    where = f"{table.place(other)}, column {column.name!r}"
+    where = f"{table.place(int(good[other]))}, column {column.name!r}"
     expected = f"one time zone was expected, found {second} here and {first} before"
     remedy = "write all timestamps in one zone" if None in offsets else "pass tz='UTC' or the zone you want them in"
     sink.add(where, expected, remedy)

@@ -33,7 +33,7 @@ class Block:
     source: list[str] = field(default_factory=list)
 
 
-def numbers(table: Table, name: str, sink: Collector, role: str) -> np.ndarray | None:
+def numbers(table: Table, name: str, sink: Collector, role: str) -> np.ndarray:
     """Read one column of numbers.
 
     Args:
@@ -43,25 +43,25 @@ def numbers(table: Table, name: str, sink: Collector, role: str) -> np.ndarray |
         role: What the column is ("target", "covariate"), for the message.
 
     Returns:
-        float64 (rows,) with NaN for missing values, or None if some value is no number.
+        float64 (rows,) with NaN for missing values; what is no number is 0 where findings are kept.
     """
     column = table.frame[name]
     if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    values = pd.to_numeric(column, errors="coerce") if column.dtype == object or _is_text(column) else None
-    if values is None:
-        bad = 0
+    if column.dtype == object or _is_text(column):
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        # Text that happens to read as a number is still text, except in a file of text.
+        is_text = column.map(lambda value: isinstance(value, str)).to_numpy(dtype=bool) & (not table.is_text)
+        wrong = np.flatnonzero((np.isnan(values) & column.notna().to_numpy()) | is_text)
     else:
-        # Text that happens to read as a number is still text: an object column may hold Python numbers only.
-        is_text = column.map(lambda value: isinstance(value, str)).to_numpy(dtype=bool)
-        wrong = np.flatnonzero((values.isna() & column.notna()).to_numpy() | (is_text & (not table.is_text)))
-        if not len(wrong):
-            return values.to_numpy(dtype=np.float64, na_value=np.nan)
-        bad = int(wrong[0])
-    where = f"{table.place(bad)}, column {name!r}"
-    remedy = f"correct it, or convert the column: frame[{name!r}] = pd.to_numeric(frame[{name!r}])"
-    sink.add(where, f"a number was expected for the {role}, found {column.iloc[bad]!r}", remedy)
-    return None
+        values, wrong = np.zeros(len(column)), np.arange(len(column))
+    if len(wrong):
+        where = f"{table.place(wrong[0])}, column {name!r}"
+        more = f" ({len(wrong)} such rows)" if len(wrong) > 1 else ""
+        remedy = "correct it" if table.is_text else f"convert the column: pd.to_numeric(frame[{name!r}])"
+        sink.add(where, f"a number was expected for the {role}, found {column.iloc[wrong[0]]!r}{more}", remedy)
+        values[wrong] = 0.0
+    return values
 
 
 def series_ids(table: Table, sink: Collector) -> tuple[np.ndarray, list[str | int]]:
@@ -116,8 +116,7 @@ def covariates(table: Table, columns: Sequence[str], sink: Collector, known: Map
         column = table.frame[name]
         is_category = isinstance(column.dtype, pd.CategoricalDtype)
         if name not in known and not is_category and not _is_text(column):
-            read = numbers(table, name, sink, "covariate")
-            parts.append(np.zeros(len(column)) if read is None else read)
+            parts.append(numbers(table, name, sink, "covariate"))
             block.names.append(name)
             block.source.append(name)
             if pd.api.types.is_bool_dtype(column.dtype):
