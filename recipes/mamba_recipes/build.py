@@ -1,0 +1,152 @@
+"""From a recipe's tree to a model, its data and its trainer's options, through LightningCLI's typed parser."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from mamba_apps.errors import UserError
+from mamba_apps.training.quiet import quiet
+from mamba_apps.training.seeding import seed_everything
+from mamba_apps.training.trainer import make_trainer
+from mamba_recipes import safety
+from mamba_recipes.names import nearest
+
+# What the commands decide themselves: a recipe's trainer block need not and may not state it.
+_OURS = {"run_dir", "seed", "progress", "resume"}
+# Lightning's options that make_trainer has under another name or settles for good.
+_SETTLED = {"max_time", "min_time", "default_root_dir", "plugins", "enable_progress_bar", "enable_model_summary"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A recipe's objects.
+
+    Args:
+        model: The Lightning module.
+        data: The data module.
+        trainer_options: Arguments of `make_trainer` from the ``trainer:`` block.
+        seed: The seed that everything was built with.
+    """
+
+    model: LightningModule
+    data: LightningDataModule
+    trainer_options: dict[str, Any]
+    seed: int
+
+
+def _recipe_trainer(**options: Any) -> Trainer:
+    """Stand for `make_trainer` before the parser; its signature, set below, is what a ``trainer:`` block may state."""
+    return make_trainer(**options)
+
+
+def _trainer_signature() -> inspect.Signature:
+    """Return make_trainer's parameters with the rest of Lightning's in place of its ``**lightning_options``.
+
+    The parser finds what ``**options`` stand for by reading source code, which fails where they pass through a variable.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for function in (make_trainer, Trainer.__init__):
+        hints = get_type_hints(function)
+        for name, parameter in inspect.signature(function).parameters.items():
+            usable = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if usable and name != "self" and name not in _OURS | _SETTLED:
+                kept = parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints.get(name, Any))
+                found.setdefault(name, kept)
+    return inspect.Signature(list(found.values()), return_annotation=Trainer)
+
+
+_recipe_trainer.__signature__ = _trainer_signature()  # type: ignore[attr-defined]
+
+
+class _RecipeCLI(LightningCLI):
+    """LightningCLI's parser and typed instantiation over a tree; the trainer is made when the command needs it."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.config = parser.parse_object(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+    def _set_seed(self) -> None:
+        seed_everything(int(self.config["seed_everything"]))
+
+
+def build(config: Mapping[str, Any], source: str | Path) -> Built:
+    """Build the model and data that a recipe's tree describes; nothing outside the allowed prefixes is imported.
+
+    Args:
+        config: The blocks ``model``, ``data``, ``trainer`` and ``seed_everything``.
+        source: Where the tree came from, for errors.
+
+    Raises:
+        UserError: If a setting is unknown or has the wrong type, naming it.
+    """
+    quiet()
+    safety.check_class_paths(config, source)
+    safety.guard_parser()
+    tree = dict(config)
+    tree["trainer"] = dict(tree.get("trainer") or {})
+    for name in sorted(_OURS & set(tree["trainer"])):
+        raise UserError(f"{source}: trainer.{name}: the command sets this", "leave it out; see --out, --seed, --resume")
+    try:
+        cli = _RecipeCLI(
+            model_class=None,
+            datamodule_class=None,
+            save_config_callback=None,
+            trainer_class=_recipe_trainer,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+            args=tree,
+            run=False,
+            auto_configure_optimizers="optimizer" in tree,
+            load_from_checkpoint_support=False,
+        )
+    except ArgumentError as error:
+        raise _setting_error(error, source) from error
+    given = set(tree["trainer"])
+    options = {key: value for key, value in _plain(cli.config_init["trainer"]).items() if key in given}
+    return Built(cli.model, cli.datamodule, options, int(cli.config["seed_everything"]))
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return value.as_dict() if isinstance(value, Namespace) else dict(value)
+
+
+def _setting_error(error: ArgumentError, source: str | Path) -> UserError:
+    """Turn the parser's complaint, which lists every type it tried, into our one line."""
+    text = " ".join(str(error.message).split())
+    if denied := re.search(r"Importing '([^']+)' is not allowed", text):
+        return UserError(
+            f"{source}: {denied.group(1)!r} is outside what a recipe may name and was not imported",
+            f"name something under {', '.join(safety.ALLOWED_PREFIXES)}",
+        )
+    if unknown := re.search(r"Group '(\w+)' does not accept option '([\w.]+)'", text):
+        group, option = unknown.groups()
+        known = inspect.signature(_recipe_trainer).parameters if group == "trainer" else ()
+        return UserError(f"{source}: {group} has no setting {option!r}", nearest(option, known))
+    if unknown := re.search(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted", text):
+        path, option = unknown.groups()
+        return UserError(
+            f"{source}: {path.rpartition('.')[2]} has no setting {option!r}", nearest(option, _settings_of(path))
+        )
+    if wrong := re.search(r"class_path '([\w.]+)': (Parser key .*?)(?: - Expected a <class 'NoneType'>|$)", text):
+        text = f"{wrong.group(1).rpartition('.')[2]}: {wrong.group(2)}"
+    text = text.replace("Parser key ", "").replace("<class '", "").replace("'>", "")
+    return UserError(f"{source}: {text}", "correct this setting")
+
+
+def _settings_of(class_path: str) -> list[str]:
+    """Return the arguments of a class that the parser has imported already."""
+    module, _, name = class_path.rpartition(".")
+    kind = getattr(sys.modules.get(module), name, None)
+    return [] if kind is None else [p for p in inspect.signature(kind).parameters if p not in ("args", "kwargs")]

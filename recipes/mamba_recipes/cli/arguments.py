@@ -1,0 +1,43 @@
+"""Argument parsing shared by the commands: errors become `UserError`, and recipe options pass through."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mamba_apps.errors import UserError
+from mamba_recipes.settings import parse_overrides
+
+RECIPE_OPTIONS = (
+    "Any setting of the recipe can be given after its name, dotted: --data.root DIR --trainer.max_epochs 3 --model.lr "
+    "1e-3. --debug shows the traceback of an error."
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are the command's one line and exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print and exit with."""
+        raise UserError(f"{self.prog}: {message}", f"see {self.prog} --help")
+
+
+def split_overrides(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Parse ``argv``; what the parser does not know is read as dotted settings of the recipe."""
+    arguments, rest = parser.parse_known_args(list(argv))
+    return arguments, parse_overrides(rest)
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return value

@@ -1,0 +1,67 @@
+"""From an exception to one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+
+DONE = 0
+FAILED = 1
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+_PATH_TROUBLE = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "give a file, not a folder",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose another place with --out",
+    errno.ENOSPC: "free some space or choose another place with --out",
+    errno.EDQUOT: "free some space or choose another place with --out",
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the code that ``error`` ends the command with: 2 where the person can mend it, else 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if hasattr(error, "remedy") or _path_remedy(error) is not None:
+        return WRONG_INPUT
+    return FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """Return what went wrong and what to do about it, in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    remedy = _path_remedy(error)
+    if hasattr(error, "remedy"):
+        text = str(error)
+    elif remedy is not None and isinstance(error, OSError):
+        text = f"{error.filename}: {error.strerror}; {remedy}"
+    else:
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return " ".join(text.split())
+
+
+def say(error: BaseException, *, debug: bool) -> int:
+    """Write ``error`` to stderr as one line (with ``debug``, after its traceback) and return its exit code."""
+    code = exit_code(error)
+    if debug and code != INTERRUPTED:
+        traceback.print_exception(error, file=sys.stderr)
+    line = one_line(error)
+    if code == FAILED:
+        hint = "" if debug else "; this is not your fault: run again with --debug and report the traceback"
+        line = f"internal error: {line}{hint}"
+    elif code == WRONG_INPUT:
+        line = f"error: {line}"
+    print(f"mamba-apps: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _path_remedy(error: BaseException) -> str | None:
+    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
+        return _PATH_TROUBLE.get(error.errno)
+    return None

@@ -1,0 +1,82 @@
+"""The command's front: which command, its help, and how its errors end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from mamba_apps.errors import UserError
+from mamba_recipes.cli.errors import DONE, INTERRUPTED, say
+from mamba_recipes.names import nearest
+
+# command -> (module with main(argv) -> exit code, what it does). Modules import torch only once they work.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compare": ("mamba_recipes.cli.compare", "Mamba against Transformers and simple baselines; no argument: traffic"),
+    "fit": ("mamba_recipes.cli.fit", "train a recipe"),
+    "validate": ("mamba_recipes.cli.evaluate", "measure a trained model on the validation data"),
+    "test": ("mamba_recipes.cli.evaluate", "measure a trained model on the test data"),
+    "predict": ("mamba_recipes.cli.evaluate", "write a trained model's predictions for the recipe's data"),
+    "forecast": ("mamba_recipes.cli.forecast", "forecast the series of a CSV or Parquet file"),
+    "recipes": ("mamba_recipes.cli.listing", "list the recipes, or show one"),
+    "models": ("mamba_recipes.cli.listing", "list the models and what they take"),
+    "check": ("mamba_recipes.cli.check", "check a data file before training on it"),
+    "bench": ("mamba_recipes.bench", "time the operators on this machine"),
+    "doctor": ("mamba_recipes.doctor", "say what this installation can do here"),
+}
+_NAMED = {"validate", "test", "predict", "recipes", "models"}  # one module serves several: it is told which
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 2 wrong input, 1 our failure, 130 interrupted.
+
+    Args:
+        argv: The words after the command's name; None for the process's own.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except SystemExit as stop:  # argparse leaves this way after --help, and bench and doctor after a usage error
+        return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else 2
+    except BrokenPipeError:
+        # The reader of our stdout has left (`| head`); keep the interpreter from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (Exception, KeyboardInterrupt) as error:
+        return say(error, debug=debug)
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return DONE
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"mamba-apps {version('mamba-apps')}")
+        return DONE
+    command = words[0]
+    if command not in COMMANDS:
+        kind = "option" if command.startswith("-") else "command"
+        raise UserError(f"there is no {kind} {command!r}", nearest(command, COMMANDS))
+    module = importlib.import_module(COMMANDS[command][0])
+    argv = words if command in _NAMED else words[1:]
+    code = module.main(argv)
+    sys.stdout.flush()
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+    return (
+        "usage: mamba-apps COMMAND ...\n\n"
+        "Mamba for images, volumes, audio and time series, compared honestly with Transformers.\n\n"
+        f"commands:\n{listing}\n\n"
+        "mamba-apps COMMAND --help says more; --version prints the version; --debug shows the traceback of an error.\n"
+        f"Data goes to stdout, talk to stderr. Exit codes: 0 done, 2 wrong input, 1 our failure, {INTERRUPTED} "
+        "interrupted."
+    )

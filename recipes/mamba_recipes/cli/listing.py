@@ -1,0 +1,69 @@
+"""`mamba-apps recipes` and `mamba-apps models`: what there is to run, and with what."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mamba_recipes import recipe as recipes
+from mamba_recipes.cli.arguments import Parser
+from mamba_recipes.cli.errors import DONE
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mamba-apps recipes` or `mamba-apps models`; the first word says which."""
+    return _recipes(argv[1:]) if argv[0] == "recipes" else _models(argv[1:])
+
+
+def _recipes(argv: Sequence[str]) -> int:
+    parser = Parser(prog="mamba-apps recipes", description="List the recipes, or print one.")
+    parser.add_argument("recipe", nargs="?", metavar="NAME|PATH", help="print this recipe's file")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args(argv)
+    if arguments.recipe is not None:
+        one = recipes.load(arguments.recipe)
+        print(json.dumps(_card(one), indent=1) if arguments.json else one.path.read_text(encoding="utf-8").rstrip())
+        return DONE
+    found = [recipes.load(str(path)) for path in recipes.shipped().values()]
+    if arguments.json:
+        print(json.dumps([_card(one) for one in found], indent=1))
+        return DONE
+    rows = [
+        (one.name, one.card["domain"], one.card["title"], one.card["time"], "yes" if one.compare else "no")
+        for one in found
+    ]
+    _table(("recipe", "domain", "what", "time", "compares"), rows)
+    print("mamba-apps recipes NAME prints one; mamba-apps compare NAME or mamba-apps fit NAME runs it", file=sys.stderr)
+    return DONE
+
+
+def _card(one: recipes.Recipe) -> dict[str, Any]:
+    candidates = [spec.name for spec in one.compare.candidates] if one.compare else []
+    return {"name": one.name, "path": str(one.path), **one.card, "candidates": candidates}
+
+
+def _models(argv: Sequence[str]) -> int:
+    parser = Parser(prog="mamba-apps models", description="List the models, their size and what they take.")
+    parser.add_argument("domain", nargs="?", help="only this domain")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args(argv)
+
+    from mamba_recipes.catalog import listing
+
+    found = listing(arguments.domain)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return DONE
+    rows = [(m["model"], m["domain"], f"{m['parameters']:,}", m["takes"]) for m in found]
+    _table(("model", "domain", "parameters", "takes"), rows)
+    return DONE
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print left-aligned columns."""
+    lines = [[str(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(headings))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

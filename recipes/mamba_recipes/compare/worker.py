@@ -1,0 +1,176 @@
+"""What runs in a candidate's own process: build, fit, measure, and hand back plain values."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from mamba_apps.errors import UserError
+from mamba_recipes.compare.budget import Budget
+from mamba_recipes.compare.candidate import Panel
+from mamba_recipes.compare.plan import Job
+from mamba_recipes.safety import is_allowed
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How a running job reports: the fraction of its budget spent, and once, where it runs and on which data."""
+
+    progress: Callable[[float], None]
+    setting: Callable[[dict[str, str]], None]
+
+
+def run_in_process(job: Job, budget: Budget, measure: str, source: str, log_path: str, pipe: Connection) -> None:
+    """Run ``job`` and send ("progress", fraction) messages, then ("done", result) or ("failed", what) over ``pipe``.
+
+    Whatever the libraries print goes to ``log_path``; the comparison's own output stays clean.
+    """
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _output_to(log_path):
+        try:
+            talk = Talk(_throttled(pipe), lambda setting: pipe.send(("setting", setting)))
+            pipe.send(("done", run(job, budget, measure, source, talk)))
+        except (KeyboardInterrupt, BrokenPipeError):
+            raise  # interrupted, or the comparison itself has gone: nobody is listening
+        except BaseException as error:
+            traceback.print_exc()
+            text = " ".join((str(error) or type(error).__name__).split())
+            mendable = hasattr(error, "remedy")
+            pipe.send(("failed", (text if mendable else f"{type(error).__name__}: {text}", mendable)))
+
+
+def run(job: Job, budget: Budget, measure: str, source: str, talk: Talk) -> dict[str, Any]:
+    """Run ``job`` in this process and return its figures, metrics and panels."""
+    from mamba_recipes.build import build
+    from mamba_recipes.memory import resident_mib
+    from mamba_recipes.setting import data_words, device_words
+
+    idle = resident_mib()
+    built = build(job.config, source)
+    accelerator = str(built.trainer_options.get("accelerator", "auto"))
+    talk.setting({"data": data_words(built.data), "device": device_words(accelerator)})
+    if measure == "speed":
+        return _speed(job, budget, source, talk, built, idle)
+    candidate = _make(job, source, talk)
+    with _peak(idle) as peak:
+        start = time.perf_counter()
+        candidate.fit(built.data, budget, job.seed)
+        elapsed = time.perf_counter() - start
+        metrics = candidate.evaluate()
+    seconds = getattr(candidate, "train_seconds", None) or elapsed
+    seen = getattr(candidate, "samples_seen", None)
+    stepping = getattr(candidate, "step_seconds", None) or seconds
+    return {
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "parameters": int(getattr(candidate, "parameters", 0)),
+        "train_seconds": seconds,
+        "samples_per_second": seen / stepping if seen else None,
+        "peak_memory_mib": peak["mib"],
+        "panels": [Panel.of(panel) for panel in candidate.plots()],
+    }
+
+
+def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any, idle: float) -> dict[str, Any]:
+    if job.class_path is not None:
+        raise UserError(f"{job.model} has no training steps to time", "leave it out with --candidates")
+    if budget.kind != "seconds":
+        raise UserError(f"a speed probe of {budget} is not meant", "give --budget in seconds, for example 10s")
+    from mamba_recipes.compare.lightning_candidate import LightningCandidate
+
+    candidate = LightningCandidate(job.config, source, talk.progress)
+    with _peak(idle) as train_peak:
+        trained = candidate.train_speed(built.data, budget.amount, job.seed)
+    gc.collect()
+    with _peak(idle) as predict_peak:
+        predicted = candidate.predict_speed(built.data, budget.amount, job.seed)
+    metrics = {
+        "train_samples_per_second": trained,
+        "predict_samples_per_second": predicted,
+        "predict_peak_memory_mib": predict_peak["mib"],
+    }
+    return {
+        "metrics": metrics,
+        "parameters": candidate.parameters,
+        "train_seconds": budget.amount,
+        "samples_per_second": trained,
+        "peak_memory_mib": train_peak["mib"],
+        "panels": [],
+    }
+
+
+def _make(job: Job, source: str, talk: Talk) -> Any:
+    if job.class_path is None:
+        from mamba_recipes.compare.lightning_candidate import LightningCandidate
+
+        return LightningCandidate(job.config, source, talk.progress)
+    if not is_allowed(job.class_path):
+        raise UserError(f"{source}: {job.class_path!r} is outside what a recipe may name", "see docs/command.md")
+    module, _, name = job.class_path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name, None)
+    # An allowed module may have imported something else under this name.
+    if not isinstance(kind, type) or not is_allowed(f"{kind.__module__}.{kind.__qualname__}"):
+        raise UserError(
+            f"{source}: {job.class_path!r} is no class of ours", "see docs/compare.md for what a candidate is"
+        )
+    missing = [method for method in ("fit", "evaluate", "plots") if not callable(getattr(kind, method, None))]
+    if missing:
+        raise UserError(f"{source}: {job.class_path!r} has no {missing[0]}", "a candidate has fit, evaluate and plots")
+    try:
+        return kind(**job.init_args)
+    except TypeError as error:
+        raise UserError(f"{source}: {job.class_path}: {error}", "correct its init_args") from error
+
+
+@contextlib.contextmanager
+def _peak(idle: float) -> Iterator[dict[str, float]]:
+    """Measure the most memory in use inside the block: of the GPU where there is one in use, else of this process
+    above ``idle``, what it took before the candidate and its data existed.
+    """  # noqa: D205
+    import torch
+
+    from mamba_recipes.memory import forget_peak, peak_mib
+
+    found: dict[str, float] = {}
+    forget_peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    yield found
+    used = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+    found["mib"] = used if used else peak_mib() - idle
+
+
+def _throttled(pipe: Connection) -> Callable[[float], None]:
+    last = 0.0
+
+    def send(fraction: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.2:
+            last = now
+            pipe.send(("progress", fraction))
+
+    return send
+
+
+@contextlib.contextmanager
+def _output_to(path: str) -> Iterator[None]:
+    """Send this process's stdout and stderr, libraries' own writes included, to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.close(target)

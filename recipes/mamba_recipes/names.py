@@ -1,0 +1,21 @@
+"""The nearest known name to one that was mistyped."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a remedy: the names that ``name`` may have been meant for, or all of them if none is near.
+
+    Args:
+        name: What the person typed.
+        known: The names that exist.
+    """
+    options = sorted(known)
+    lowered = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(lowered[option]) for option in close) + "?"
+    return f"choose one of {', '.join(options)}" if options else "there are none"

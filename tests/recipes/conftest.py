@@ -1,0 +1,22 @@
+"""The toys of these tests are importable here and in the processes that the command starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+_TOYS = str(Path(__file__).resolve().parent / "toys")
+sys.path.insert(0, _TOYS)
+os.environ["PYTHONPATH"] = os.pathsep.join([_TOYS, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture
+def toy_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a small recipe in an otherwise empty working folder."""
+    import toy_candidates
+
+    monkeypatch.chdir(tmp_path)
+    return toy_candidates.write_recipe(tmp_path)
