@@ -1,0 +1,29 @@
+"""Mamba for images, volumes, audio and time series, compared honestly with Transformers.
+
+Importing this package loads nothing heavy: its public names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mamba_apps.forecasting import Forecaster
+
+__version__ = "0.1.0"
+__all__ = ["Forecaster", "__version__"]
+
+_HOMES = {"Forecaster": "mamba_apps.forecasting"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

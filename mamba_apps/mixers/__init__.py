@@ -1,0 +1,33 @@
+"""Sequence mixers behind one interface: by name, along any route, at once or step by step."""
+
+from __future__ import annotations
+
+from mamba_apps.mixers.attention import AttentionMixer, AttentionState
+from mamba_apps.mixers.base import Mixer, State, no_weight_decay
+from mamba_apps.mixers.block import MixerBlock
+from mamba_apps.mixers.mamba1 import Mamba1Mixer, Mamba1State
+from mamba_apps.mixers.norms import LayerNorm, RMSNorm, create_norm
+from mamba_apps.mixers.registry import MixerSpec, create, names, register, spec
+from mamba_apps.mixers.route_conv import causal_conv1d_route
+from mamba_apps.mixers.routed import RoutedMixer
+
+__all__ = [
+    "Mixer",
+    "State",
+    "MixerSpec",
+    "create",
+    "names",
+    "register",
+    "spec",
+    "no_weight_decay",
+    "Mamba1Mixer",
+    "Mamba1State",
+    "AttentionMixer",
+    "AttentionState",
+    "RoutedMixer",
+    "causal_conv1d_route",
+    "MixerBlock",
+    "RMSNorm",
+    "LayerNorm",
+    "create_norm",
+]

@@ -1,0 +1,103 @@
+"""Directories of weights and configuration, as mamba-ssm and transformers publish them: safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mamba_apps.errors import UserError
+from mamba_apps.text.adapters import from_mamba_ssm, from_transformers, to_mamba_ssm, to_transformers
+from mamba_apps.text.model import MambaLM
+
+_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+def read_checkpoint(directory: str | Path, *, backend: str | None = None) -> MambaLM:
+    """Load a checkpoint of either format; a ``config.json`` with ``model_type`` is transformers'.
+
+    Raises:
+        UserError: If a file is missing, damaged or a pickle, or the checkpoint is of another model.
+    """
+    directory = Path(directory)
+    config = _read_json(directory / _CONFIG)
+    state_dict = _read_weights(directory)
+    build = from_transformers if "model_type" in config else from_mamba_ssm
+    return build(state_dict, config, backend=backend)
+
+
+def write_checkpoint(model: MambaLM, directory: str | Path, naming: str) -> None:
+    """Write a checkpoint; each file appears whole or not at all.
+
+    Raises:
+        UserError: If the format is unknown or cannot express the model.
+    """
+    if naming not in ("mamba_ssm", "transformers"):
+        raise UserError(f"unknown naming {naming!r}", "choose mamba_ssm or transformers")
+    state_dict, config = to_mamba_ssm(model) if naming == "mamba_ssm" else to_transformers(model)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = directory / f".{_WEIGHTS}.{os.getpid()}"
+    text = directory / f".{_CONFIG}.{os.getpid()}"
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state_dict.items()}, weights, metadata={"format": "pt"}
+        )
+        text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(weights, directory / _WEIGHTS)
+        os.replace(text, directory / _CONFIG)
+    finally:
+        weights.unlink(missing_ok=True)
+        text.unlink(missing_ok=True)
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    if (directory / _WEIGHTS).exists():
+        return _read_tensors(directory / _WEIGHTS)
+    if (directory / _INDEX).exists():
+        return _read_shards(directory)
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
+    if pickles:
+        raise UserError(
+            f"{directory / pickles[0]} is a pickle, which can run code when it is read",
+            "convert it where you trust it: torch.load(file, weights_only=True), then safetensors.torch.save_file of "
+            f"clones of its tensors to {_WEIGHTS}",
+        )
+    raise UserError(f"{directory} has no {_WEIGHTS}", "give the directory of a checkpoint in safetensors")
+
+
+def _read_shards(directory: Path) -> dict[str, Tensor]:
+    index = _read_json(directory / _INDEX)
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
+        raise UserError(
+            f"{directory / _INDEX}: weight_map must map each tensor to a file beside it", "fetch the checkpoint again"
+        )
+    state_dict: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        state_dict.update(_read_tensors(directory / file))
+    return state_dict
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "fetch the checkpoint again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", "give the directory of a checkpoint") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}", "fetch the checkpoint again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object", "fetch the checkpoint again")
+    return value

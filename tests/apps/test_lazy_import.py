@@ -1,0 +1,44 @@
+"""Importing the package is cheap, and its public names come when they are used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mamba_apps
+
+HEAVY = ("torch", "lightning", "pandas", "numpy", "timm", "matplotlib")
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, mamba_apps, mamba_apps.errors; dir(mamba_apps); mamba_apps.__version__; "
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_forecaster_is_resolved_when_used() -> None:
+    from mamba_apps import Forecaster
+    from mamba_apps.forecasting import Forecaster as direct
+
+    assert Forecaster is direct
+
+
+def test_public_names_are_listed() -> None:
+    assert {"Forecaster", "__version__"} <= set(dir(mamba_apps))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Foercaster'"):
+        _ = mamba_apps.Foercaster
+
+
+def test_version_is_the_distribution_s() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert mamba_apps.__version__ == project["project"]["version"]

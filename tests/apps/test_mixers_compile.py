@@ -1,0 +1,43 @@
+"""Mixers compile without a graph break."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mamba_apps.mixers import create
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("mamba1", {}),
+    ("attention", {"heads": 2, "rotary": True}),
+    ("attention", {"heads": 2, "causal": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_forward_and_backward_compile_whole(name: str, options: dict[str, Any], packed: bool) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    mixer = create(name, 8, **options)
+    x = torch.randn(2, 7, 8, requires_grad=True)
+    ids = torch.tensor([[0, 0, 0, 1, 1, -1, -1]]).expand(2, -1) if packed else None
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    inputs = [x, *mixer.parameters()]
+    expected, y = mixer(x, seq_idx_BL=ids), compiled(x, seq_idx_BL=ids)
+    torch.testing.assert_close(y, expected)
+    slopes = torch.autograd.grad(expected.square().sum(), inputs)
+    for found, wanted in zip(torch.autograd.grad(y.square().sum(), inputs), slopes, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_inductor_agrees(name: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    mixer = create(name, 8, **options)
+    x = torch.randn(2, 7, 8)
+    torch.testing.assert_close(torch.compile(mixer, fullgraph=True)(x), mixer(x), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,69 @@
+"""Mixers by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mamba_apps.errors import UserError
+from mamba_apps.mixers import AttentionMixer, Mamba1Mixer, create, names, register, spec
+
+
+def test_both_mixers_are_registered() -> None:
+    assert {"attention", "mamba1"} <= set(names())
+    assert names() == sorted(names())
+    assert spec("mamba1").cls is Mamba1Mixer
+    assert spec("attention").cls is AttentionMixer
+    assert spec("mamba1").options["d_state"] == 16
+    assert "d_model" not in spec("mamba1").options
+
+
+def test_create_passes_the_options() -> None:
+    mixer = create("mamba1", 8, d_state=3, backend="reference")
+    assert isinstance(mixer, Mamba1Mixer)
+    assert mixer.A_log.shape == (16, 3)
+    assert mixer.backend == "reference"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("mamba", "did you mean 'mamba1'"), ("atention", "'attention'"), ("zzz", "the mixers are att")]
+)
+def test_an_unknown_name_brings_the_nearest(name: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=f"unknown mixer '{name}'") as caught:
+        create(name, 8)
+    assert remedy in caught.value.remedy
+    with pytest.raises(UserError, match="unknown mixer"):
+        spec(name)
+
+
+def test_an_unknown_option_brings_the_nearest() -> None:
+    with pytest.raises(UserError, match="mixer 'mamba1' has no option 'd_sate'; did you mean 'd_state'"):
+        create("mamba1", 8, d_sate=4)
+    with pytest.raises(UserError, match="mixer 'attention' has no option 'qqqq'; its options are heads, causal"):
+        create("attention", 8, qqqq=4)
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(ValueError, match="'mamba1' is already registered, by Mamba1Mixer"):
+        register("mamba1")(Mamba1Mixer)
+
+
+def test_the_width_comes_first() -> None:
+    class Odd(Mamba1Mixer):
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+
+    with pytest.raises(ValueError, match="must be d_model"):
+        register("odd")(Odd)
+    assert "odd" not in names()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_width_of_zero_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="d_model is 0"):
+        create(name, 0)
+
+
+def test_a_parameter_less_device_can_be_asked_for() -> None:
+    assert all(p.device.type == "meta" for p in create("mamba1", 8, device=torch.device("meta")).parameters())
+    assert all(p.device.type == "meta" for p in create("attention", 8, device="meta").parameters())

@@ -1,0 +1,364 @@
+"""The language model: its generation, its start, and the two checkpoint formats it reads and writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mamba_apps.errors import UserError
+from mamba_apps.text import (
+    MambaLM,
+    MambaLMConfig,
+    config_from_mamba_ssm,
+    config_from_transformers,
+    from_mamba_ssm,
+    from_transformers,
+    to_mamba_ssm,
+    to_transformers,
+)
+
+MIXERS: list[dict[str, Any]] = [
+    {"mixer": "mamba1", "mixer_options": {"d_state": 4}},
+    {"mixer": "attention", "mixer_options": {"heads": 2, "rotary": True}},
+]
+over_mixers = pytest.mark.parametrize("options", MIXERS, ids=lambda options: options["mixer"])
+
+
+def small(**options: Any) -> MambaLM:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"vocab_size": 21, "d_model": 16, "n_layer": 2, "initializer_range": 1.0, **options}
+    return MambaLM(MambaLMConfig(**settings))
+
+
+def ids(*shape: int, vocab: int = 21) -> Tensor:
+    return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(1))
+
+
+@over_mixers
+@pytest.mark.parametrize("prompt", [1, 2, 6])
+def test_generation_with_the_state_equals_generation_without(options: dict[str, Any], prompt: int) -> None:
+    model = small(**options).double()
+    text = ids(3, prompt)
+    found = model.generate(text, 9)
+    assert found.shape == (3, prompt + 9)
+    assert torch.equal(found[:, :prompt], text)
+    assert torch.equal(found, model.generate(text, 9, cache=False))
+    assert len({tuple(row) for row in found[:, prompt:].tolist()}) > 1
+    # The margin over the second best token is what makes equality a fair question.
+    top = model(found)[:, prompt - 1 : -1, :21].topk(2).values
+    assert (top[..., 0] - top[..., 1]).min() > 1e-9
+
+
+@over_mixers
+def test_prefill_and_step_give_the_logits_of_the_whole(options: dict[str, Any]) -> None:
+    model = small(**options).double()
+    text = ids(2, 7)
+    with torch.no_grad():
+        whole = model(text)
+        logits, states = model.prefill(text[:, :5], model.init_state(2, max_length=7))
+        torch.testing.assert_close(logits, whole[:, 4])
+        for t in (5, 6):
+            logits, states = model.step(text[:, t], states)
+            torch.testing.assert_close(logits, whole[:, t])
+
+
+def test_a_mixer_that_looks_ahead_generates_without_a_cache_only() -> None:
+    model = small(mixer="attention", mixer_options={"causal": False})
+    with pytest.raises(UserError, match="needs a causal mixer"):
+        model.generate(ids(1, 3), 2)
+    assert model.generate(ids(1, 3), 2, cache=False).shape == (1, 5)
+
+
+def test_generation_never_names_a_padded_row_and_keeps_the_mode() -> None:
+    model = small(mixer_options={"d_state": 2})
+    with torch.no_grad():
+        model.backbone.embedding.weight[21:] = 100 * model.backbone.embedding.weight[:3]
+    assert model.training
+    text = model.generate(ids(4, 3), 20)
+    assert model.training
+    assert text.max() < 21
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new", "message"),
+    [
+        (torch.zeros(1, 0, dtype=torch.int64), 1, r"the prompt has shape \(1, 0\)"),
+        (torch.zeros(3, dtype=torch.int64), 1, r"the prompt has shape \(3,\)"),
+        (torch.tensor([[1, 21]]), 1, "the prompt has token 21; give ids in"),
+        (torch.tensor([[1, -2]]), 1, "the prompt has token -2"),
+        (torch.tensor([[1]]), -1, "new_tokens is -1"),
+    ],
+)
+def test_bad_prompts_are_refused(prompt: Tensor, new: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(mixer_options={"d_state": 2}).generate(prompt, new)
+
+
+def test_no_new_tokens_is_the_prompt() -> None:
+    text = ids(2, 3)
+    assert torch.equal(small(mixer_options={"d_state": 2}).generate(text, 0), text)
+
+
+@over_mixers
+def test_packed_texts_equal_separate_ones(options: dict[str, Any]) -> None:
+    model = small(**options).double()
+    text = ids(1, 9)
+    packed = model(text, seq_idx_BL=torch.tensor([[0] * 4 + [1] * 5]))
+    torch.testing.assert_close(packed[:, :4], model(text[:, :4]))
+    torch.testing.assert_close(packed[:, 4:], model(text[:, 4:]))
+
+
+@over_mixers
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_every_parameter_learns_and_the_residual_stays_exact(options: dict[str, Any], norm: str) -> None:
+    model = small(norm=norm, **options)
+    seen = []
+    hooks = [
+        block.register_forward_hook(lambda m, i, out: seen.append((out[0].dtype, out[1].dtype)))
+        for block in model.backbone.layers
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids(2, 6))
+    for hook in hooks:
+        hook.remove()
+    assert seen == [(torch.bfloat16, torch.float32)] * 2
+    torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids(2, 6)[:, 1:].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_an_unknown_norm_or_mixer_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown norm 'rsm'"):
+        small(norm="rsm")
+    with pytest.raises(UserError, match="did you mean 'mamba1'"):
+        small(mixer="mamba")
+    with pytest.raises(UserError, match="n_layer is 0"):
+        small(n_layer=0)
+
+
+def test_the_start_is_mamba_ssm_s() -> None:
+    model = small(vocab_size=1003, d_model=64, n_layer=9, initializer_range=0.02, mixer_options={"bias": True})
+    embedding = model.backbone.embedding.weight
+    assert embedding.shape == (1008, 64)
+    assert abs(embedding.std() - 0.02) < 0.0005
+    for block in model.backbone.layers:
+        bound = 1 / math.sqrt(128) / math.sqrt(9)
+        assert 0.98 * bound < block.mixer.out_proj.weight.abs().max() <= bound
+        assert block.mixer.in_proj.weight.abs().max() > 0.98 / math.sqrt(64)
+        assert not block.mixer.in_proj.bias.any()
+        assert not block.mixer.out_proj.bias.any()
+        assert block.mixer.dt_proj.bias.max() < -2, "the step sizes keep their own start"
+
+
+def test_a_state_dict_names_each_tensor_once(tmp_path: Path) -> None:
+    model = small(mixer_options={"d_state": 4})
+    assert "lm_head.weight" not in model.state_dict()
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    twin = small(mixer_options={"d_state": 4}, initializer_range=0.5)
+    twin.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    assert torch.equal(twin(ids(1, 4)), model(ids(1, 4)))
+    untied = small(mixer_options={"d_state": 4}, tie_embeddings=False)
+    assert untied.state_dict()["lm_head.weight"].shape == (24, 16)
+
+
+def test_the_backend_reaches_every_part() -> None:
+    torch.manual_seed(0)
+    model = MambaLM(MambaLMConfig(8, 8, 2), backend="reference")
+    parts = [module.backend for module in model.modules() if hasattr(module, "backend")]
+    assert parts == ["reference"] * 5
+
+
+# The two checkpoint formats.
+
+SSM_CONFIG: dict[str, Any] = {
+    "d_model": 16,
+    "n_layer": 2,
+    "vocab_size": 21,
+    "ssm_cfg": {"d_state": 4, "use_fast_path": True},
+    "rms_norm": True,
+    "residual_in_fp32": True,
+    "fused_add_norm": True,
+    "pad_vocab_size_multiple": 8,
+}
+HF_CONFIG: dict[str, Any] = {
+    "model_type": "mamba",
+    "vocab_size": 24,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "state_size": 4,
+    "intermediate_size": 32,
+    "time_step_rank": 1,
+    "hidden_act": "silu",
+    "use_cache": True,
+}
+
+
+def ssm_weights() -> dict[str, Tensor]:
+    state_dict = small(mixer_options={"d_state": 4}).state_dict()
+    return {**state_dict, "lm_head.weight": state_dict["backbone.embedding.weight"].clone()}
+
+
+def hf_weights() -> dict[str, Tensor]:
+    state_dict = dict(small(mixer_options={"d_state": 4}).state_dict())
+    state_dict["backbone.embeddings.weight"] = state_dict.pop("backbone.embedding.weight")
+    return state_dict
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_both_namings_load_the_same_model(head: bool) -> None:
+    expected = small(mixer_options={"d_state": 4})(ids(2, 5))
+    ssm, hf = ssm_weights(), hf_weights()
+    if not head:
+        del ssm["lm_head.weight"]
+    else:
+        hf["lm_head.weight"] = hf["backbone.embeddings.weight"].clone()
+    assert torch.equal(from_mamba_ssm(ssm, SSM_CONFIG)(ids(2, 5)), expected)
+    assert torch.equal(from_transformers(hf, HF_CONFIG)(ids(2, 5)), expected)
+    assert torch.equal(from_transformers(ssm, HF_CONFIG)(ids(2, 5)), expected), "older transformers files"
+    assert torch.equal(from_mamba_ssm(ssm, small(mixer_options={"d_state": 4}).config)(ids(2, 5)), expected)
+
+
+@pytest.mark.parametrize(
+    ("load", "weights", "config"),
+    [(from_mamba_ssm, ssm_weights, SSM_CONFIG), (from_transformers, hf_weights, HF_CONFIG)],
+    ids=["mamba_ssm", "transformers"],
+)
+def test_loading_is_strict(load: Any, weights: Any, config: dict[str, Any]) -> None:
+    name = "backbone.layers.1.mixer.dt_proj.bias"
+    missing = weights()
+    del missing[name]
+    with pytest.raises(UserError, match=f"missing in the state dict: {name}"):
+        load(missing, config)
+    with pytest.raises(UserError, match=r"unexpected in the state dict: backbone.layers.2.norm.weight"):
+        load({**weights(), "backbone.layers.2.norm.weight": torch.ones(16)}, config)
+    with pytest.raises(UserError, match=rf"{name} has shape \(5,\), and the configuration asks for \(32,\)"):
+        load({**weights(), name: torch.zeros(5)}, config)
+    with pytest.raises(UserError, match=r"lm_head.weight differs from the embedding"):
+        load({**weights(), "lm_head.weight": torch.zeros(24, 16)}, config)
+    with pytest.raises(UserError, match=r"missing in the state dict: .* and 17 more"):
+        load({}, config)
+
+
+def test_an_untied_head_is_loaded() -> None:
+    head = torch.randn(24, 16)
+    ssm = from_mamba_ssm({**ssm_weights(), "lm_head.weight": head}, {**SSM_CONFIG, "tie_embeddings": False})
+    hf = from_transformers({**hf_weights(), "lm_head.weight": head}, {**HF_CONFIG, "tie_word_embeddings": False})
+    for model in (ssm, hf):
+        assert model.lm_head is not None
+        assert torch.equal(model.lm_head.weight, head)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_intermediate": 32}, "d_intermediate = 32"),
+        ({"attn_layer_idx": [1]}, r"attn_layer_idx = \[1\]"),
+        ({"ssm_cfg": {"layer": "Mamba2"}}, "ssm_cfg.layer = 'Mamba2'"),
+        ({"ssm_cfg": {"headdim": 64}}, "ssm_cfg.headdim = 64"),
+        ({"new_option": 1}, "new_option = 1"),
+    ],
+)
+def test_mamba_ssm_options_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"the mamba-ssm configuration has {message}, which is not supported"):
+        config_from_mamba_ssm({**SSM_CONFIG, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba2"}, "model_type = 'mamba2'"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"intermediate_size": 33}, "intermediate_size = 33"),
+    ],
+)
+def test_transformers_options_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"the transformers configuration has {message}, which is not supported"):
+        config_from_transformers({**HF_CONFIG, **change})
+
+
+@pytest.mark.parametrize("naming", ["mamba_ssm", "transformers"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_written_checkpoint_is_read_back(tmp_path: Path, naming: str, tie: bool) -> None:
+    model = small(mixer_options={"d_state": 4, "dt_rank": 3, "bias": True}, tie_embeddings=tie)
+    model.to_checkpoint(tmp_path / "out", naming)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+    keys = set(load_file(tmp_path / "out" / "model.safetensors"))
+    assert ("backbone.embeddings.weight" in keys) == (naming == "transformers")
+    assert ("lm_head.weight" in keys) == (naming == "mamba_ssm" or not tie)
+    again = MambaLM.from_checkpoint(tmp_path / "out", backend="reference")
+    torch.testing.assert_close(again(ids(2, 5)), model(ids(2, 5)))
+
+
+def test_what_a_format_cannot_express_is_refused() -> None:
+    twin = small(mixer="attention")
+    with pytest.raises(UserError, match="mamba-ssm's format cannot express mixer='attention'"):
+        to_mamba_ssm(twin)
+    with pytest.raises(UserError, match="transformers's format cannot express norm='layer'"):
+        to_transformers(small(norm="layer"))
+    with pytest.raises(UserError, match=r"cannot express norm_eps=0.1"):
+        to_mamba_ssm(small(norm_eps=0.1))
+
+
+def test_an_unknown_naming_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown naming 'onnx'"):
+        small().to_checkpoint(tmp_path, "onnx")
+
+
+def test_shards_are_read(tmp_path: Path) -> None:
+    weights = hf_weights()
+    names = sorted(weights)
+    files = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in files.items():
+        save_file({name: weights[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in files.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
+    model = MambaLM.from_checkpoint(tmp_path)
+    assert torch.equal(model(ids(1, 4)), small(mixer_options={"d_state": 4})(ids(1, 4)))
+    index["weight_map"][names[0]] = "../a.safetensors"
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="must map each tensor to a file beside it"):
+        MambaLM.from_checkpoint(tmp_path)
+
+
+class Attack:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("attacked"),)
+
+
+def test_a_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(SSM_CONFIG))
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(UserError, match="is a pickle, which can run code") as caught:
+        MambaLM.from_checkpoint(tmp_path)
+    assert "safetensors.torch.save_file" in caught.value.remedy
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_damaged_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config.json cannot be read: No such file"):
+        MambaLM.from_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is no JSON"):
+        MambaLM.from_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config.json holds a list, not an object"):
+        MambaLM.from_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(SSM_CONFIG))
+    with pytest.raises(UserError, match=r"has no model.safetensors"):
+        MambaLM.from_checkpoint(tmp_path)
+    small(mixer_options={"d_state": 4}).to_checkpoint(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model.safetensors cannot be read"):
+        MambaLM.from_checkpoint(tmp_path)
