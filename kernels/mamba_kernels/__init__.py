@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from mamba_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update, causal_conv1d_varlen_states
+from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
 from mamba_kernels.routes import Readings, Route
 
-__all__ = ["Readings", "Route"]
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "causal_conv1d_varlen_states",
+    "gated_rms_norm",
+    "layer_norm",
+    "rms_norm",
+    "Readings",
+    "Route",
+]

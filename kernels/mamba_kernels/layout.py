@@ -50,8 +50,12 @@ def empty_in_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_strided(x.shape, stride, dtype=dtype or x.dtype, device=x.device)
 
 
+def in_order(x: Tensor, order: Sequence[int]) -> Tensor:
+    """Return ``x`` dense with its dimensions in ``order``, slowest first; differentiable, a copy only where needed."""
+    inverse = [order.index(dim) for dim in range(x.dim())]
+    return x.permute(list(order)).contiguous().permute(inverse)
+
+
 def in_order_of(x: Tensor, like: Tensor) -> Tensor:
     """Return ``x`` dense in the dimension order of ``like``; differentiable, a copy only where the order differs."""
-    order = dimension_order(like)
-    inverse = [order.index(dim) for dim in range(x.dim())]
-    return x.permute(order).contiguous().permute(inverse)
+    return in_order(x, dimension_order(like))
