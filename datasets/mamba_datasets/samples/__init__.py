@@ -24,8 +24,8 @@ def load_metro_traffic(missing: Literal["error", "mask", "seasonal"] = "mask") -
     the United States.
 
     Args:
-        missing: What to do about the 104 hours without a record, as in `read_series`; they are filled
-            from a week before.
+        missing: What to do about the 104 hours without a record, as in `read_series`; "mask"
+            fills them from a week before, "seasonal" from a day before, as some lie in the first week.
 
     Returns:
         One series, "metro_traffic", of 17,520 hours.
@@ -39,6 +39,6 @@ def load_metro_traffic(missing: Literal["error", "mask", "seasonal"] = "mask") -
         target_col="traffic_volume",
         past=("temp", "rain_1h", "snow_1h", "clouds_all"),
         missing=missing,
-        season=168,
+        season=168 if missing == "mask" else 24,
     )
     return read.with_calendar(holidays="US")

@@ -20,6 +20,9 @@ from mamba_datasets.report import nearest
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
+# Fewer than pandas' own: "None" is a category in real files. Ids have none but the empty one: "NA" is a country.
+_NO_VALUE = ("", "NA", "N/A", "#N/A", "<NA>", "nan", "NaN", "-nan", "-NaN", "null", "NULL")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -172,7 +175,10 @@ def _read_csv(
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # Blank lines are kept at first, so that a row's number leads to its line in the file.
-            frame = pd.read_csv(path, usecols=chosen, dtype=text, skip_blank_lines=False, low_memory=False, **options)
+            # All columns are read: with usecols, pandas would drop surplus fields of a row without a word.
+            no_value = {name: [""] if name == id_col else list(_NO_VALUE) for name in names}
+            options |= {"keep_default_na": False, "na_values": no_value}
+            frame = pd.read_csv(path, dtype=text, skip_blank_lines=False, low_memory=False, **options)
     except UnicodeDecodeError as error:
         raise DataError(label, _undecodable(path), "UTF-8 text was expected", "save the file as UTF-8") from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:

@@ -98,12 +98,13 @@ def _parse_text(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             parsed = pd.DatetimeIndex(pd.to_datetime(column, format=pattern), name=None)
-        return parsed
+        if parsed.tz is None:
+            return parsed
     except (ValueError, TypeError, OverflowError, Warning):
-        pass
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        parsed = pd.DatetimeIndex(pd.to_datetime(column, format=pattern, utc=True, errors="coerce"), name=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            parsed = pd.DatetimeIndex(pd.to_datetime(column, format=pattern, utc=True, errors="coerce"), name=None)
+    # pandas 2 gives a time without a zone among others the first one's zone: each is looked at.
     bad = np.flatnonzero(np.asarray(parsed.isna()))
     if len(bad):
         where = f"{table.place(bad[0])}, column {column.name!r}"
@@ -130,7 +131,10 @@ def _offset(value: object) -> str | None:
     if isinstance(value, datetime.datetime):
         return None if value.tzinfo is None else str(value.tzinfo)
     found = _OFFSET.search(str(value)) if ":" in str(value) else None
-    return found[1] if found else None
+    if found is None:
+        return None
+    digits = found[1].replace(":", "").replace("Z", "+00")
+    return f"{digits[:3]}:{digits[3:] or '00'}"
 
 
 def localise(times: pd.DatetimeIndex, tz: str) -> tuple[pd.DatetimeIndex | None, str]:

@@ -49,7 +49,7 @@ def numbers(table: Table, name: str, sink: Collector, role: str) -> np.ndarray:
     if pd.api.types.is_bool_dtype(column.dtype) or pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     if column.dtype == object or _is_text(column):
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan, copy=True)
         # Text that happens to read as a number is still text, except in a file of text.
         is_text = column.map(lambda value: isinstance(value, str)).to_numpy(dtype=bool) & (not table.is_text)
         wrong = np.flatnonzero((np.isnan(values) & column.notna().to_numpy()) | is_text)
