@@ -1,0 +1,179 @@
+"""Published forecasters from and to the state dicts of their reference code: every key must find its place.
+
+The reference names are those of S-D-Mamba (S-Mamba), the iTransformer repository, and the Time-Series-Library
+(PatchTST, DLinear).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_apps.errors import UserError
+from mamba_apps.forecasting.models.dlinear import DLinear
+from mamba_apps.forecasting.models.inverted import ITransformer, SMamba
+from mamba_apps.forecasting.models.patchtst import PatchTST
+
+_PARTS = ("query", "key", "value")
+_ENCODER_LAYER = (
+    (r"encoder\.attn_layers\.(\d+)\.attention\.out_projection\.", r"layers.\1.mixer.out_proj."),
+    (r"encoder\.attn_layers\.(\d+)\.conv1\.", r"layers.\1.ff_in."),
+    (r"encoder\.attn_layers\.(\d+)\.conv2\.", r"layers.\1.ff_out."),
+    (r"encoder\.attn_layers\.(\d+)\.norm([12])\.", r"layers.\1.norm\2."),
+)
+_INVERTED = (*_ENCODER_LAYER, (r"encoder\.norm\.", "norm."), (r"enc_embedding\.value_embedding\.", "embedding."))
+_INVERTED_ARGUMENTS = {
+    "seq_len": "lookback",
+    "pred_len": "horizon",
+    "d_model": "d_model",
+    "d_ff": "d_ff",
+    "e_layers": "layers",
+    "dropout": "dropout",
+    "activation": "activation",
+    "use_norm": "use_norm",
+}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a family's reference names become ours.
+
+    Args:
+        cls: Our class.
+        rules: Beginnings of its keys, as patterns, and of ours.
+        arguments: Its constructor's arguments and ours; None for one that changes nothing we compute.
+        fixed: Arguments of which one value alone is what our class computes.
+        dead: Parts of names of modules that the reference creates and never uses.
+    """
+
+    cls: Callable[..., nn.Module]
+    rules: tuple[tuple[str, str], ...]
+    arguments: Mapping[str, str | None]
+    fixed: Mapping[str, Any]
+    dead: tuple[str, ...] = ()
+
+
+_FAMILIES = {
+    "smamba": _Family(
+        SMamba,
+        (
+            (r"encoder\.attn_layers\.(\d+)\.attention\.", r"layers.\1.mixer.sets.0."),
+            (r"encoder\.attn_layers\.(\d+)\.attention_r\.", r"layers.\1.mixer.sets.1."),
+            *_INVERTED[1:],
+        ),
+        {**_INVERTED_ARGUMENTS, "d_state": "d_state"},
+        {},
+        dead=(".man.", ".man2.", ".a."),
+    ),
+    "itransformer": _Family(ITransformer, _INVERTED, {**_INVERTED_ARGUMENTS, "n_heads": "heads", "factor": None}, {}),
+    "patchtst": _Family(
+        PatchTST,
+        (*_ENCODER_LAYER, (r"encoder\.norm\.1\.", "norm."), (r"patch_embedding\.value_embedding\.", "embedding."),
+         (r"head\.linear\.", "head.")),
+        {**{k: v for k, v in _INVERTED_ARGUMENTS.items() if k != "use_norm"}, "n_heads": "heads", "factor": None,
+         "patch_len": "patch", "stride": "stride", "enc_in": None},
+        {"task_name": "long_term_forecast"},
+    ),
+    "dlinear": _Family(
+        DLinear,
+        ((r"Linear_Seasonal\.(?=\d)", "seasonal."), (r"Linear_Trend\.(?=\d)", "trend."),
+         (r"Linear_Seasonal\.", "seasonal.0."), (r"Linear_Trend\.", "trend.0.")),
+        {"seq_len": "lookback", "pred_len": "horizon", "enc_in": "channels", "moving_avg": "moving_average",
+         "individual": "individual"},
+        {"task_name": "long_term_forecast"},
+    ),
+}  # fmt: skip
+
+
+def from_reference(family: str, arguments: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """Build a published forecaster from its reference code's arguments and weights.
+
+    Args:
+        family: "smamba", "itransformer", "patchtst" or "dlinear".
+        arguments: The reference's own, such as seq_len, pred_len, d_model, e_layers.
+        state_dict: Its state dict, or the parameters and buffers of it.
+
+    Returns:
+        Our module, in training mode as PyTorch builds it; it takes x_enc (B, L, C), and for the inverted forecasters
+        x_mark_enc (B, L, M) too.
+
+    Raises:
+        UserError: If an argument is not supported, or a key is missing, unexpected or of the wrong shape.
+    """
+    known = _family(family)
+    options = {}
+    for name, value in arguments.items():
+        if name in known.fixed:
+            if value != known.fixed[name]:
+                raise UserError(f"{family}: {name}={value!r} is not supported", f"use {name}={known.fixed[name]!r}")
+        elif name not in known.arguments:
+            raise UserError(f"{family}: unsupported argument {name}={value!r}", f"use {', '.join(known.arguments)}")
+        elif (ours := known.arguments[name]) is not None:
+            options[ours] = value
+    module = known.cls(**options)
+    tensors = our_names(family, state_dict)
+    expected = module.state_dict()
+    # Batch norm counts its batches; checkpoints of parameters and statistics alone leave the count out.
+    counts = {name for name in expected if name.endswith("num_batches_tracked")}
+    _refuse(family, "missing", set(expected) - set(tensors) - counts)
+    _refuse(family, "unexpected", set(tensors) - set(expected))
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{family}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}",
+                "give the arguments that belong to these weights",
+            )
+    module.load_state_dict({**{name: expected[name] for name in counts}, **tensors})
+    return module
+
+
+def our_names(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of reference names (weights, or gradients of weights) under ours; dead modules are left out.
+
+    Raises:
+        UserError: If a key has no place in the family.
+    """
+    known = _family(family)
+    found = {
+        _renamed(name, known.rules): tensor[..., 0] if re.search(r"\.conv[12]\.weight$", name) and tensor.dim() == 3
+        and ".attention" not in name else tensor
+        for name, tensor in tensors.items()
+        if not any(dead in name for dead in known.dead)
+    }  # fmt: skip
+    parts = re.compile(r"encoder\.attn_layers\.(\d+)\.attention\.(query|key|value)_projection\.(weight|bias)")
+    split: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name in list(found):
+        if match := parts.fullmatch(name):
+            split.setdefault((match[1], match[3]), {})[match[2]] = found.pop(name)
+    for (layer, kind), group in split.items():
+        _refuse(family, "missing", {f"layer {layer}'s {part}_projection" for part in _PARTS if part not in group})
+        found[f"layers.{layer}.mixer.qkv_proj.{kind}"] = torch.cat([group[part] for part in _PARTS])
+    return found
+
+
+def _family(name: str) -> _Family:
+    if name not in _FAMILIES:
+        raise UserError(f"no published forecaster {name!r} has an adapter", f"choose one of {', '.join(_FAMILIES)}")
+    return _FAMILIES[name]
+
+
+def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, ours in rules:
+        new, count = re.subn(rf"^{pattern}", ours, name)
+        if count:
+            return new
+    return name
+
+
+def _refuse(family: str, what: str, keys: set[str]) -> None:
+    if keys:
+        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        raise UserError(
+            f"{family}: {what} in the state dict: {', '.join(sorted(keys)[:5])}{more}",
+            "give the reference's whole state dict and the arguments that belong to it",
+        )
