@@ -149,6 +149,7 @@ class Mamba1Mixer(Mixer):
     def forward(self, x_BLD: Tensor, *, seq_idx_BL: Tensor | None = None) -> Tensor:
         """Mix every position at once; see ``Mixer.forward``."""
         x_BLD = self.checked(x_BLD, seq_idx_BL)
+        seq_idx_BL = None if seq_idx_BL is None else seq_idx_BL.int()
         u_BEL, z_BEL = self._project(x_BLD)
         u_BEL = causal_conv1d(
             u_BEL, self.conv1d.weight[:, 0], self.conv1d.bias, seq_idx_BL, activation="silu", backend=self.backend

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import Mixer, State
 from mamba_kernels import Readings, Route
+from mamba_kernels.segments import segment_marks
 
 Share = Literal["all", "projections", "none"]
 
@@ -167,12 +168,14 @@ class RoutedMixer(Mixer):
 
 
 def _ids(readings: Readings, seq_idx: Tensor | None, batch: int) -> Tensor | None:
-    """Return what sequence and segment each step of each reading belongs to, (B, K, L), negative for padding."""
+    """Return what sequence and segment each step of each reading belongs to: (B, K, L) int32, negative for padding."""
     segment_BKL = None if readings.segment is None else readings.segment.expand(batch, -1, -1)
     if seq_idx is None:
         return segment_BKL
-    ids_BKL = readings.gather(seq_idx[..., None])[..., 0].long()
+    ids_BKL = readings.gather(seq_idx[..., None])[..., 0].int()
     if segment_BKL is None:
         return ids_BKL
-    # One number for the pair, so that it changes where either does.
-    return torch.where(ids_BKL < 0, ids_BKL, ids_BKL * readings.L + segment_BKL)
+    # One number for the pair, which changes where either does; counted, so that it is small whatever the ids are.
+    pair_BKL = torch.where(ids_BKL < 0, -1, ids_BKL.long() * readings.L + segment_BKL)
+    reset_BL, padding_BL = segment_marks(pair_BKL.flatten(0, 1))
+    return reset_BL.cumsum(1).masked_fill(padding_BL, -1).int().unflatten(0, (batch, readings.K))

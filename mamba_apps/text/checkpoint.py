@@ -14,6 +14,7 @@ from torch import Tensor
 from mamba_apps.errors import UserError
 from mamba_apps.text.adapters import from_mamba_ssm, from_transformers, to_mamba_ssm, to_transformers
 from mamba_apps.text.model import MambaLM
+from mamba_apps.training.files import make_directory, storage_error, temporary_beside, write_text, writing
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -35,25 +36,26 @@ def write_checkpoint(model: MambaLM, directory: str | Path, naming: str) -> None
     """Write a checkpoint; each file appears whole or not at all.
 
     Raises:
-        UserError: If the format is unknown or cannot express the model.
+        UserError: If the format is unknown or cannot express the model, or the folder cannot be written.
     """
     if naming not in ("mamba_ssm", "transformers"):
         raise UserError(f"unknown naming {naming!r}", "choose mamba_ssm or transformers")
     state_dict, config = to_mamba_ssm(model) if naming == "mamba_ssm" else to_transformers(model)
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = directory / f".{_WEIGHTS}.{os.getpid()}"
-    text = directory / f".{_CONFIG}.{os.getpid()}"
+    weights = Path(directory) / _WEIGHTS
+    make_directory(weights.parent, "checkpoint folder")
+    tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state_dict.items()}, weights, metadata={"format": "pt"}
-        )
-        text.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(weights, directory / _WEIGHTS)
-        os.replace(text, directory / _CONFIG)
-    finally:
-        weights.unlink(missing_ok=True)
-        text.unlink(missing_ok=True)
+        with temporary_beside(weights) as temporary:
+            with writing(temporary) as file:
+                save_file(tensors, file.name, metadata={"format": "pt"})
+            write_text(weights.with_name(_CONFIG), json.dumps(config, indent=2) + "\n")
+            os.replace(temporary, weights)
+    except OSError as error:
+        raise storage_error("save the checkpoint in", weights, error) from error
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot save the checkpoint in {weights}: {error}", "free space or choose another folder"
+        ) from error
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:

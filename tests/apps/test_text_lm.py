@@ -313,6 +313,12 @@ def test_an_unknown_naming_is_refused(tmp_path: Path) -> None:
         small().to_checkpoint(tmp_path, "onnx")
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to the checkpoint folder .*file"):
+        small().to_checkpoint(tmp_path / "file")
+
+
 def test_shards_are_read(tmp_path: Path) -> None:
     weights = hf_weights()
     names = sorted(weights)
