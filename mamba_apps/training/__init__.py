@@ -1,4 +1,4 @@
-"""What every trainer needs: one Trainer for the API and the command, checkpoints that survive, exact resume, saved models.
+"""What every trainer needs: one Trainer for the API and the command, lasting checkpoints, exact resume, saved models.
 
 Nothing here imports torch or Lightning before it is used.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
     from mamba_apps.training.guard import NonFiniteGuard, NonFiniteLossError
+    from mamba_apps.training.loader import ResumableLoader, ResumableSampler
     from mamba_apps.training.quiet import quiet
     from mamba_apps.training.saved import ModelCard, load_card, load_weights, save_model
     from mamba_apps.training.seeding import seed_everything
@@ -20,6 +21,8 @@ __all__ = [
     "make_trainer",
     "resume_path",
     "seed_everything",
+    "ResumableLoader",
+    "ResumableSampler",
     "quiet",
     "AtomicCheckpointIO",
     "NonFiniteGuard",
@@ -34,6 +37,8 @@ _HOMES = {
     "make_trainer": "trainer",
     "resume_path": "checkpoint",
     "seed_everything": "seeding",
+    "ResumableLoader": "loader",
+    "ResumableSampler": "loader",
     "quiet": "quiet",
     "AtomicCheckpointIO": "checkpoint",
     "NonFiniteGuard": "guard",

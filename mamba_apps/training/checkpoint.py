@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent: written atomically, checksummed, and read without running code.
 
-Beside `NAME.ckpt` stands `NAME.ckpt.sha256` in the format of `sha256sum`. While a checkpoint is being replaced the checksum
-file lists the new and the old content, so that whichever of the two a crash leaves behind is found to be good.
+Beside `NAME.ckpt` stands `NAME.ckpt.sha256` in the format of `sha256sum`. While a checkpoint is being replaced the
+checksum file lists the new and the old content, so that whichever of the two a crash leaves behind is found to be good.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -31,6 +31,9 @@ from mamba_apps.training.guard import refuse_nan
 from mamba_apps.training.plain import to_plain
 
 LAST_NAME = "last.ckpt"
+PREVIOUS_NAME = "previous.ckpt"
+BEST_NAME = "best.ckpt"
+LAST_GOOD_NAME = "last_good.ckpt"
 _HASH_LENGTH = 64
 _AGAIN = "resume from another checkpoint of that folder, copy the file again, or train again"
 
@@ -62,7 +65,7 @@ class AtomicCheckpointIO(CheckpointIO):
             with temporary_beside(path) as temporary:
                 with writing(temporary) as file:
                     digest = _save(plain, file)
-                _publish(temporary, path, digest)
+                _publish(temporary, path, [digest])
         except OSError as error:
             raise storage_error("save the checkpoint", path, error) from error
 
@@ -121,7 +124,7 @@ def verify(path: Path) -> None:
     if found not in expected:
         raise UserError(
             f"checkpoint {path} is truncated or was changed: its SHA-256 is {found[:12]}…, "
-            f"{checksum_path(path).name} expects {expected[-1][:12]}…",
+            f"{checksum_path(path).name} expects {expected[0][:12]}…",
             _AGAIN,
         )
 
@@ -152,7 +155,7 @@ def keep_as(path: Path, name: str) -> Path:
     try:
         with temporary_beside(target) as temporary:
             link_or_copy(path, temporary)
-            _publish(temporary, target, sha256_of(path))
+            _publish(temporary, target, _read_checksums(path))
     except OSError as error:
         raise storage_error("keep the checkpoint as", target, error) from error
     return target
@@ -216,7 +219,7 @@ def _save(plain: Any, file: BinaryIO) -> str:
     """Write a checkpoint to an open file and return its SHA-256."""
     hashing = _HashingFile(file)
     try:
-        torch.save(plain, hashing)
+        torch.save(plain, cast("IO[bytes]", hashing))
     except Exception:
         if hashing.error is not None:
             raise hashing.error from None
@@ -226,19 +229,20 @@ def _save(plain: Any, file: BinaryIO) -> str:
     return hashing.hash.hexdigest()
 
 
-def _publish(temporary: Path, target: Path, digest: str) -> None:
+def _publish(temporary: Path, target: Path, digests: list[str]) -> None:
     """Rename a finished file over `target`, keeping the checksum file right at every moment between."""
     checksum = checksum_path(target)
-    lines = [_line(digest, target)]
-    if target.is_file() and checksum.is_file():
-        lines += [_line(old, target) for old in _read_checksums(target) if old != digest]
-        write_text(checksum, "".join(lines))
-    else:
-        write_text(checksum, lines[0])
+    lines = [_line(digest, target) for digest in digests]
+    try:
+        old = _read_checksums(target) if target.is_file() else []
+    except UserError:
+        old = []  # what is replaced could not have been loaded anyway
+    transition = lines + [_line(digest, target) for digest in old if digest not in digests]
+    write_text(checksum, "".join(transition))
     os.replace(temporary, target)
+    if len(transition) > len(lines):
+        write_text(checksum, "".join(lines))
     sync_directory(target.parent)
-    if len(lines) > 1:
-        write_text(checksum, lines[0])
 
 
 def _line(digest: str, path: Path) -> str:

@@ -104,7 +104,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a small text file whole or not at all.
+    """Write a small text file whole or not at all; `sync_directory` makes the new one last.
 
     Raises:
         OSError: The disk is full, the folder is read-only, ...; `target` is untouched.
@@ -113,7 +113,6 @@ def write_text(target: Path, text: str) -> None:
         with writing(temporary) as file:
             file.write(text.encode())
         os.replace(temporary, target)
-    sync_directory(target.parent)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

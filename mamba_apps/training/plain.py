@@ -64,7 +64,8 @@ def _exact(value: Any) -> Any:
     """Strip subclasses of numbers and strings (np.float64 is a float), which would be stored by their class's name."""
     if isinstance(value, torch.Tensor):
         return value.detach() if value.requires_grad else value
-    for kind in (bool, int, float, complex, str, bytes):
-        if isinstance(value, kind):
-            return value if type(value) is kind else kind(value)
+    for kind in (int, float, complex, str, bytes):
+        # bool is a subclass of int that is plain itself
+        if isinstance(value, kind) and type(value) not in (kind, bool):
+            return kind(value)  # type: ignore[arg-type]
     return value

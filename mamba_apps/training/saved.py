@@ -1,7 +1,7 @@
-"""The saved-model format: `model.safetensors` and `model.json`, enough to use a model without its training code's state.
+"""The saved-model format: `model.safetensors` and `model.json`, enough to use a model without anything of its training.
 
-`model.json` carries the SHA-256 of the weights. While a model is being replaced it carries both the new and the old card,
-so that whichever weights a crash leaves behind are found to be whole and are read with the card that belongs to them.
+`model.json` carries the SHA-256 of the weights. While a model is being replaced it carries both the new and the old
+card, so that the weights that a crash leaves behind are found to be whole and are read with the card that is theirs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mamba_apps.training.files import (
     make_directory,
     sha256_of,
     storage_error,
+    sync_directory,
     temporary_beside,
     write_text,
     writing,
@@ -110,6 +111,7 @@ def save_model(directory: str | Path, module: nn.Module, card: ModelCard) -> Pat
             write_text(card_path, _dump(card, replaces=old))
             os.replace(temporary, weights)
         write_text(card_path, _dump(card))
+        sync_directory(directory)
     except OSError as error:
         raise storage_error("save the model in", weights, error) from error
     except SafetensorError as error:
@@ -239,7 +241,7 @@ def _dump(card: ModelCard, replaces: dict[str, Any] | None = None) -> str:
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the model card cannot be written as JSON ({error})",
-            "use numbers (no NaN or infinity), strings, booleans, lists and dicts in arguments, preprocessing and metrics",
+            "use numbers (no NaN or infinity), strings, booleans, lists and dicts in arguments and metrics",
         ) from None
 
 

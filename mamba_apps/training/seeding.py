@@ -30,7 +30,7 @@ def seed_everything(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise UserError(f"seed is {seed!r}, expected an integer from 0 to {MAX_SEED}", "choose another seed, e.g. 0")
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (the generator that other people's transforms draw from)
     torch.manual_seed(seed)
     # what Lightning reads to seed the workers of plain data loaders and the processes it starts
     os.environ["PL_GLOBAL_SEED"] = str(seed)
@@ -45,29 +45,26 @@ def derive_seed(*parts: int) -> int:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the generators of Python, NumPy and torch's CPU from any non-negative integer, leaving the environment alone."""
+    """Seed the generators of Python, NumPy and torch's CPU from any non-negative integer, and nothing else."""
     random.seed(seed)
-    np.random.seed(seed % (MAX_SEED + 1))
+    np.random.seed(seed % (MAX_SEED + 1))  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
 
 
-def random_state(*, devices: bool = True) -> dict[str, Any]:
-    """Collect the state of the generators of Python, NumPy and torch.
-
-    Args:
-        devices: Include the GPUs' generators.
+def random_state() -> dict[str, Any]:
+    """Collect the state of the generators of Python, NumPy and torch, on all devices.
 
     Returns:
         Tensors and plain values only, so that it can be stored in a checkpoint and loaded safely.
     """
     version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     state = {
-        "python": [version, torch.tensor(internal, dtype=torch.int64), gauss],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, _bytes_tensor(np.asarray(internal, dtype=np.uint32)), gauss],
+        "numpy": [kind, _bytes_tensor(np.asarray(keys, dtype=np.uint32)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
-    if devices and torch.cuda.is_available():
+    if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
@@ -79,9 +76,18 @@ def set_random_state(state: dict[str, Any]) -> None:
         state: What `random_state` returned. GPU states are set where as many GPUs are visible as then.
     """
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal.tolist()), gauss))
+    random.setstate((version, tuple(_words(internal).tolist()), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    np.random.set_state((kind, _words(keys), position, has_gauss, cached))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _bytes_tensor(words: np.ndarray) -> torch.Tensor:
+    # unsigned 32-bit words are stored as bytes: every torch reads those back
+    return torch.from_numpy(words.view(np.uint8).copy())
+
+
+def _words(stored: torch.Tensor) -> np.ndarray:
+    return stored.numpy().view(np.uint32)

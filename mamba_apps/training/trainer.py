@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
-from mamba_apps.training.files import make_directory
-from mamba_apps.training.guard import NonFiniteGuard
+from mamba_apps.training.files import clean_stale, make_directory
+from mamba_apps.training.interrupt import StopRequestedError
+from mamba_apps.training.loops import SafeEpochLoop, SafeFitLoop
+from mamba_apps.training.metrics_file import MetricsFile
+from mamba_apps.training.progress import RunProgress
 from mamba_apps.training.quiet import quiet
+from mamba_apps.training.run_checkpoints import RunCheckpoints
 from mamba_apps.training.seeding import seed_everything
+
+# what a shell reports for a process ended by SIGTERM
+_TERMINATED = 143
+_SHOWN_KEYS = 3
 
 
 def make_trainer(
@@ -34,51 +42,212 @@ def make_trainer(
     seed: int = 0,
     progress: bool = True,
     resume: bool = False,
-    callbacks: Sequence[Callback] | None = None,
+    save_every_steps: int | None = None,
+    save_every_seconds: float = 120.0,
+    callbacks: list[Callback] | None = None,
     **lightning_options: Any,
 ) -> pl.Trainer:
-    """Make a Trainer."""
+    """Make a Lightning Trainer whose runs survive: atomic checkpoints, exact resume, a stop at a non-finite loss.
+
+    In `run_dir` it keeps `last.ckpt`, `previous.ckpt`, `best.ckpt` (with `monitor`), `last_good.ckpt` (after a
+    non-finite loss) and `metrics.csv`. Exactly one budget must be given. The weights at its end are always validated.
+
+    Args:
+        run_dir: Folder of the run; created where missing.
+        max_epochs: Budget in passes over the training data, at least 1.
+        max_steps: Budget in optimizer steps, at least 1.
+        max_seconds: Budget in seconds of training and validation, above 0.
+        accelerator: As in Lightning: "auto", "cpu", "gpu", ...
+        devices: As in Lightning.
+        precision: As in Lightning: "32-true", "bf16-mixed", ...
+        monitor: Name of the logged metric that decides which checkpoint is best and when to stop early.
+        mode: "min" or "max": which value of it is better.
+        patience: Stop after this many validations without a better one.
+        seed: Seeds the run when it is made and again when it begins to train.
+        progress: Draw a progress bar on stderr, where that is a terminal.
+        resume: Let `fit` continue from `resume_path(run_dir)`; a run that has no checkpoint yet begins anew.
+        save_every_steps: Save `last.ckpt` every this many optimizer steps ...
+        save_every_seconds: ... and this long after the last save, but never for more than a twentieth of the time.
+        callbacks: Further callbacks.
+        **lightning_options: Further options of `lightning.Trainer` (gradient_clip_val, deterministic,
+            accumulate_grad_batches, val_check_interval, ...); `logger=False` writes no metrics.csv.
+
+    Returns:
+        The trainer. Its `fit` raises KeyboardInterrupt on Ctrl-C, after saving.
+
+    Raises:
+        UserError: An option is out of range or not supported, or the folder cannot be written.
+    """
     quiet()
-    budgets = {"max_epochs": max_epochs, "max_steps": max_steps, "max_seconds": max_seconds}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        raise UserError(
-            f"{len(given)} budgets are given ({', '.join(given) or 'none'})",
-            f"give exactly one of {', '.join(budgets)}",
-        )
+    _check_budget(max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds)
+    if mode not in ("min", "max"):
+        raise UserError(f"mode is {mode!r}", "use min or max")
+    if patience is not None and monitor is None:
+        raise UserError(f"patience is {patience} but no metric is monitored", "give monitor, e.g. monitor=val_loss")
+    if patience is not None and patience < 1:
+        raise UserError(f"patience is {patience}", "give at least 1, or leave it out")
+    if save_every_steps is not None and save_every_steps < 1:
+        raise UserError(f"save_every_steps is {save_every_steps}", "give at least 1, or leave it out")
     run_dir = Path(run_dir)
     make_directory(run_dir, "run folder")
     seed_everything(seed)
-    extra: list[Callback] = [NonFiniteGuard()]
-    if patience is not None:
-        extra.append(EarlyStopping(monitor=monitor, mode=mode, patience=patience))
-    extra.append(
-        ModelCheckpoint(
-            dirpath=run_dir, filename="best", monitor=monitor, mode=mode, save_last=True, enable_version_counter=False
-        )
+    checkpoints = RunCheckpoints(
+        run_dir,
+        monitor=monitor,
+        mode=mode,
+        every_steps=save_every_steps,
+        every_seconds=save_every_seconds,
+        seed=seed,
     )
-    options: dict[str, Any] = {
-        "logger": CSVLogger(run_dir, name="", version=""),
-        "num_sanity_val_steps": 0,
-        "enable_model_summary": False,
-        **lightning_options,
-    }
+    # the guard comes first, so that nothing else sees a non-finite loss
+    all_callbacks: list[Callback] = [checkpoints.guard, *(callbacks or []), checkpoints]
+    if monitor is not None and patience is not None:
+        all_callbacks.append(
+            EarlyStopping(monitor, mode=mode, patience=patience, min_delta=0.0, strict=False, check_finite=False)
+        )
+    draws = progress and sys.stderr.isatty()
+    if draws:
+        all_callbacks.append(RunProgress(max_seconds))
+    options = {"num_sanity_val_steps": 0, "log_every_n_steps": 10, **lightning_options}
+    plugins = options.pop("plugins", None) or []
+    plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
+    if options.get("logger", True) is True:
+        options["logger"] = MetricsFile(run_dir)
     try:
-        trainer = pl.Trainer(
+        return RunTrainer(
+            checkpoints=checkpoints,
+            resume=resume,
             accelerator=accelerator,
             devices=devices,
             precision=precision,
-            max_epochs=max_epochs if max_epochs is not None else -1,
-            max_steps=max_steps if max_steps is not None else -1,
-            max_time={"seconds": max_seconds} if max_seconds is not None else None,
-            callbacks=[*extra, *(callbacks or ())],
-            plugins=[AtomicCheckpointIO()],
+            max_epochs=-1 if max_epochs is None else max_epochs,
+            max_steps=-1 if max_steps is None else max_steps,
+            max_time=None if max_seconds is None else {"seconds": max_seconds},
+            callbacks=all_callbacks,
+            plugins=[*plugins, AtomicCheckpointIO()],
             default_root_dir=run_dir,
-            enable_progress_bar=progress,
+            enable_progress_bar=draws,
+            enable_model_summary=options.pop("enable_model_summary", False),
             **options,
         )
     except MisconfigurationException as error:
-        raise UserError(str(error), "check the trainer's options") from error
-    if resume and (path := resume_path(run_dir)) is not None:
-        trainer.ckpt_path = path
-    return trainer
+        raise UserError(
+            f"these trainer options do not work: {_one_line(error)}", "change or drop that option"
+        ) from error
+
+
+class RunTrainer(pl.Trainer):
+    """A Trainer that saves at safe points and resumes exactly; made by `make_trainer`.
+
+    Args:
+        checkpoints: Saves the run.
+        resume: Let `fit` continue from the run folder's checkpoint.
+        **options: Options of `lightning.Trainer`.
+    """
+
+    def __init__(self, *, checkpoints: RunCheckpoints, resume: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self.run_checkpoints = checkpoints
+        self.resume = resume
+        before = self.fit_loop
+        self.fit_loop = SafeFitLoop(self, checkpoints, before.min_epochs, before.max_epochs)
+        self.fit_loop.epoch_loop = SafeEpochLoop(self, checkpoints, before.min_steps, before.max_steps)
+
+    def fit(
+        self,
+        model: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train the model, continuing the run of the folder when the trainer was made with `resume=True`.
+
+        Args:
+            model: The task to train.
+            train_dataloaders: As in Lightning.
+            val_dataloaders: As in Lightning.
+            datamodule: As in Lightning.
+            ckpt_path: A checkpoint to continue from instead.
+            weights_only: Checkpoints are always loaded with weights_only=True.
+
+        Raises:
+            UserError: The folder already holds a run, or a checkpoint is damaged or of another model.
+            NonFiniteLossError: A loss, gradient or monitored metric was not finite.
+            KeyboardInterrupt: Ctrl-C was pressed; `last.ckpt` was saved.
+        """
+        run_dir = self.run_checkpoints.run_dir
+        if ckpt_path is None:
+            ckpt_path = self._checkpoint_to_resume(run_dir)
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        except StopRequestedError:
+            raise KeyboardInterrupt from None
+        except SIGTERMException:
+            raise SystemExit(_TERMINATED) from None
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit code of 1 of it
+                raise KeyboardInterrupt from None
+            raise
+        except (RuntimeError, ValueError, KeyError) as error:
+            mismatch = _mismatch(error, ckpt_path)
+            if mismatch is None:
+                raise
+            raise mismatch from error
+
+    def _checkpoint_to_resume(self, run_dir: Path) -> Path | None:
+        if self.resume:
+            path = resume_path(run_dir)
+            if path is None:
+                print(f"{run_dir} holds no checkpoint yet: starting from the beginning", file=sys.stderr)
+            return path
+        clean_stale(run_dir)
+        if any(run_dir.glob("*.ckpt")) and not self.run_checkpoints.last_model_path:
+            raise UserError(
+                f"{run_dir} already holds a run's checkpoints",
+                "continue it (resume=True, --resume) or choose another folder",
+            )
+        return None
+
+
+def _check_budget(**budgets: float | None) -> None:
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        raise UserError(f"a run needs exactly one budget, found {found}", f"give one of {', '.join(budgets)}")
+    name, value = next(iter(given.items()))
+    if isinstance(value, bool) or not value > 0:
+        raise UserError(f"{name} is {value}", "give a number above 0")
+
+
+def _mismatch(error: Exception, ckpt_path: str | Path | None) -> UserError | None:
+    """Explain an error of loading a checkpoint into another model than the one that it was saved from."""
+    if ckpt_path is None:
+        return None
+    text = str(error.args[0]) if error.args else ""
+    remedy = "give the arguments with which the run was started, or start a new run in another folder"
+    if "Error(s) in loading state_dict" in text:
+        parts = []
+        for label, title in (("missing", "Missing key(s)"), ("unexpected", "Unexpected key(s)")):
+            found = re.search(re.escape(title) + r" in state_dict: (.*?)\. ?$", text, re.MULTILINE)
+            if found:
+                parts.append(f"{label} {_some(found.group(1).replace(chr(34), '').split(', '))}")
+        sizes = re.findall(r"size mismatch for (\S+): copying a param with shape (.*?) from checkpoint", text)
+        if sizes:
+            parts.append("other shape " + _some([name for name, _ in sizes]))
+        return UserError(f"{ckpt_path} belongs to another model ({'; '.join(parts)})", remedy)
+    if "parameter group" in text:
+        return UserError(f"{ckpt_path} belongs to another model or optimizer ({_one_line(error)})", remedy)
+    if "but checkpoint contains only the model" in text:
+        return UserError(f"{ckpt_path} holds weights only, no run to continue", "resume from last.ckpt")
+    return None
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
+    return ", ".join(names[:_SHOWN_KEYS]) + more
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split()).rstrip(".")

@@ -1,0 +1,158 @@
+"""A data loader whose order and randomness depend on (seed, epoch) alone, so that it can start anywhere in an epoch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
+
+from mamba_apps.errors import UserError
+from mamba_apps.training.seeding import derive_seed, seed_generators
+
+
+class ResumableSampler(DistributedSampler[int]):
+    """Indices in an order that is a pure function of (seed, epoch), shared out over the processes of a group.
+
+    It is a `DistributedSampler`, so Lightning tells it the epoch and adds no sampler of its own.
+
+    Args:
+        dataset: What is sampled; only its length is used.
+        shuffle: A new order every epoch, or 0, 1, 2, ...
+        seed: From 0; another one gives other orders.
+    """
+
+    def __init__(self, dataset: Any, *, shuffle: bool = True, seed: int = 0) -> None:
+        grouped = distributed.is_available() and distributed.is_initialized()
+        super().__init__(
+            dataset,
+            num_replicas=distributed.get_world_size() if grouped else 1,
+            rank=distributed.get_rank() if grouped else 0,
+            shuffle=shuffle,
+            seed=seed,
+        )
+        self._start = 0
+
+    def skip(self, samples: int) -> None:
+        """Leave out the first samples of the next pass, and of that one only."""
+        self._start = samples
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this process's indices of the current epoch."""
+        length = len(self.dataset)  # type: ignore[arg-type]
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+            order = torch.randperm(length, generator=generator)
+        else:
+            order = torch.arange(length)
+        # the last processes repeat the first samples, so that all have as many
+        order = order[torch.arange(self.total_size) % length] if length else order
+        start, self._start = self._start, 0
+        yield from order[self.rank :: self.num_replicas][start:].tolist()
+
+
+class ResumableLoader(DataLoader[Any]):
+    """`torch.utils.data.DataLoader` that a run resumed in mid-epoch continues without reading what was already seen.
+
+    Random transforms of the dataset (Python, NumPy or torch) draw from generators seeded by (seed, epoch, first index
+    of the batch): batches do not depend on the number of workers, and the training's own generators are left alone.
+
+    Args:
+        dataset: A dataset with a length, read by index.
+        batch_size: Samples a batch.
+        shuffle: Read in a new order every epoch.
+        seed: From 0; with the epoch it determines the order and the transforms' randomness.
+        drop_last: Leave out a last batch that is not full.
+        **options: Further options of `DataLoader`; not sampler, batch_sampler or generator.
+
+    Raises:
+        UserError: The dataset is an `IterableDataset`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int = 1,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        **options: Any,
+    ) -> None:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+            raise UserError(
+                f"ResumableLoader cannot start in the middle of a {type(dataset).__name__}, which has no indices",
+                "give it a dataset with __len__ and __getitem__, or use a loader with state_dict (litdata)",
+            )
+        self._randomness = _Randomness(dataset, seed)
+        self._order = ResumableSampler(dataset, shuffle=shuffle, seed=seed)
+        self._worker_seeds = torch.Generator()
+        super().__init__(
+            self._randomness,
+            batch_size=batch_size,
+            sampler=self._order,
+            drop_last=drop_last,
+            generator=self._worker_seeds,
+            **options,
+        )
+
+    def skip(self, batches: int) -> None:
+        """Start the next pass after this many batches."""
+        self._order.skip(batches * (self.batch_size or 1))
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the batches of the current epoch."""
+        # a generator, so that all this happens at the first batch: Lightning sets the epoch after it has called iter()
+        self._randomness.epoch.fill_(self._order.epoch)
+        self._worker_seeds.manual_seed(derive_seed(self._order.seed, self._order.epoch))
+        yield from super().__iter__()
+
+
+class _Randomness(Dataset[Any]):
+    """The dataset, with the random generators seeded for every batch that is read from it."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it change
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self._read([index], batched=False)
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        return self._read(indices, batched=True)
+
+    def __getattr__(self, name: str) -> Any:
+        # reached only for what is not found here: the dataset's own attributes
+        if name.startswith("__") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def _read(self, indices: Sequence[int], *, batched: bool) -> Any:
+        seed = derive_seed(self.seed, int(self.epoch), indices[0])
+        if get_worker_info() is not None:
+            seed_generators(seed)
+            return self._fetch(indices, batched=batched)
+        # datasets draw from the global generators, NumPy's legacy one among them
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+        seed_generators(seed)
+        try:
+            return self._fetch(indices, batched=batched)
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+            torch.set_rng_state(before[2])
+
+    def _fetch(self, indices: Sequence[int], *, batched: bool) -> Any:
+        if not batched:
+            return self.dataset[indices[0]]
+        if hasattr(self.dataset, "__getitems__"):
+            return self.dataset.__getitems__(indices)
+        return [self.dataset[index] for index in indices]
