@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mamba_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update, causal_conv1d_varlen_states
 from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
-from mamba_kernels.routes import Readings, Route
+from mamba_kernels.routes import Readings, Route, route_scan, selective_scan_route
+from mamba_kernels.selective_scan import selective_scan
 
 __all__ = [
     "causal_conv1d",
@@ -15,4 +16,7 @@ __all__ = [
     "rms_norm",
     "Readings",
     "Route",
+    "route_scan",
+    "selective_scan",
+    "selective_scan_route",
 ]

@@ -68,6 +68,14 @@ def test_the_second_half_of_the_readings_are_the_first_reversed(name: str, shape
     assert torch.equal(readings.order[half:], readings.order[:half].flip(1))
 
 
+@pytest.mark.parametrize("route", ROUTES[:5], ids=repr)
+def test_readings_say_whether_the_first_is_row_major(route: Route) -> None:
+    readings = route.readings((3, 4))
+    assert readings.row_major == (route.name in ("forward", "bidirectional", "cross"))
+    if readings.row_major:
+        assert torch.equal(readings.order[0], torch.arange(12, dtype=torch.int32))
+
+
 @pytest.mark.parametrize("name", ["forward", "snake"])
 def test_a_single_reading_has_no_mirror(name: str) -> None:
     assert not Route(name).readings((3, 4)).mirrored

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from parity_cards import Card
 from torch import Tensor
@@ -27,6 +29,28 @@ class Comparison:
         if self._shapes_agree(name, got):
             assert got is not None
             self._close(name, got, self._expected[name], atol, rtol)
+
+    def near_all(
+        self,
+        prefix: str,
+        got: Mapping[str, Tensor | None],
+        renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+        *,
+        atol: float,
+        rtol: float,
+    ) -> None:
+        """Expect ``got`` to be all the card's tensors under ``prefix``, which ``renamed`` puts under our names."""
+        names = [name for name in self._expected if name.startswith(prefix)]
+        self._seen.update(names)
+        expected = renamed({name[len(prefix) :]: self._expected[name] for name in names})
+        for name in sorted(set(got) ^ set(expected)):
+            self._problems.append(f"{prefix}{name}: {'not held by the card' if name in got else 'we have none'}")
+        for name in sorted(set(got) & set(expected)):
+            mine = got[name]
+            if mine is None or mine.shape != expected[name].shape:
+                self._problems.append(f"{prefix}{name}: expected shape {tuple(expected[name].shape)}, got {mine}")
+            else:
+                self._close(prefix + name, mine, expected[name], atol, rtol)
 
     def core(self, name: str, got: Tensor | None) -> None:
         """Expect ``got`` to be as near as its dtype allows, by the error of the reference's own float32 run."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.checks import FLOATS, cast_for_autocast, require, require_device, require_float, require_shape
 from mamba_kernels.routes.route import Route
+
+NAME = "selective_scan_route"
 
 
 class RouteDims(NamedTuple):
@@ -38,6 +41,7 @@ def check_route_inputs(
     z: Tensor | None,
     delta_bias: Tensor | None,
     delta_weight: Tensor | None,
+    out_dtype: torch.dtype | None,
 ) -> RouteDims:
     """Return the sizes of checked inputs.
 
@@ -50,6 +54,11 @@ def check_route_inputs(
         if tensor is not None:
             require_float(op, name, tensor)
             require_device(op, name, tensor, x.device)
+    require(
+        out_dtype is None or out_dtype in FLOATS,
+        f"{op}: out_dtype must be a real floating point dtype, got {out_dtype}",
+        "pass torch.float32, torch.bfloat16, torch.float16 or None",
+    )
     rank = delta.dim() - 3
     require(
         1 <= rank <= 3,

@@ -22,6 +22,7 @@ class Readings:
         inverse: (K, L) int32; the step at which each position is read.
         segment: (K, L) int32 or None; a number for each step, whose change resets the state.
         mirrored: Whether the second half of the readings are the first half's, reversed.
+        row_major: Whether the first reading is the grid as it lies, so that nothing needs gathering.
     """
 
     shape: tuple[int, ...]
@@ -30,6 +31,7 @@ class Readings:
     inverse: Tensor
     segment: Tensor | None = None
     mirrored: bool = False
+    row_major: bool = False
 
     @property
     def K(self) -> int:

@@ -136,6 +136,7 @@ class Route:
             inverse=inverse,
             segment=segment if self.name == "windowed" else None,
             mirrored=self.name in ("bidirectional", "cross"),
+            row_major=self.name in ("forward", "bidirectional", "cross"),
         )
 
     def _check_rank(self, rank: int) -> None:

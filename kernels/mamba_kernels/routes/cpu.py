@@ -1,0 +1,195 @@
+"""The selective scan along a route on a CPU: one scan a reading, of inputs that are gathered only where they must be.
+
+Of mirrored readings the second is the first one's path, scanned from its end; row-major paths are read as they lie.
+One reading's inputs are laid out at a time.
+
+Dimensions: B batch, K readings, L cells of the grid, D channels, N state, R rank of a low-rank delta, X any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mamba_kernels.checks import compute_dtype
+from mamba_kernels.layout import empty_in_order
+from mamba_kernels.routes.readings import Readings
+from mamba_kernels.selective_scan import cpu as scan
+from mamba_kernels.simd import LANES
+
+# Chunks of the scan from one checkpoint to the next: few states are stored, and few are kept while a span is rerun.
+CHUNKS = 8
+
+
+def checkpoint_interval(state: int) -> int:
+    """Return the steps between checkpoints: a whole number of the scan's chunks, the same for every length."""
+    return CHUNKS * scan.chunk_steps(state)
+
+
+def checkpoint_shape(batch: int, channels: int, length: int, state: int, every: int) -> tuple[int, ...]:
+    """Return the shape of one reading's checkpoints."""
+    return batch, (length - 1) // every if every else 0, -(-channels // LANES), state, LANES
+
+
+class _Path:
+    """A way through the grid, taken by one reading, or by two of which the second walks it backwards."""
+
+    def __init__(self, readings: Readings, index: int, paths: int) -> None:
+        self.taken_by = range(index, readings.K, paths)
+        self._grid = readings.shape
+        self._plain = readings.row_major and index == 0
+        self._order, self._inverse = readings.order[index], readings.inverse[index]
+        self._segment = None if readings.segment is None else readings.segment[index]
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return (B, L, X) along the path from (B, *grid, X)."""
+        x_BLX = x.flatten(1, -2)
+        return x_BLX if self._plain else x_BLX.index_select(1, self._order)
+
+    def put_back(self, y_BLX: Tensor) -> Tensor:
+        """Return (B, *grid, X) from (B, L, X) along the path."""
+        return (y_BLX if self._plain else y_BLX.index_select(1, self._inverse)).unflatten(1, self._grid)
+
+    def seq_idx(self, batch: int) -> Tensor | None:
+        """Return the segments along the path."""
+        return None if self._segment is None else self._segment.expand(batch, -1)
+
+
+class RouteScan:
+    """A scan along a route: the checked inputs of `selective_scan_route`, but for the gate, and the passes over them.
+
+    Args:
+        x: (B, *grid, D) or (B, K, *grid, D).
+        delta: (B, K, *grid, D or R).
+        A: (K*D, N).
+        B: (B, K, *grid, N).
+        C: (B, K, *grid, N).
+        D: (K*D,) or None.
+        delta_bias: (K*D,) or None.
+        delta_weight: (K, D, R) or None.
+        delta_softplus: Whether delta goes through softplus.
+        readings: Those of the route on the grid.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_weight: Tensor | None,
+        delta_softplus: bool,
+        readings: Readings,
+    ) -> None:
+        self._x, self._delta, self._A, self._B, self._C = x, delta, A, B, C
+        self._D, self._bias, self._weight = D, delta_bias, delta_weight
+        self._softplus, self._readings = delta_softplus, readings
+        self._dtype = compute_dtype(x, delta, A, B, C, delta_weight)
+        self._shared = x.dim() < delta.dim()
+
+    def forward(self, checkpoint_every: int) -> tuple[Tensor, Tensor]:
+        """Return the merged result (B, *grid, D or K*D) in the arithmetic's dtype, and checkpoints (K, ...)."""
+        concat = self._readings.merge == "concat"
+        channels = self._x.shape[-1] * (self._readings.K if concat else 1)
+        shape = (self._x.shape[0], *self._readings.shape, channels)
+        merged = torch.zeros(shape, dtype=self._dtype, device=self._x.device)
+        checkpoints: list[Tensor] = [self._x] * self._readings.K
+        for path in self._paths():
+            total_BLD = None
+            for k, u_BLD in self._readings_of(path):
+                y_BDL, _, checkpoints[k] = scan.forward(*self._arguments(path, k, u_BLD), self._dtype, checkpoint_every)
+                if concat:
+                    merged[..., self._rows(k)] = path.put_back(y_BDL.mT)
+                else:
+                    total_BLD = y_BDL.mT if total_BLD is None else total_BLD.add_(y_BDL.mT)
+            if total_BLD is not None:
+                merged.add_(path.put_back(total_BLD))
+        if self._readings.merge == "mean":
+            merged.div_(self._readings.K)
+        return merged, torch.stack(checkpoints)
+
+    def backward(self, grad_merged: Tensor, checkpoints: Tensor, checkpoint_every: int) -> tuple[Tensor, ...]:
+        """Return the gradients of x, delta, A, B, C, D, delta_bias and delta_weight, empty where the input is None."""
+        x, dtype = self._x, self._dtype
+        concat = self._readings.merge == "concat"
+        if self._readings.merge == "mean":
+            grad_merged = grad_merged / self._readings.K
+        dx_shared = torch.zeros_like(grad_merged[..., : x.shape[-1]]) if self._shared else None
+        dx, ddelta, dA, dB, dC = (empty_in_order(part) for part in (x, self._delta, self._A, self._B, self._C))
+        dD, dbias, dweight = (
+            x.new_empty(0) if part is None else empty_in_order(part) for part in (self._D, self._bias, self._weight)
+        )
+        for path in self._paths():
+            dy_BLD = None if concat else path.read(grad_merged)
+            total_BLD = None
+            for k, u_BLD in self._readings_of(path):
+                rows = self._rows(k)
+                dy = path.read(grad_merged[..., rows]) if dy_BLD is None else dy_BLD
+                du_BDL, ddelta_BDL, dA[rows], dB_BNL, dC_BNL, dD_D, _, dbias_D, _ = scan.backward(
+                    dy.mT, None, *self._arguments(path, k, u_BLD), checkpoints[k], checkpoint_every
+                )
+                if dx_shared is None:
+                    dx[:, k] = path.put_back(du_BDL.mT)
+                else:
+                    total_BLD = du_BDL.mT if total_BLD is None else total_BLD.add_(du_BDL.mT)
+                dstep_BLX = ddelta_BDL.mT
+                if self._weight is not None:
+                    dweight[k] = (dstep_BLX.mT @ self._step(path, k)).sum(0)
+                    dstep_BLX = dstep_BLX @ self._weight[k].to(dtype)
+                ddelta[:, k] = path.put_back(dstep_BLX)
+                dB[:, k], dC[:, k] = path.put_back(dB_BNL.mT), path.put_back(dC_BNL.mT)
+                if self._D is not None:
+                    dD[rows] = dD_D
+                if self._bias is not None:
+                    dbias[rows] = dbias_D
+            if dx_shared is not None and total_BLD is not None:
+                dx_shared.add_(path.put_back(total_BLD))
+        if dx_shared is not None:
+            dx.copy_(dx_shared)
+        return dx, ddelta, dA, dB, dC, dD, dbias, dweight
+
+    def _paths(self) -> Iterator[_Path]:
+        paths = self._readings.K // 2 if self._readings.mirrored else self._readings.K
+        for index in range(paths):
+            yield _Path(self._readings, index, paths)
+
+    def _readings_of(self, path: _Path) -> Iterator[tuple[int, Tensor]]:
+        """Yield each reading of a path and what it reads of x (B, L, D), which is gathered once where it is shared."""
+        u_BLD = path.read(self._x).to(self._dtype) if self._shared else None
+        for k in path.taken_by:
+            yield k, path.read(self._x[:, k]).to(self._dtype) if u_BLD is None else u_BLD
+
+    def _rows(self, k: int) -> slice:
+        """Return the channels of reading k among those of all readings."""
+        channels = self._x.shape[-1]
+        return slice(k * channels, (k + 1) * channels)
+
+    def _step(self, path: _Path, k: int) -> Tensor:
+        """Return what delta is given as, along the path: (B, L, D), or (B, L, R) where it is of low rank."""
+        return path.read(self._delta[:, k]).to(self._dtype)
+
+    def _arguments(self, path: _Path, k: int, u_BLD: Tensor) -> tuple:
+        """Return reading k's arguments to the scan, from u to reverse."""
+        delta_BLD = self._step(path, k)
+        if self._weight is not None:
+            delta_BLD = delta_BLD @ self._weight[k].to(self._dtype).mT
+        rows = self._rows(k)
+        return (
+            u_BLD.mT,
+            delta_BLD.mT,
+            self._A[rows].to(self._dtype),
+            path.read(self._B[:, k]).mT,
+            path.read(self._C[:, k]).mT,
+            None if self._D is None else self._D[rows],
+            None,
+            None if self._bias is None else self._bias[rows],
+            self._softplus,
+            None,
+            path.seq_idx(u_BLD.shape[0]),
+            k != path.taken_by[0],
+        )

@@ -1,0 +1,251 @@
+"""The selective scan along a route: its public function, the registered operator, and the choice of what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba_kernels import backend as backends
+from mamba_kernels.autograd import refuse_second_derivative
+from mamba_kernels.checks import compute_dtype
+from mamba_kernels.layout import dimension_order, empty_in_order
+from mamba_kernels.routes.checks import NAME, cast_route_inputs, check_route_inputs
+from mamba_kernels.routes.cpu import RouteScan, checkpoint_interval, checkpoint_shape
+from mamba_kernels.routes.reference import route_scan
+from mamba_kernels.routes.route import Route
+
+
+def _route(name: str, merge: str, widths: Sequence[int]) -> Route:
+    return Route(name, merge, tuple(widths) or None)
+
+
+def _one_grid(x: Tensor, delta: Tensor) -> Tensor:
+    """Return x, or its first reading's grid where each has its own: the result lies in memory as it does."""
+    return x if x.dim() < delta.dim() else x[:, 0]
+
+
+def _empty_out(x: Tensor, delta: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    like = _one_grid(x, delta)
+    order = dimension_order(like)
+    sizes = [*like.shape[:-1], channels]
+    out = torch.empty([sizes[dim] for dim in order], dtype=dtype, device=x.device)
+    return out.permute([order.index(dim) for dim in range(like.dim())])
+
+
+def _scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
+    delta_softplus: bool,
+    route: Route,
+) -> RouteScan:
+    grid = tuple(x.shape[-delta.dim() + 2 : -1])
+    readings = route.readings(grid, x.device)
+    return RouteScan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, readings)
+
+
+@torch.library.custom_op("mamba_kernels::selective_scan_route", mutates_args=(), device_types="cpu")
+def _scan_route(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
+    delta_softplus: bool,
+    route: str,
+    merge: str,
+    widths: Sequence[int],
+    out_dtype: torch.dtype,
+    checkpoint_every: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the result and what the backward pass needs: the merged result before a gate, and checkpoints."""
+    scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
+    with torch.autocast("cpu", enabled=False):
+        merged, checkpoints = scan.forward(checkpoint_every)
+        gated = merged if z is None else merged * F.silu(z.to(merged.dtype))
+    out = _empty_out(x, delta, merged.shape[-1], out_dtype).copy_(gated)
+    return out, x.new_empty(0) if z is None else merged, checkpoints
+
+
+@_scan_route.register_fake
+def _(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
+    delta_softplus: bool,
+    route: str,
+    merge: str,
+    widths: Sequence[int],
+    out_dtype: torch.dtype,
+    checkpoint_every: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(x, delta, A, B, C, delta_weight)
+    grid = x.shape[-delta.dim() + 2 : -1]
+    length = 1
+    for size in grid:
+        length = length * size
+    channels = x.shape[-1] * (delta.shape[1] if merge == "concat" else 1)
+    merged = x.new_empty(0) if z is None else x.new_empty(x.shape[0], *grid, channels, dtype=dtype)
+    kept = checkpoint_shape(x.shape[0], x.shape[-1], length, A.shape[1], checkpoint_every)
+    checkpoints = x.new_empty(delta.shape[1], *kept, dtype=dtype)
+    return _empty_out(x, delta, channels, out_dtype), merged, checkpoints
+
+
+@torch.library.custom_op("mamba_kernels::selective_scan_route_backward", mutates_args=(), device_types="cpu")
+def _differentiate(
+    dout: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
+    merged: Tensor,
+    checkpoints: Tensor,
+    delta_softplus: bool,
+    route: str,
+    merge: str,
+    widths: Sequence[int],
+    checkpoint_every: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight; empty where the input is None."""
+    scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
+    dmerged, dz = dout.to(checkpoints.dtype), x.new_empty(0)
+    with torch.autocast("cpu", enabled=False):
+        if z is not None:
+            gate = z.to(dmerged.dtype)
+            sigmoid = gate.sigmoid()
+            dz = empty_in_order(z).copy_(dmerged * merged * (sigmoid * (1 + gate * (1 - sigmoid))))
+            dmerged = dmerged * (gate * sigmoid)
+        dx, ddelta, dA, dB, dC, dD, dbias, dweight = scan.backward(dmerged, checkpoints, checkpoint_every)
+    return dx, ddelta, dA, dB, dC, dD, dz, dbias, dweight
+
+
+@_differentiate.register_fake
+def _(
+    dout: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
+    merged: Tensor,
+    checkpoints: Tensor,
+    delta_softplus: bool,
+    route: str,
+    merge: str,
+    widths: Sequence[int],
+    checkpoint_every: int,
+) -> tuple[Tensor, ...]:
+    inputs = (x, delta, A, B, C, D, z, delta_bias, delta_weight)
+    return tuple(x.new_empty(0) if part is None else empty_in_order(part) for part in inputs)
+
+
+_INPUTS = 9
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, merged, checkpoints = output
+    ctx.flags = inputs[_INPUTS:]
+    ctx.save_for_backward(*inputs[:_INPUTS], merged, checkpoints)
+    ctx.mark_non_differentiable(merged, checkpoints)
+
+
+def _backward(ctx: Any, dout: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors[:_INPUTS]
+    *options, _out_dtype, checkpoint_every = ctx.flags
+    gradients = _differentiate(dout, *ctx.saved_tensors, *options, checkpoint_every)
+    wanted = [g if part is not None else None for part, g in zip(inputs, gradients, strict=True)]
+    return (*wanted, *[None] * len(ctx.flags))
+
+
+_scan_route.register_autograd(_backward, setup_context=_save)
+refuse_second_derivative(NAME, _differentiate)
+
+
+def selective_scan_route(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    *,
+    route: Route,
+    delta_weight: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Run the selective scan along every reading of a grid, each with its own parameters, and merge the results.
+
+    All tensors are in the grid's order; nothing needs permuting before or after. For reading k the recurrence is that
+    of `selective_scan` along ``route.readings(grid).order[k]``, starting afresh where its segments change; the K
+    results are put back on the grid, merged as the route says, and gated by silu(z) once. Follows the cross scan and
+    cross merge of VMamba (arXiv 2401.10166). Arithmetic is float32, float64 where an input is. Tensors may have any
+    strides; each gradient is dense in the dimension order of its input, the result in that of x. Under autocast x,
+    delta, B, C, z and delta_weight are cast to its dtype.
+
+    Args:
+        x: Input (B, *grid, D) that all readings share, or (B, K, *grid, D), one for each; the grid has 1 to 3 axes.
+        delta: Step sizes (B, K, *grid, D), or (B, K, *grid, R) of low rank with ``delta_weight``.
+        A: Real decay rates (K*D, N), reading after reading; negative in any stable model.
+        B: Input matrices (B, K, *grid, N).
+        C: Output matrices (B, K, *grid, N).
+        D: Skip weights (K*D,).
+        z: Gate (B, *grid, D), or (B, *grid, K*D) where the route concatenates.
+        delta_bias: Bias (K*D,) added to delta before the softplus.
+        delta_softplus: Whether to apply softplus (the identity above 20) to delta.
+        route: The route; ``route.count(rank)`` is K.
+        delta_weight: Weights (K, D, R) that turn a low-rank delta into step sizes, in the arithmetic's dtype.
+        out_dtype: The result's dtype; that of x if None.
+        backend: "auto", "reference", "cpu" or "triton"; None for the environment's choice.
+
+    Returns:
+        The merged result (B, *grid, D), or (B, *grid, K*D) where the route concatenates.
+
+    Raises:
+        KernelInputError: If a shape, dtype or device is refused.
+        BackendError: If the backend cannot run on the tensors' device; from the second derivative of a backend other
+            than "reference".
+    """
+    x, delta, B, C, z, delta_weight = cast_route_inputs(x, delta, B, C, z, delta_weight)
+    dims = check_route_inputs(NAME, route, x, delta, A, B, C, D, z, delta_bias, delta_weight, out_dtype)
+    if backends.choose(NAME, x.device, backend, has_triton=False) == "reference":
+        return route_scan(
+            x, delta, A, B, C, D, z, delta_bias, delta_softplus,
+            route=route, delta_weight=delta_weight, out_dtype=out_dtype,
+        )  # fmt: skip
+    tensors = (x, delta, A, B, C, D, z, delta_bias, delta_weight)
+    trains = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    every = checkpoint_interval(dims.N) if trains else 0
+    options = (delta_softplus, route.name, route.merge, route.widths(len(dims.grid)), out_dtype or x.dtype, every)
+    return _scan_route(*tensors, *options)[0]
