@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def _recipe_trainer(**options: Any) -> Trainer:
 def _trainer_signature() -> inspect.Signature:
     """Return make_trainer's parameters with the rest of Lightning's in place of its ``**lightning_options``.
 
-    The parser finds what ``**options`` stand for by reading source code, which fails where they pass through a variable.
+    The parser finds what ``**options`` stand for by reading source code, and not where they pass through a variable.
     """
     found: dict[str, inspect.Parameter] = {}
     for function in (make_trainer, Trainer.__init__):
@@ -99,7 +100,8 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
     for name in sorted(_OURS & set(tree["trainer"])):
         raise UserError(f"{source}: trainer.{name}: the command sets this", "leave it out; see --out, --seed, --resume")
     try:
-        cli = _RecipeCLI(
+        cli = _quietly(
+            _RecipeCLI,
             model_class=None,
             datamodule_class=None,
             save_config_callback=None,
@@ -113,13 +115,34 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
         )
     except ArgumentError as error:
         raise _setting_error(error, source) from error
+    except ValueError as error:
+        # Whatever a constructor raises reaches us wrapped in a list of the types that were tried.
+        if (mendable := _mendable(error)) is None:
+            raise
+        raise mendable from None
     given = set(tree["trainer"])
     options = {key: value for key, value in _plain(cli.config_init["trainer"]).items() if key in given}
     return Built(cli.model, cli.datamodule, options, int(cli.config["seed_everything"]))
 
 
+def _quietly(kind: type[_RecipeCLI], **options: Any) -> _RecipeCLI:
+    """Make the parser without jsonargparse's notices about the names by which Lightning calls it."""
+    with warnings.catch_warnings():
+        for message in (r"\s*By default only one Jsonargparse", r"\s*``instantiate_classes`` was deprecated"):
+            warnings.filterwarnings("ignore", message=message)
+        return kind(**options)
+
+
 def _plain(value: Any) -> dict[str, Any]:
     return value.as_dict() if isinstance(value, Namespace) else dict(value)
+
+
+def _mendable(error: BaseException) -> BaseException | None:
+    """Return the error that a person can mend among the causes of ``error``."""
+    cause: BaseException | None = error
+    while cause is not None and not hasattr(cause, "remedy"):
+        cause = cause.__cause__
+    return cause
 
 
 def _setting_error(error: ArgumentError, source: str | Path) -> UserError:

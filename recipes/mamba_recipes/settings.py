@@ -47,21 +47,14 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     """Turn ``--data.root X --trainer.max_epochs=3`` into ``{"data.root": "X", "trainer.max_epochs": 3}``.
 
     Raises:
-        UserError: If a word is no dotted option, or an option has no value.
+        UserError: If an option has no value.
     """
     overrides: dict[str, Any] = {}
     rest = list(words)
     while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            raise UserError(f"unexpected argument {word!r}", "options of a recipe look like --trainer.max_epochs 3")
-        key, equals, text = word[2:].partition("=")
-        if "." not in key and key != "seed_everything":
-            raise UserError(
-                f"unknown option --{key}", "see --help; options of a recipe are dotted, like --trainer.max_epochs 3"
-            )
+        key, equals, text = rest.pop(0).removeprefix("--").partition("=")
         if not equals:
-            if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
+            if not rest or rest[0].startswith("--"):
                 raise UserError(f"option --{key} has no value", f"write --{key} VALUE or --{key}=VALUE")
             text = rest.pop(0)
         overrides[key] = parse_value(text)

@@ -10,7 +10,9 @@ import pytest
 
 _TOYS = str(Path(__file__).resolve().parent / "toys")
 sys.path.insert(0, _TOYS)
-os.environ["PYTHONPATH"] = os.pathsep.join([_TOYS, *filter(None, [os.environ.get("PYTHONPATH")])])
+# Absolute, because tests change the working folder before they start processes.
+_given = [str(Path(part).resolve()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+os.environ["PYTHONPATH"] = os.pathsep.join([_TOYS, *_given])
 
 
 @pytest.fixture

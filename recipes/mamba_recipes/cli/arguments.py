@@ -27,9 +27,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def split_overrides(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Parse ``argv``; what the parser does not know is read as dotted settings of the recipe."""
-    arguments, rest = parser.parse_known_args(list(argv))
-    return arguments, parse_overrides(rest)
+    """Parse ``argv``; its dotted options, with their values, are settings of the recipe and not the parser's.
+
+    They are taken out first: the parser would read the value of an option that it does not know as a positional word.
+    """
+    dotted: list[str] = []
+    rest: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, _ = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            rest.append(word)
+            continue
+        dotted.append(word)
+        if not equals and words and not words[0].startswith("--"):
+            dotted.append(words.pop(0))
+    return parser.parse_args(rest), parse_overrides(dotted)
 
 
 def positive(text: str) -> int:

@@ -82,12 +82,11 @@ def _run_job(context: Any, plan: Plan, job: Job, log: Path, listener: Listener, 
     sender.close()
     try:
         kind, content = _follow(receiver, process, listener, setting)
+        process.join(timeout=10)  # it has said its last word; a library's own threads may take a moment to end
     finally:
         if process.is_alive():
-            process.join(timeout=5)
-        if process.is_alive():
             process.kill()
-            process.join()
+        process.join()
         receiver.close()
     common: dict[str, Any] = {
         "model": job.model,

@@ -39,13 +39,13 @@ class ToyData(pl.LightningDataModule):
         return TensorDataset(x, 2 * x + self.noise * torch.randn(count, 1, generator=generator))
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.part(0, 256), self.batch_size, shuffle=True)
+        return DataLoader(self.part(0, 256), batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.part(1, 64), self.batch_size)
+        return DataLoader(self.part(1, 64), batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.part(2, 64), self.batch_size)
+        return DataLoader(self.part(2, 64), batch_size=self.batch_size)
 
     def predict_dataloader(self) -> DataLoader:
         return self.test_dataloader()

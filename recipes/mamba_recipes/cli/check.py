@@ -1,0 +1,61 @@
+"""`mamba-apps check PATH`: ask the readers whether a file can be used, and list every problem they find."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mamba_apps.errors import UserError
+from mamba_recipes.cli.arguments import Parser
+from mamba_recipes.cli.errors import DONE, WRONG_INPUT
+from mamba_recipes.settings import parse_value
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mamba-apps check`; problems in the file make the exit code 2."""
+    parser = Parser(prog="mamba-apps check", description="Check a data file and list every problem, with its remedy.")
+    parser.add_argument("path", type=Path, metavar="PATH", help="the file")
+    parser.add_argument("--as", dest="kind", metavar="KIND", help="what it holds, for example series (by its name)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of the reader, for example freq=h or target_col=sales; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args(argv)
+    options = {}
+    for word in arguments.set:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {word!r} is not understood", "write it like --set freq=h")
+        options[key] = parse_value(value)
+    if not arguments.path.exists():
+        raise UserError(f"{arguments.path}: there is no such file", "check the path")
+
+    from mamba_datasets.registry import check
+
+    try:
+        report = check(arguments.path, arguments.kind, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise UserError(f"check: {error}", "see the reader's documentation for its options") from None
+    if arguments.json:
+        print(json.dumps(asdict(report), indent=1, default=str))
+    else:
+        for finding in report.findings:
+            print(finding)
+        for note in report.notes:
+            print(f"note: {note}")
+        if report.ok:
+            print(f"{report.path}: {report.summary}" if report.summary else f"{report.path}: can be used")
+    if not report.ok:
+        count = len(report.findings)
+        print(f"mamba-apps: {report.path}: {count} problem{'s' if count != 1 else ''} found", file=sys.stderr)
+        return WRONG_INPUT
+    return DONE

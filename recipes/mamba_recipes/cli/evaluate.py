@@ -1,0 +1,103 @@
+"""`mamba-apps validate | test | predict`: a trained model on its recipe's data."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mamba_apps.errors import UserError
+from mamba_recipes import recipe as recipes
+from mamba_recipes import runs
+from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
+from mamba_recipes.cli.errors import DONE
+
+_WHAT = {
+    "validate": "Measure a trained model on its recipe's validation data.",
+    "test": "Measure a trained model on its recipe's test data.",
+    "predict": "Write a trained model's predictions for its recipe's data as safetensors.",
+}
+
+
+def make_parser(command: str) -> Parser:
+    """Return the parser of validate, test or predict."""
+    parser = Parser(prog=f"mamba-apps {command}", description=_WHAT[command], epilog=RECIPE_OPTIONS)
+    parser.add_argument("recipe", metavar="RUN|NAME|PATH", help="a run's folder, or a recipe with --model")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR|FILE", help="weights: a run's folder, a saved model, a .ckpt"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    if command == "predict":
+        parser.add_argument("--out", type=Path, default=Path("predictions.safetensors"), metavar="FILE")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mamba-apps validate | test | predict`, as the first word says, and return its exit code."""
+    command = argv[0]
+    arguments, overrides = split_overrides(make_parser(command), argv[1:])
+    path = Path(arguments.recipe)
+    recipe = runs.load_run(path) if path.is_dir() else recipes.load(arguments.recipe)
+    source = arguments.model or (path if path.is_dir() else None)
+    if source is None:
+        raise UserError(
+            f"recipe {recipe.name!r} has no trained weights of its own", "give a run's folder, or --model DIR|FILE"
+        )
+    if not source.exists():
+        raise UserError(f"{source}: there is no such file or folder", "give a run's folder, a saved model or a .ckpt")
+    config = recipe.with_overrides(overrides)
+
+    from mamba_apps.training.trainer import make_trainer
+    from mamba_recipes.build import build
+    from mamba_recipes.cli.training import header, load_into, run_interruptibly
+
+    built = build(config, recipe.path)
+    load_into(built.model, source)
+    header(path.name if path.is_dir() else recipe.name, built)
+    options = {**built.trainer_options, "monitor": None, "patience": None, "logger": False}
+    with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
+        trainer = make_trainer(run_dir=folder, seed=built.seed, progress=sys.stderr.isatty(), **options)
+        if command == "predict":
+            found = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
+            return _write_predictions(found, arguments.out, as_json=arguments.json)
+        run = getattr(trainer, command)
+        found = run_interruptibly(trainer, lambda: run(built.model, datamodule=built.data, verbose=False))
+    metrics = {key: float(value) for part in found for key, value in part.items()}
+    if not metrics:
+        raise UserError(f"{recipe.name}: its data has nothing to {command}", "use another recipe or command")
+    if arguments.json:
+        print(json.dumps({"model": str(source), "metrics": metrics}, indent=1))
+    else:
+        width = max(map(len, metrics))
+        for key, value in metrics.items():
+            print(f"{key:<{width}}  {value:.6g}")
+    return DONE
+
+
+def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:
+    import torch
+    from safetensors.torch import save
+
+    columns: dict[str, list[torch.Tensor]] = {}
+    for part in found or []:
+        entries = part if isinstance(part, Mapping) else {"prediction": part}
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                columns.setdefault(str(key), []).append(value.cpu())
+    if not columns:
+        raise UserError("the model predicted nothing", "check that the recipe's data has a predict part")
+    tensors = {key: torch.cat(values).contiguous() for key, values in columns.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_bytes(save(tensors))
+    partial.replace(out)
+    shapes = {key: list(value.shape) for key, value in tensors.items()}
+    if as_json:
+        print(json.dumps({"predictions": str(out), "shapes": shapes}, indent=1))
+    else:
+        for key, shape in shapes.items():
+            print(f"{out}: {key} {' x '.join(map(str, shape))}")
+    return DONE

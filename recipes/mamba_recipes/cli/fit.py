@@ -1,0 +1,84 @@
+"""`mamba-apps fit`: train a recipe, keep checkpoints that survive a crash, save the model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from mamba_apps.errors import UserError
+from mamba_recipes import recipe as recipes
+from mamba_recipes import runs
+from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
+from mamba_recipes.cli.errors import DONE
+
+
+def make_parser() -> Parser:
+    """Return the command's parser."""
+    parser = Parser(
+        prog="mamba-apps fit",
+        description="Train a recipe. The run's folder keeps the recipe, checkpoints and, at the end, the saved model.",
+        epilog=RECIPE_OPTIONS,
+    )
+    parser.add_argument("recipe", nargs="?", metavar="NAME|PATH", help="a recipe (see mamba-apps recipes)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (runs/<name>-<time>)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in this folder")
+    parser.add_argument("--seed", type=int, metavar="S", help="the seed (the recipe's own)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document when done")
+    parser.add_argument("--show-config", action="store_true", help="print the recipe with all settings, and stop")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `mamba-apps fit` and return its exit code."""
+    arguments, overrides = split_overrides(make_parser(), argv)
+    if (arguments.recipe is None) == (arguments.resume is None):
+        raise UserError("fit needs a recipe or --resume DIR, and only one of them", "see mamba-apps fit --help")
+    recipe = runs.load_run(arguments.resume) if arguments.resume else recipes.load(arguments.recipe)
+    if arguments.seed is not None:
+        overrides["seed_everything"] = arguments.seed
+    config = recipe.with_overrides(overrides)
+    if arguments.show_config:
+        print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120), end="")
+        return DONE
+    folder = arguments.resume or runs.new_run(recipe, arguments.out)
+
+    from mamba_apps.training.trainer import make_trainer
+    from mamba_recipes.build import build
+    from mamba_recipes.cli.training import header, load_into, save
+
+    built = build(config, recipe.path)
+    name = recipe.name if arguments.recipe else folder.name
+    header(name, built)
+    trainer = make_trainer(
+        run_dir=folder,
+        seed=built.seed,
+        progress=sys.stderr.isatty(),
+        resume=arguments.resume is not None,
+        **built.trainer_options,
+    )
+    runs.write_recipe(folder, recipe, config)
+    try:
+        trainer.fit(built.model, datamodule=built.data)
+    except KeyboardInterrupt:
+        if (folder / "last.ckpt").exists():
+            print(f"continue with: mamba-apps fit --resume {folder}", file=sys.stderr)
+        raise
+    checkpoint = trainer.checkpoint_callback
+    best = str(getattr(checkpoint, "best_model_path", "") or "")
+    if best:
+        load_into(built.model, Path(best))
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    monitor = getattr(checkpoint, "monitor", None)
+    score = getattr(checkpoint, "best_model_score", None)
+    if monitor and score is not None:
+        metrics[monitor] = float(score)
+    saved = save(built, recipe, config, metrics, folder / runs.MODEL_NAME)
+    if arguments.json:
+        print(json.dumps({"recipe": name, "run": str(folder), "model": str(saved), "metrics": metrics}, indent=1))
+    written = f"best {monitor} {metrics[monitor]:.4g}" if monitor in metrics else f"{trainer.global_step} steps done"
+    print(f"{written}\nsaved: {saved}\nnext:  mamba-apps test {folder}", file=sys.stderr)
+    return DONE

@@ -1,0 +1,73 @@
+"""What the commands that use a Lightning trainer share: a clean interrupt, the header line, saving and loading."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from mamba_apps.errors import UserError
+from mamba_apps.training.checkpoint import AtomicCheckpointIO
+from mamba_apps.training.saved import ModelCard, load_weights, save_model
+from mamba_recipes.build import Built
+from mamba_recipes.recipe import Recipe
+from mamba_recipes.runs import MODEL_NAME
+from mamba_recipes.setting import data_words, device_words, parameter_words
+
+
+def header(name: str, built: Built) -> None:
+    """Write the header line to stderr: model, parameters, device, kernel path, data."""
+    count = sum(p.numel() for p in built.model.parameters())
+    device = device_words(str(built.trainer_options.get("accelerator", "auto")))
+    words = [name, type(built.model).__name__, parameter_words(count), device, data_words(built.data)]
+    print(" · ".join(words), file=sys.stderr, flush=True)
+
+
+def run_interruptibly(trainer: Trainer, work: Callable[[], Any]) -> Any:
+    """Call ``work``; Lightning turns an interrupt into a failure, and this turns it back."""
+    try:
+        return work()
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def save(built: Built, recipe: Recipe, config: dict[str, Any], metrics: dict[str, float], folder: Path) -> Path:
+    """Save the model in ``folder``, with the card that it gives of itself or a general one."""
+    card_of = getattr(built.model, "model_card", None)
+    if callable(card_of):
+        card: ModelCard = card_of(built.data, metrics)
+    else:
+        card = ModelCard(
+            task=recipe.name,
+            domain=str(recipe.card["domain"]),
+            model=config["model"]["class_path"],
+            arguments=dict(config["model"].get("init_args") or {}),
+            metrics=metrics,
+        )
+    return save_model(folder, built.model, card)
+
+
+def load_into(model: LightningModule, source: Path) -> None:
+    """Load trained weights into ``model`` from a run's folder, a saved model or a checkpoint.
+
+    Raises:
+        UserError: If there are none, they are damaged, or they belong to another model.
+    """
+    if source.is_dir():
+        folder = source / MODEL_NAME if (source / MODEL_NAME).is_dir() else source
+        state = load_weights(folder)
+    else:
+        state = AtomicCheckpointIO().load_checkpoint(source)["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+        first = lines[0] if lines else str(error)
+        raise UserError(
+            f"{source}: the weights do not fit the recipe's model ({first})", "name the recipe they were trained by"
+        ) from None

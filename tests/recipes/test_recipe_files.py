@@ -1,0 +1,155 @@
+"""Recipes as files: the shipped ones hold, broken ones are refused with their place, settings mean what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy_candidates import TOY_RECIPE, write_recipe
+
+from mamba_apps.errors import UserError
+from mamba_recipes import recipe as recipes
+from mamba_recipes.build import build
+from mamba_recipes.compare.budget import Budget
+from mamba_recipes.compare.plan import make_plan
+from mamba_recipes.settings import apply_overrides, lookup, parse_overrides, parse_value
+
+
+@pytest.mark.parametrize("name", sorted(recipes.shipped()))
+def test_every_shipped_recipe_builds(name: str) -> None:
+    recipe = recipes.load(name)
+    built = build(recipe.config, recipe.path)
+    assert sum(p.numel() for p in built.model.parameters()) > 0
+    assert recipe.path.parent.name == recipe.card["domain"]
+    assert recipe.card["command"].startswith("mamba-apps ")
+    assert name in recipe.card["command"]
+    if recipe.compare:
+        plan = make_plan(recipe)
+        for job in plan.jobs:
+            if job.class_path is None:
+                build(job.config, recipe.path)
+
+
+def test_names_of_shipped_recipes_are_unique() -> None:
+    files = list(recipes.CONFIGS.glob("*/*.yaml"))
+    assert len(files) == len(recipes.shipped()) > 0
+
+
+def without(key: str) -> str:
+    tree = yaml.safe_load(TOY_RECIPE)
+    node = tree
+    *way, last = key.split(".")
+    for name in way:
+        node = node[name]
+    del node[last]
+    return yaml.safe_dump(tree)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "the file: expected a mapping, found nothing"),
+        ("- a\n- b\n", "the file: expected a mapping, found list"),
+        ("a: [1, 2\n", "line 2"),
+        (without("model"), "model: expected a mapping, found nothing"),
+        (without("recipe.expected"), "recipe.expected: is missing"),
+        (TOY_RECIPE.replace("direction: min", "direction: down"), "recipe.metric: expected a name and direction"),
+        (TOY_RECIPE + "\ntrainr: {}\n", "unknown block 'trainr'; did you mean 'trainer'"),
+        (TOY_RECIPE + "\ntrainer: {max_epochs: 9}\n", "the key 'trainer' is given twice"),
+        (TOY_RECIPE.replace("family: naive", "family: naiv"), "did you mean 'naive'"),
+        (TOY_RECIPE.replace('toy[attention]", over', 'toy[atention]", over'), "there is no candidate 'toy[atention]'"),
+        (TOY_RECIPE.replace("budget: 2epochs", "note: x"), "compare.budget: is missing"),
+        (TOY_RECIPE.replace("family: transformer", "famly: x"), "unknown key 'famly'; did you mean 'family'"),
+    ],
+)
+def test_broken_recipes_are_refused_with_their_place(text: str, says: str, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        recipes.load(str(path))
+    assert str(path) in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "toy.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UserError, match="cannot be read as text"):
+        recipes.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"trainer.max_epoch": 3}, "trainer has no setting 'max_epoch'; did you mean 'max_epochs'"),
+        ({"model.lrr": 1}, "ToyModule has no setting 'lrr'; did you mean 'lr'"),
+        ({"model.lr": "fast"}, "Expected a float. Got value: fast"),
+        ({"trainer.run_dir": "x"}, "trainer.run_dir: the command sets this"),
+        ({"modle.lr": 1}, "unknown setting 'modle.lr'; did you mean 'model'"),
+        ({"model.lr.deep": 1}, "passes through 'model.lr', which is 0.05"),
+    ],
+)
+def test_wrong_settings_are_named(overrides: dict[str, Any], says: str, toy_recipe: Path) -> None:
+    recipe = recipes.load(str(toy_recipe))
+    with pytest.raises(UserError) as caught:
+        build(recipe.with_overrides(overrides), recipe.path)
+    assert says in str(caught.value)
+
+
+def test_settings_reach_the_objects(toy_recipe: Path) -> None:
+    recipe = recipes.load(str(toy_recipe))
+    words = ["--model.lr", "1e-3", "--data.noise=0.5", "--trainer.gradient_clip_val", "1.0"]
+    built = build(recipe.with_overrides(parse_overrides(words)), recipe.path)
+    assert built.model.lr == 1e-3
+    assert built.data.noise == 0.5
+    assert built.trainer_options["gradient_clip_val"] == 1.0
+    assert built.trainer_options["max_epochs"] == 2
+
+
+def test_building_is_seeded(toy_recipe: Path) -> None:
+    recipe = recipes.load(str(toy_recipe))
+    first, again = (build(recipe.config, recipe.path).model.net.weight.item() for _ in range(2))
+    other = build(recipe.with_overrides({"seed_everything": 2}), recipe.path).model.net.weight.item()
+    assert first == again != other
+
+
+def test_overrides_skip_init_args_and_leave_the_tree_alone() -> None:
+    tree = {"model": {"class_path": "a.B", "init_args": {"x": 1, "inner": {"class_path": "c.D"}}}}
+    changed = apply_overrides(tree, {"model.x": 2, "model.inner.y": 3, "model.init_args.z": 4})
+    assert changed["model"]["init_args"] == {"x": 2, "inner": {"class_path": "c.D", "init_args": {"y": 3}}, "z": 4}
+    assert tree["model"]["init_args"]["x"] == 1
+    assert lookup(changed, "model.inner.y") == 3
+    assert lookup(changed, "model.none.y") is None
+    assert apply_overrides(changed, {"model.class_path": "e.F"})["model"] == {"class_path": "e.F"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("1e-3", 1e-3), ("true", True), ("null", None), ("[1, 2]", [1, 2]), ("a: b: c", "a: b: c"), ("x", "x")],
+)
+def test_values_on_the_command_line(text: str, value: object) -> None:
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount", "written"),
+    [
+        ("300steps", "steps", 300, "300 steps"),
+        ("5 epochs", "epochs", 5, "5 epochs"),
+        ("1epoch", "epochs", 1, "1 epoch"),
+        ("60s", "seconds", 60, "60 seconds"),
+        ("1.5min", "seconds", 90, "90 seconds"),
+    ],
+)
+def test_budgets(text: str, kind: str, amount: float, written: str) -> None:
+    budget = Budget.parse(text)
+    assert (budget.kind, budget.amount, str(budget)) == (kind, amount, written)
+    given = {key: value for key, value in budget.trainer_options().items() if value is not None}
+    assert given == {f"max_{kind}": amount}
+
+
+@pytest.mark.parametrize("text", ["", "10", "steps", "-3steps", "0epochs", "2.5steps", "5 parsecs", "1e3steps"])
+def test_budgets_that_mean_nothing(text: str) -> None:
+    with pytest.raises(UserError, match="budget"):
+        Budget.parse(text)
