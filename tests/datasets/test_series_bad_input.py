@@ -241,6 +241,16 @@ FRAMES: dict[str, tuple[pd.DataFrame, dict[str, Any], tuple[str, str, str]]] = {
         {"past": ["p"]},
         ("column 'p'", "found 100", "group"),
     ),
+    "text among numbers in a covariate": (
+        hourly(p=[*range(47), "many"]).astype({"p": str}),
+        {"past": ["p"]},
+        ("row 0, column 'p'", "found '0' (48 such rows)", "pd.to_numeric"),
+    ),
+    "text where the training data had numbers": (
+        hourly(p="many"),
+        {"past": ["p"], "categories": {}},
+        ("row 0, column 'p'", "found 'many'", "pd.to_numeric"),
+    ),
     "unknown category": (
         hourly(p=["sun", "rain"] * 24),
         {"past": ["p"], "categories": {"p": ["sun", "ruin"]}},
@@ -253,6 +263,7 @@ FRAMES: dict[str, tuple[pd.DataFrame, dict[str, Any], tuple[str, str, str]]] = {
         ("series 'a'", "covariate 'p'", "offset"),
     ),
     "past float32": (put(hourly(), "y", 3, 1e39), {}, ("series 'a'", "float32", "unit")),
+    "constant past float32": (hourly(y=1e39), {}, ("series 'a'", "float32", "unit")),
     "unknown way with missing values": (hourly(), {"missing": "drop"}, ("missing", "'drop'", "one of the three")),
     "season of zero": (hourly(), {"season": 0}, ("season", "at least 1", "usual one")),
     "no season to fill from": (
@@ -304,6 +315,11 @@ FILES: dict[str, tuple[bytes, str, tuple[str, str, str]]] = {
         "x.csv",
         ("line 8, column 'y'", "'none at all'", "correct it"),
     ),
+    "text covariate": (
+        b"unique_id,ds,y,p\na,2020-01-01 00:00,1,2\na,2020-01-01 01:00,1,?\n",
+        "x.csv",
+        ("line 3, column 'p'", "'?'", "must not look like numbers"),
+    ),
     "blank lines count": (
         b"\n".join([*CSV.encode().splitlines(), b"", b"a,2020-01-01 06:00,x"]),
         "x.csv",
@@ -330,7 +346,7 @@ def test_file_is_refused(name: str, tmp_path: Path) -> None:
     content, filename, (where, expected, remedy) = FILES[name]
     path = tmp_path / filename
     path.write_bytes(content)
-    error = refused(path)
+    error = refused(path, past=["p"] if b",p" in content else [])
     assert where in error.where
     assert expected in error.expected
     assert remedy in error.remedy
@@ -341,6 +357,11 @@ def test_path_is_refused(tmp_path: Path) -> None:
     assert "found a folder" in refused(tmp_path).expected
     assert refused(tmp_path / "sale.csv").remedy == "did you mean 'sales.csv'?"
     assert refused(str(tmp_path / "no" / "sales.csv")).expected == "no such file"
+
+
+def test_source_of_another_type_is_refused() -> None:
+    with pytest.raises(DataError, match=r"found builtins\.dict; convert it first"):
+        read_series({"y": [1]}, freq="D")  # type: ignore[arg-type]
 
 
 def test_truncated_parquet_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -229,6 +230,46 @@ def changed(frame: pd.DataFrame, column: str, value: Any, row: int = 5) -> pd.Da
     frame = frame.copy()
     frame.loc[row, column] = value
     return frame
+
+
+def test_future_of_local_times(tmp_path: Path) -> None:
+    """Where the data has a zone, the future may come as local times without one, or in another zone."""
+    frame = pd.DataFrame(
+        {"ds": pd.date_range("2020-10-01", periods=30, freq="D", tz="Europe/Berlin"), "y": 1.0, "promo": 2.0}
+    )
+    made = read_series(frame, freq="D", future=["promo"])
+    ahead = made.future_frame(3).assign(promo=[7.0, 8.0, 9.0])
+    path = tmp_path / "ahead.csv"
+    ahead.assign(ds=ahead["ds"].dt.tz_localize(None)).to_csv(path, index=False)
+    sources = (
+        ahead,
+        ahead.assign(ds=ahead["ds"].dt.tz_convert("UTC")),
+        ahead.assign(ds=ahead["ds"].dt.tz_localize(None)),
+        path,
+    )
+    for source in sources:
+        assert made.extend_future(source, 3).series[0].future[-4:, 0].tolist() == [2, 7, 8, 9]
+    path.write_text(path.read_text().replace("9.0", "much"))
+    with pytest.raises(DataError, match=r"ahead.csv: line 4, column 'promo': a number"):
+        made.extend_future(path, 3)
+
+
+def test_ids_of_a_file_are_text_and_match_whole_numbers(tmp_path: Path) -> None:
+    made = known()
+    ahead(made).to_csv(tmp_path / "x.csv", index=False)
+    longer, want = made.extend_future(tmp_path / "x.csv", 4), made.extend_future(ahead(made), 4)
+    np.testing.assert_array_equal(longer.x, want.x)
+
+
+def test_series_without_steps_has_no_future() -> None:
+    with pytest.raises(DataError, match="series '2': at least one step to continue from"):
+        known(future=[]).before("2020-01-20").extend_future(None, 2)
+
+
+def test_column_with_a_calendar_name_is_refused() -> None:
+    frame = pd.DataFrame({"ds": pd.date_range("2020", periods=30, freq="D"), "y": 1.0, "weekend": 2.0})
+    with pytest.raises(DataError, match="rename that column"):
+        read_series(frame, freq="D", past=["weekend"]).with_calendar()
 
 
 FUTURES: dict[str, tuple[Any, str]] = {

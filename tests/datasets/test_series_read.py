@@ -167,7 +167,13 @@ def test_categories_become_columns() -> None:
 def test_booleans_in_text(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("ds,y,promo\n2020-01-01,1,True\n2020-01-02,2,False\n2020-01-03,3,True\n")
-    assert read_series(path, freq="D", future=["promo"])["x"].future[:, 0].tolist() == [1, 0, 1]
+    read = read_series(path, freq="D", future=["promo"])
+    assert read["x"].future[:, 0].tolist() == [1, 0, 1]
+    assert read.binary == {"promo"}
+    path.write_text("ds,y,promo\n2020-01-01,1,true\n2020-01-02,2,\n2020-01-03,3,false\n")
+    read = read_series(path, freq="D", past=["promo"], missing="mask")
+    assert read["x"].past[:, 0].tolist() == [1, 1, 0]
+    assert read.binary == {"promo"}
 
 
 def test_sort_is_open() -> None:

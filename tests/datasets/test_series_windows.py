@@ -151,6 +151,8 @@ def test_negative_index(four: SeriesSet) -> None:
     for index in (len(windows), -len(windows) - 1):
         with pytest.raises(IndexError):
             windows[index]
+        with pytest.raises(IndexError):
+            windows.batch([0, index])
 
 
 def test_windows_without_a_target_can_be_left_out() -> None:

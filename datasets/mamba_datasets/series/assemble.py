@@ -247,7 +247,7 @@ class _Filler:
             lost = np.abs(narrow.astype(np.float64) - values).max(axis=0, initial=0)
             spread = values.std(axis=0)
         varies = spread > 1e-12 * np.abs(values).max(axis=0, initial=0)
-        for column in np.flatnonzero((lost > 0.01 * spread) & varies).tolist():
+        for column in np.flatnonzero(((lost > 0.01 * spread) & varies) | np.isinf(lost)).tolist():
             found = (
                 f"{names[column]} varies by {spread[column]:.3g} around {values[0, column]:.6g}: too little for float32"
             )

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,11 @@ class SeriesSet:
         if zone is None and bound.tz is not None:
             found = f"a timestamp without a time zone was expected, found {timestamp}"
             raise DataError(self.source, "time bound", found, "leave the zone out, as in the data")
-        return bound if zone is None else bound.tz_localize(zone) if bound.tz is None else bound.tz_convert(zone)
+        if zone is None:
+            return bound
+        if bound.tz is not None:
+            return bound.tz_convert(zone)
+        return bound.tz_localize(zone, ambiguous=True, nonexistent="shift_forward")
 
     def before(self, timestamp: Any) -> SeriesSet:
         """Return the steps before a timestamp, without copying."""
@@ -238,13 +243,17 @@ class SeriesSet:
             A set that shares the targets with this one.
 
         Raises:
-            DataError: The set has calendar features already, or a feature is unknown.
+            DataError: The set has calendar features or columns of their names already, or a feature is unknown.
         """
         if self.calendar is not None:
             found = f"no calendar features were expected, found {self.calendar}"
             raise DataError(self.source, "calendar", found, "call with_calendar once, on the set as it was read")
         calendar = {"features": None if features is None else tuple(features), "holidays": holidays}
         names, parts = calendar_columns(self.indexes, self.freq, calendar)
+        taken = [name for name in names if name in (*self.past_names, *self.future_names)]
+        if taken:
+            found = f"no covariate called {taken[0]!r} was expected beside the calendar's"
+            raise DataError(self.source, "calendar", found, "rename that column, or choose other features")
         x = np.zeros((len(self.x), self.x.shape[1] + len(names)), dtype=np.float32)
         x[:, : self.x.shape[1]] = self.x
         for (first, last), part in zip(self.bounds, parts, strict=True):
@@ -268,14 +277,15 @@ class SeriesSet:
         """
         return future.future_frame(self, horizon)
 
-    def extend_future(self, futr_df: pd.DataFrame | None, horizon: int) -> SeriesSet:
+    def extend_future(self, futr_df: pd.DataFrame | Path | str | None, horizon: int) -> SeriesSet:
         """Return the set with the steps to come, their known covariates filled in, their targets unobserved.
 
         A window with origins="last" then forecasts those steps.
 
         Args:
-            futr_df: The known-future covariates as they were read, in the long format: exactly the ids and timestamps
-                of `future_frame`. None where there are no such covariates besides the calendar, which is computed.
+            futr_df: A frame or file of the known-future covariates as they were read, in the long format: exactly the
+                ids and timestamps of `future_frame`; local times may leave the time zone out. None where there are no
+                such covariates besides the calendar, which is computed.
             horizon: The number of steps.
 
         Returns:

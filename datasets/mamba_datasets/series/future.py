@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector, nearest
 from mamba_datasets.series.calendar import calendar_columns
 from mamba_datasets.series.rows import SeriesRows, group_rows
-from mamba_datasets.series.table import Table, load_table
+from mamba_datasets.series.table import load_table
 from mamba_datasets.series.timestamps import parse_timestamps
 from mamba_datasets.series.values import covariates, series_ids
 
@@ -38,7 +39,10 @@ def future_indexes(series_set: SeriesSet, horizon: int) -> list[pd.Index]:
     if horizon < 1:
         raise DataError(_LABEL, "horizon", f"at least 1 step was expected, found {horizon}", "pass horizon=1 or more")
     made: dict[object, pd.Index] = {}
-    for index in series_set.indexes:
+    for name, index in zip(series_set.ids, series_set.indexes, strict=True):
+        if len(index) == 0:
+            found = "at least one step to continue from was expected, found none"
+            raise DataError(series_set.source, f"series {name!r}", found, "leave the series out with select")
         if index[-1] not in made:
             made[index[-1]] = series_set.frequency.after(index, horizon)
     return [made[index[-1]] for index in series_set.indexes]
@@ -52,7 +56,7 @@ def future_frame(series_set: SeriesSet, horizon: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def extend_future(series_set: SeriesSet, futr_df: pd.DataFrame | None, horizon: int) -> SeriesSet:
+def extend_future(series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | None, horizon: int) -> SeriesSet:
     """Append the steps to come; see `SeriesSet.extend_future`."""
     indexes = future_indexes(series_set, horizon)
     known = _known_future(series_set, futr_df, indexes)
@@ -81,7 +85,9 @@ def extend_future(series_set: SeriesSet, futr_df: pd.DataFrame | None, horizon: 
     )
 
 
-def _known_future(series_set: SeriesSet, futr_df: pd.DataFrame | None, indexes: list[pd.Index]) -> list[np.ndarray]:
+def _known_future(
+    series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | None, indexes: list[pd.Index]
+) -> list[np.ndarray]:
     """Return the known-future covariates of the steps to come, without the calendar: (H, columns) a series."""
     columns = series_set.columns["future"]
     if futr_df is None:
@@ -90,53 +96,52 @@ def _known_future(series_set: SeriesSet, futr_df: pd.DataFrame | None, indexes: 
             raise DataError(_LABEL, "argument", found, "pass futr_df with the rows of future_frame(horizon)")
         return [np.empty((len(index), 0), dtype=np.float32) for index in indexes]
     id_col, time_col = series_set.columns["id_col"], series_set.columns["time_col"]
-    sink = Collector(_LABEL)
     # A set of one series may have been read without an id column; then its future may come without one too.
     default = id_col if len(series_set) == 1 else ""
-    read = load_table(futr_df, id_col=id_col, required=[time_col, *columns], default_id_col=default)
-    table = Table(read.frame, _LABEL, str(series_set.keys[0]), None, False, read.id_col)
+    table = load_table(futr_df, id_col=id_col, required=[time_col, *columns], default_id_col=default)
+    label = _LABEL if isinstance(futr_df, pd.DataFrame) else table.label
+    table = dataclasses.replace(table, label=label, stem=series_set.ids[0])
+    sink = Collector(label)
     codes, keys = series_ids(table, sink)
-    known = set(series_set.keys)
     for key in keys:
-        if key not in known:
+        if str(key) not in series_set.positions:
             found = f"a series of the data was expected, found {key!r}"
-            raise DataError(_LABEL, "id", found, nearest(key, series_set.ids))
+            raise DataError(label, "id", found, nearest(key, series_set.ids))
     zone = indexes[0].tz if isinstance(indexes[0], pd.DatetimeIndex) else None
     whole = series_set.frequency.kind == "integer"
-    times = parse_timestamps(table, time_col, sink, whole_numbers=whole, tz=None if zone is None else str(zone))
-    assert times is not None  # noqa: S101  (this collector raises)
-    if isinstance(times, pd.DatetimeIndex) and (times.tz is None) != (zone is None):
-        found = f"timestamps {'with' if zone is not None else 'without'} a time zone were expected, as in the data"
-        raise DataError(_LABEL, f"column {time_col!r}", found, "take them from future_frame(horizon)")
+    times = parse_timestamps(table, time_col, sink, whole_numbers=whole, tz=zone)
+    if zone is None and isinstance(times, pd.DatetimeIndex) and times.tz is not None:
+        found = "timestamps without a time zone were expected, as in the data"
+        raise DataError(label, f"column {time_col!r}", found, "take them from future_frame(horizon)")
     block = covariates(table, columns, sink, series_set.categories)
-    by_key = {one.key: one for one in group_rows(table, codes, keys, times, sink, sort=True, tz=None)}
+    by_id = {str(one.key): one for one in group_rows(table, codes, keys, times, sink, sort=True, tz=zone)}
     parts = []
-    for key, index in zip(series_set.keys, indexes, strict=True):
-        rows = _exact_rows(table, by_key.get(key), key, index)
+    for name, index in zip(series_set.ids, indexes, strict=True):
+        rows = _exact_rows(label, by_id.get(name), name, index)
         values = block.values[rows]
         empty = np.argwhere(np.isnan(values))
         if len(empty):
             step, column = (int(value) for value in empty[0])
             found = "a value was expected, found none"
-            where = f"series {str(key)!r}, {index[step]}, column {block.source[column]!r}"
-            raise DataError(_LABEL, where, found, "fill it in: a covariate known ahead has a value in every row")
+            where = f"series {name!r}, {index[step]}, column {block.source[column]!r}"
+            raise DataError(label, where, found, "fill it in: a covariate known ahead has a value in every row")
         parts.append(values.astype(np.float32))
     return parts
 
 
-def _exact_rows(table: Table, one: SeriesRows | None, key: str | int, index: pd.Index) -> np.ndarray:
+def _exact_rows(label: str, one: SeriesRows | None, name: str, index: pd.Index) -> np.ndarray:
     """Return the rows of a series that are its steps to come, or name one that is missing or too many."""
-    where = f"series {str(key)!r}"
+    where = f"series {name!r}"
     if one is None:
         found = f"rows for {index[0]} to {index[-1]} were expected, found none"
-        raise DataError(_LABEL, where, found, "pass the rows of future_frame(horizon)")
+        raise DataError(label, where, found, "pass the rows of future_frame(horizon)")
     found_at = one.index.get_indexer(index)
     absent = np.flatnonzero(found_at < 0)
     if len(absent):
         found = f"a row for {index[absent[0]]} was expected, found none ({len(absent)} of {len(index)} are missing)"
-        raise DataError(_LABEL, where, found, "pass the rows of future_frame(horizon)")
+        raise DataError(label, where, found, "pass the rows of future_frame(horizon)")
     extra = np.flatnonzero(index.get_indexer(one.index) < 0)
     if len(extra):
         found = f"only rows for {index[0]} to {index[-1]} were expected, found {one.index[extra[0]]}"
-        raise DataError(_LABEL, where, found, "leave out rows that are not in future_frame(horizon)")
+        raise DataError(label, where, found, "leave out rows that are not in future_frame(horizon)")
     return one.rows[found_at]

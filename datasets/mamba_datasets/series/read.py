@@ -42,15 +42,15 @@ def read_series(
 ) -> SeriesSet:
     """Read series in the long format and check them; what is wrong is named, nothing is changed silently.
 
-    Columns that are not named are not read. Boolean covariates become 0 and 1; text and categorical ones one 0/1 column
-    a category, named "column=value".
+    Columns that are not named are left out. Boolean covariates become 0 and 1. A covariate of text none of which reads
+    as a number, or of pandas' categories, becomes one 0/1 column a category, named "column=value"; at most 64 of them.
 
     Missing steps are rows that are not there, rows without target and covariates, and missing targets or past
     covariates. With "mask" the target of such a step does not count (`observed` is False) and holds the value one
     season before as an input (the last value where there is none, or no season); with "seasonal" that value counts as
-    data, and a step without one season before is refused. Either way covariates carry their last value forward, a
-    known-future covariate may be missing only where the whole row is, steps before the first observed target are left
-    out, and `notes` says how many of each.
+    data, and a step without one season before is refused. Either way covariates carry their last value forward (before
+    their first value they take that one), a known-future covariate may be missing only where the whole row is, steps
+    before the first observed target are left out, and `notes` says how many of each.
 
     Args:
         source: A CSV or Parquet file (".csv", ".tsv", ".csv.gz", ".parquet"), or a frame.
@@ -68,7 +68,8 @@ def read_series(
         tz: The time zone to convert timestamps into; local times without a zone are read as times of it.
         time_format: The format of timestamps in text, as in `datetime.strptime`; ISO 8601 if None.
         separator: What separates the columns of a CSV file.
-        categories: The categories of the training data for each column that is not numeric; others are refused.
+        categories: The `categories` of the training data, for each of its columns that is not numeric: other values are
+            refused. None takes them from the source.
 
     Returns:
         The series, float32 in memory.
@@ -130,8 +131,7 @@ def read_into(
     table = load_table(source, id_col=id_col, required=required, separator=separator)
     codes, keys = series_ids(table, sink)
     y = numbers(table, target_col, sink, "target")
-    known = {} if categories is None else categories
-    blocks = [covariates(table, columns, sink, known) for columns in (past, future, static)]
+    blocks = [covariates(table, columns, sink, categories) for columns in (past, future, static)]
     whole = None if wanted is None else wanted.kind == "integer"
     times = parse_timestamps(table, time_col, sink, whole_numbers=whole, time_format=time_format, tz=tz)
     rows = group_rows(table, codes, keys, times, sink, sort=sort, tz=tz)

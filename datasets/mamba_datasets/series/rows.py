@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def group_rows(
     sink: Collector,
     *,
     sort: bool,
-    tz: str | None,
+    tz: Any,
 ) -> list[SeriesRows]:
     """Gather the rows of each series and check their order.
 

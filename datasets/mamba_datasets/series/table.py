@@ -80,6 +80,10 @@ def load_table(
         names = [str(name) for name in frame.columns]
         chosen = _choose(names, label, id_col, required, default_id_col)
         return _checked(Table(frame[chosen].reset_index(drop=True), label, stem, None, False, _id(chosen, id_col)))
+    if not isinstance(source, (str, Path)):
+        kind = f"{type(source).__module__}.{type(source).__name__}"
+        found = f"a path or a pandas DataFrame was expected, found {kind}"
+        raise DataError("source", "argument", found, "convert it first, such as with to_pandas()")
     path = Path(source)
     label, stem = str(source), path.name.split(".")[0] or "series"
     _check_path(path, label)

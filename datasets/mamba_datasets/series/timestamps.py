@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def parse_timestamps(
     *,
     whole_numbers: bool | None,
     time_format: str | None = None,
-    tz: str | None = None,
+    tz: Any = None,
 ) -> pd.Index | None:
     """Read a column of timestamps.
 
@@ -66,7 +67,7 @@ def _convert(
     sink: Collector,
     whole_numbers: bool | None,
     time_format: str | None,
-    tz: str | None,
+    tz: Any,
 ) -> pd.Index | None:
     if isinstance(column.dtype, pd.PeriodDtype):
         remedy = f"convert it first: frame[{column.name!r}].dt.to_timestamp()"
@@ -90,7 +91,7 @@ def _convert(
 
 
 def _parse_text(
-    table: Table, column: pd.Series, sink: Collector, time_format: str | None, tz: str | None
+    table: Table, column: pd.Series, sink: Collector, time_format: str | None, tz: Any
 ) -> pd.DatetimeIndex | None:
     """Read text or Python objects, and find the row that is to blame where that fails."""
     pattern = time_format or "ISO8601"
@@ -137,7 +138,7 @@ def _offset(value: object) -> str | None:
     return f"{digits[:3]}:{digits[3:] or '00'}"
 
 
-def localise(times: pd.DatetimeIndex, tz: str) -> tuple[pd.DatetimeIndex | None, str]:
+def localise(times: pd.DatetimeIndex, tz: Any) -> tuple[pd.DatetimeIndex | None, str]:
     """Read naive local times of one series as times of a zone.
 
     Args:

@@ -59,6 +59,8 @@ def numbers(table: Table, name: str, sink: Collector, role: str) -> np.ndarray:
         where = f"{table.place(wrong[0])}, column {name!r}"
         more = f" ({len(wrong)} such rows)" if len(wrong) > 1 else ""
         remedy = "correct it" if table.is_text else f"convert the column: pd.to_numeric(frame[{name!r}])"
+        if role == "covariate" and table.is_text:
+            remedy += "; categories must not look like numbers"
         sink.add(where, f"a number was expected for the {role}, found {column.iloc[wrong[0]]!r}{more}", remedy)
         values[wrong] = 0.0
     return values
@@ -95,7 +97,9 @@ def series_ids(table: Table, sink: Collector) -> tuple[np.ndarray, list[str | in
     return codes.astype(np.int64), [int(value) if isinstance(value, np.integer) else value for value in ids]
 
 
-def covariates(table: Table, columns: Sequence[str], sink: Collector, known: Mapping[str, Sequence[str]]) -> Block:
+def covariates(
+    table: Table, columns: Sequence[str], sink: Collector, known: Mapping[str, Sequence[str]] | None
+) -> Block:
     """Read covariate columns of one role.
 
     Booleans become 0 and 1. Text and categorical columns become one 0/1 column a category, named "column=value", in
@@ -105,7 +109,8 @@ def covariates(table: Table, columns: Sequence[str], sink: Collector, known: Map
         table: The table.
         columns: The columns to read.
         sink: Takes values that cannot be used.
-        known: Categories settled by the training data; others are refused.
+        known: The categories of the training data's columns that were not numeric: others are refused, and so is text
+            in a column that is not among them. None takes them from this table.
 
     Returns:
         The columns as numbers.
@@ -114,15 +119,14 @@ def covariates(table: Table, columns: Sequence[str], sink: Collector, known: Map
     parts: list[np.ndarray] = []
     for name in columns:
         column = table.frame[name]
-        is_category = isinstance(column.dtype, pd.CategoricalDtype)
-        if name not in known and not is_category and not _is_text(column):
+        if not (_is_category(column) if known is None else name in known):
             parts.append(numbers(table, name, sink, "covariate"))
             block.names.append(name)
             block.source.append(name)
-            if pd.api.types.is_bool_dtype(column.dtype):
+            if _is_boolean(column):
                 block.binary.append(name)
             continue
-        one_hot, categories = _one_hot(table, name, sink, known.get(name))
+        one_hot, categories = _one_hot(table, name, sink, None if known is None else known[name])
         names = [f"{name}={category}" for category in categories]
         parts.extend(one_hot.T)
         block.names += names
@@ -161,6 +165,20 @@ def _one_hot(
     values = (text[:, None] == np.array(categories, dtype=object)[None, :]).astype(np.float64)
     values[missing] = np.nan
     return values, categories
+
+
+def _is_boolean(column: pd.Series) -> bool:
+    """Whether a column holds nothing but booleans and missing values."""
+    if column.dtype == object:
+        return bool(column.dropna().map(lambda value: isinstance(value, (bool, np.bool_))).all())
+    return pd.api.types.is_bool_dtype(column.dtype)
+
+
+def _is_category(column: pd.Series) -> bool:
+    """Whether a covariate is a category: text that nowhere reads as a number, or pandas' own categories."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return True
+    return _is_text(column) and bool(pd.to_numeric(column, errors="coerce").isna().all())
 
 
 def _is_text(column: pd.Series) -> bool:

@@ -6,6 +6,7 @@ Letters: B batch, L lookback, H horizon, P past covariates, F known-future ones,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -81,8 +82,6 @@ class WindowDataset(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """Return one window as views of the set's memory."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
         series, origin = (int(value[0]) for value in self.locate([index]))
         now = int(self._start[series]) + origin
         past, ahead = slice(now - self.lookback, now), slice(now, now + self.horizon)
@@ -152,6 +151,8 @@ class WindowDataset(Dataset[Item]):
         """
         numbers = np.asarray(indices, dtype=np.int64)
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(self)):
+            raise IndexError(f"window numbers {np.asarray(indices)} of {len(self)} windows")
         if self._kept is not None:
             numbers = self._kept[numbers]
         series = np.searchsorted(self._ends, numbers, side="right")
@@ -224,7 +225,12 @@ class WindowBatch(Sequence[Item]):
 
     def __getitem__(self, index: Any) -> Any:
         """Return one item as views of the batch."""
-        return {name: value[index] for name, value in self.batch.items()}
+        return self._items[index]
+
+    @cached_property
+    def _items(self) -> list[Item]:
+        parts = (value.unbind() for value in self.batch.values())
+        return [dict(zip(self.batch, item, strict=True)) for item in zip(*parts, strict=True)]
 
 
 def collate(items: Sequence[Item]) -> Item:
