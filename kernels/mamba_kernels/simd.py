@@ -46,7 +46,7 @@ def compile_kernel(*sources: str) -> Callable[[Callable[..., Any]], Any]:
     text = b"".join(Path(path).read_bytes() for path in (__file__, *sources))
     stamp = hashlib.sha256(text).hexdigest()[:12]
 
-    def decorate(function: Callable[..., Any]) -> Any:  # noqa: ANN401
+    def decorate(function: Callable[..., Any]) -> Any:
         function.__qualname__ = f"{function.__qualname__}_{stamp}"
         try:
             return numba.njit(nogil=True, cache=True)(function)
@@ -66,7 +66,7 @@ class LanesType(types.Type):
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: LanesType) -> None:  # noqa: ANN401
+    def __init__(self, manager: Any, kind: LanesType) -> None:
         element = ir.FloatType() if kind.dtype == types.float32 else ir.DoubleType()
         super().__init__(manager, kind, ir.VectorType(element, LANES))
 
@@ -170,7 +170,7 @@ class _Emitter:
         return rows[0]
 
 
-def _pointer(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:  # noqa: ANN401
+def _pointer(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
     data = context.make_array(kind)(context, builder, value=array).data
     return builder.gep(data, [index])
 
@@ -180,12 +180,12 @@ def _is_flat(kind: types.Type) -> bool:
 
 
 @intrinsic
-def load(typingctx, array, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def load(typingctx, array, index):  # type: ignore[no-untyped-def]
     """Return the lanes array[index : index + 16] of a contiguous vector."""
     if not (_is_flat(array) and isinstance(index, types.Integer)):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         emitter = _Emitter(builder, array.dtype)
         pointer = _pointer(context, builder, array, *arguments)
         pointer = builder.bitcast(pointer, emitter.vector.as_pointer())
@@ -195,12 +195,12 @@ def load(typingctx, array, index):  # type: ignore[no-untyped-def]  # noqa: ANN0
 
 
 @intrinsic
-def store(typingctx, array, index, lanes):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def store(typingctx, array, index, lanes):  # type: ignore[no-untyped-def]
     """Write the lanes to array[index : index + 16] of a contiguous vector."""
     if not (_is_flat(array) and isinstance(lanes, LanesType) and lanes.dtype == array.dtype):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         emitter = _Emitter(builder, array.dtype)
         pointer = _pointer(context, builder, array, *arguments[:2])
         pointer = builder.bitcast(pointer, emitter.vector.as_pointer())
@@ -211,24 +211,24 @@ def store(typingctx, array, index, lanes):  # type: ignore[no-untyped-def]  # no
 
 
 @intrinsic
-def splat(typingctx, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def splat(typingctx, value):  # type: ignore[no-untyped-def]
     """Return lanes that all hold the value."""
     if value not in (types.float32, types.float64):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return _Emitter(builder, value).splat(arguments[0])
 
     return LanesType(value)(value), generate
 
 
 @intrinsic
-def splat_at(typingctx, array, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def splat_at(typingctx, array, index):  # type: ignore[no-untyped-def]
     """Return lanes that all hold array[index] of a contiguous vector."""
     if not (_is_flat(array) and isinstance(index, types.Integer)):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         value = builder.load(_pointer(context, builder, array, *arguments), align=array.dtype.bitwidth // 8)
         return _Emitter(builder, array.dtype).splat(value)
 
@@ -236,12 +236,12 @@ def splat_at(typingctx, array, index):  # type: ignore[no-untyped-def]  # noqa: 
 
 
 @intrinsic
-def take(typingctx, counter):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def take(typingctx, counter):  # type: ignore[no-untyped-def]
     """Return counter[0] and add one to it, as one step for all threads."""
     if counter != types.Array(types.int64, 1, "C"):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         data = context.make_array(counter)(context, builder, value=arguments[0]).data
         return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
 
@@ -249,24 +249,24 @@ def take(typingctx, counter):  # type: ignore[no-untyped-def]  # noqa: ANN001, A
 
 
 @intrinsic
-def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     """Return a * b + c, rounded once where the processor can."""
     if not (isinstance(a, LanesType) and a == b == c):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return _Emitter(builder, a.dtype).fma(*arguments)
 
     return a(a, b, c), generate
 
 
-def _unary(name: str) -> Any:  # noqa: ANN401
+def _unary(name: str) -> Any:
     @intrinsic
-    def function(typingctx, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def function(typingctx, x):  # type: ignore[no-untyped-def]
         if not isinstance(x, LanesType):
             return None
 
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             return getattr(_Emitter(builder, x.dtype), name)(*arguments)
 
         return x(x), generate
@@ -281,12 +281,12 @@ sigmoid = _unary("sigmoid")
 
 
 @intrinsic
-def total(typingctx, lanes):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def total(typingctx, lanes):  # type: ignore[no-untyped-def]
     """Return the sum of the lanes."""
     if not isinstance(lanes, LanesType):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         emitter = _Emitter(builder, lanes.dtype)
         x = arguments[0]
         for width in (8, 4, 2, 1):
@@ -297,12 +297,12 @@ def total(typingctx, lanes):  # type: ignore[no-untyped-def]  # noqa: ANN001, AN
 
 
 @intrinsic
-def row_totals(typingctx, array, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def row_totals(typingctx, array, index):  # type: ignore[no-untyped-def]
     """Return lanes whose k-th is the sum of array[index + 16 * k : index + 16 * (k + 1)]."""
     if not (_is_flat(array) and isinstance(index, types.Integer)):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         emitter = _Emitter(builder, array.dtype)
         pointer = _pointer(context, builder, array, *arguments)
         pointer = builder.bitcast(pointer, emitter.vector.as_pointer())
@@ -317,14 +317,14 @@ def row_totals(typingctx, array, index):  # type: ignore[no-untyped-def]  # noqa
 
 def _operator(function: Callable[..., Any], instruction: str) -> None:
     @type_callable(function)
-    def typer(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        def result(a, b):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def typer(context):  # type: ignore[no-untyped-def]
+        def result(a, b):  # type: ignore[no-untyped-def]
             return a if isinstance(a, LanesType) and a == b else None
 
         return result
 
     @lower_builtin(function, LanesType, LanesType)
-    def lower(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def lower(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return getattr(builder, instruction)(*arguments)
 
 

@@ -28,7 +28,7 @@ def flat(x: Tensor | None, dtype: torch.dtype | None = None) -> np.ndarray:
 
 
 @numba.njit
-def aligned(size, like):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def aligned(size: int, like: np.ndarray) -> np.ndarray:
     """Return an uninitialised vector whose start is on a cache line, so that no vector load crosses one."""
     raw = np.empty(size + 64, like.dtype)
     skip = (-(raw.ctypes.data // raw.itemsize)) % (64 // raw.itemsize)
@@ -36,7 +36,9 @@ def aligned(size, like):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
 
 
 @numba.njit
-def load_tile(tile, steps, source, start, lanes, lane_stride, step_stride):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def load_tile(
+    tile: np.ndarray, steps: int, source: np.ndarray, start: int, lanes: int, lane_stride: int, step_stride: int
+) -> None:
     """Fill a tile; lanes that the tensor does not have become 0."""
     if lane_stride == 1 and lanes == LANES:
         for t in range(steps):
@@ -52,7 +54,9 @@ def load_tile(tile, steps, source, start, lanes, lane_stride, step_stride):  # t
 
 
 @numba.njit
-def store_tile(tile, steps, target, start, lanes, lane_stride, step_stride):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def store_tile(
+    tile: np.ndarray, steps: int, target: np.ndarray, start: int, lanes: int, lane_stride: int, step_stride: int
+) -> None:
     """Write a tile's lanes that the tensor has."""
     if lane_stride == 1 and lanes == LANES:
         for t in range(steps):
@@ -65,7 +69,9 @@ def store_tile(tile, steps, target, start, lanes, lane_stride, step_stride):  # 
 
 
 @numba.njit
-def load_rows(rows, steps, width, source, start, row_stride, step_stride):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def load_rows(
+    rows: np.ndarray, steps: int, width: int, source: np.ndarray, start: int, row_stride: int, step_stride: int
+) -> None:
     """Fill ``rows`` (steps, width) from a (width, steps) part of a tensor."""
     if row_stride == 1:
         for t in range(steps):
@@ -78,7 +84,9 @@ def load_rows(rows, steps, width, source, start, row_stride, step_stride):  # ty
 
 
 @numba.njit
-def store_rows(rows, steps, width, target, start, row_stride, step_stride):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def store_rows(
+    rows: np.ndarray, steps: int, width: int, target: np.ndarray, start: int, row_stride: int, step_stride: int
+) -> None:
     """Write ``rows`` (steps, width) to a (width, steps) part of a tensor."""
     if row_stride == 1:
         for t in range(steps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,10 +12,11 @@ from torch import Tensor
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.segments import segment_marks
-from mamba_kernels.selective_scan import cpu_kernels as kernels
-from mamba_kernels.selective_scan.cpu_kernels import Plan, View
+from mamba_kernels.selective_scan.cpu_backward import Gradients, scan_backward
+from mamba_kernels.selective_scan.cpu_forward import scan_forward
+from mamba_kernels.selective_scan.cpu_plan import PADDING, RESET, Inputs, Plan, View
 from mamba_kernels.simd import LANES
-from mamba_kernels.threads import run_tasks
+from mamba_kernels.threads import run_workers
 from mamba_kernels.tiles import flat
 
 # Tasks a scan is cut into where it can be: enough to keep many threads busy, few enough that the partial sums of dB and
@@ -27,6 +29,27 @@ def chunk_steps(state: int) -> int:
     return max(8, min(128, 1024 // state))
 
 
+def checkpoint_steps(state: int) -> int:
+    """Return how many steps lie between checkpoints, so that they take at most a quarter of the input's memory."""
+    chunk = chunk_steps(state)
+    return max(1, 4 * state // chunk) * chunk
+
+
+def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
+    """Return the shape of the states a forward pass keeps for its backward, (B, S, K, N, 16)."""
+    batch, channels, length = u.shape
+    state = A.shape[1]
+    groups = _groups(B, C)[0]
+    blocks = groups * -(-(channels // groups) // LANES)
+    return batch, (length - 1) // checkpoint_steps(state), blocks, state, LANES
+
+
+def _groups(B: Tensor, C: Tensor) -> tuple[int, int, int]:
+    """Return the number of groups within which all channels share B and C, that of B and that of C."""
+    B_groups, C_groups = (M.shape[1] if M.dim() == 4 else 1 for M in (B, C))
+    return math.lcm(B_groups, C_groups), B_groups, C_groups
+
+
 def make_plan(
     u: Tensor,
     A: Tensor,
@@ -37,26 +60,27 @@ def make_plan(
     gated: bool,
     marked: bool,
     reverse: bool,
-    checkpoint_every: int,
+    save: bool,
 ) -> Plan:
     """Cut a scan into tasks by its shapes alone, so that the result does not depend on the number of threads."""
     batch, channels, length = u.shape
-    B_groups, C_groups = (M.shape[1] if M.dim() == 4 else 1 for M in (B, C))
-    groups = math.lcm(B_groups, C_groups)
+    groups, B_groups, C_groups = _groups(B, C)
     group_channels = channels // groups
     group_blocks = -(-group_channels // LANES)
     splits = min(group_blocks, max(1, -(-TASKS // max(1, batch * groups))))
     task_blocks = -(-group_blocks // splits)
+    splits = -(-group_blocks // task_blocks)
     return Plan(
+        tasks=batch * groups * splits,
         length=length,
         state=A.shape[1],
         groups=groups,
         group_channels=group_channels,
         group_blocks=group_blocks,
         task_blocks=task_blocks,
-        splits=-(-group_blocks // task_blocks),
+        splits=splits,
         chunk=chunk_steps(A.shape[1]),
-        every=checkpoint_every,
+        every=checkpoint_steps(A.shape[1]) if save else 0,
         B_share=groups // B_groups,
         C_share=groups // C_groups,
         B_fixed=int(B.dim() == 2),
@@ -103,7 +127,11 @@ def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor:
     if seq_idx is None:
         return torch.zeros(1, dtype=torch.uint8)
     reset, padding = segment_marks(seq_idx.flip(1) if reverse else seq_idx)
-    return (reset * kernels.RESET + padding * kernels.PADDING).to(torch.uint8).contiguous()
+    return (reset * RESET + padding * PADDING).to(torch.uint8).contiguous()
+
+
+def _counter() -> np.ndarray:
+    return np.zeros(1, np.int64)
 
 
 def _inputs(
@@ -118,20 +146,19 @@ def _inputs(
     z: Tensor | None,
     delta_bias: Tensor | None,
     seq_idx: Tensor | None,
-) -> tuple:
-    """Return the arguments that both kernels take after the plan."""
+) -> Inputs:
     missing_D = torch.zeros((), dtype=dtype).expand(u.shape[1])
     skip, bias = (_to_blocks((missing_D if x is None else x)[:, None], plan, dtype) for x in (D, delta_bias))
-    return (
-        _view(u.to(dtype), dtype),
-        _view(delta.to(dtype), dtype),
-        flat(_to_blocks(A * math.log2(math.e) if A.dtype == dtype else A.to(dtype) * math.log2(math.e), plan, dtype)),
-        _matrix_view(B, plan, dtype),
-        _matrix_view(C, plan, dtype),
-        flat(skip),
-        _view(None if z is None else z.to(dtype), dtype),
-        flat(bias),
-        flat(_marks(seq_idx, bool(plan.reverse))),
+    return Inputs(
+        u=_view(u.to(dtype), dtype),
+        delta=_view(delta.to(dtype), dtype),
+        A=flat(_to_blocks(A.to(dtype) * math.log2(math.e), plan, dtype)),
+        B=_matrix_view(B, plan, dtype),
+        C=_matrix_view(C, plan, dtype),
+        D=flat(skip),
+        z=_view(None if z is None else z.to(dtype), dtype),
+        bias=flat(bias),
+        marks=flat(_marks(seq_idx, bool(plan.reverse))),
     )
 
 
@@ -149,31 +176,29 @@ def forward(
     seq_idx: Tensor | None,
     reverse: bool,
     out_dtype: torch.dtype,
-    checkpoint_every: int,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, the last state and the checkpoints the backward pass starts from.
+    """Return the output, the last state, and the checkpoints the backward pass starts from (none unless ``save``).
 
-    The arguments are those of `selective_scan`, already checked. Checkpoints are (B, S, K, N, 16), in the arithmetic's
-    dtype; their layout is this module's own.
+    The arguments are those of `selective_scan`, already checked.
     """
     dtype = compute_dtype(u, delta, A, B, C)
     plan = make_plan(
         u, A, B, C, delta_softplus=delta_softplus, gated=z is not None, marked=seq_idx is not None, reverse=reverse,
-        checkpoint_every=checkpoint_every,
+        save=save,
     )  # fmt: skip
-    batch, channels, length = u.shape
+    batch = u.shape[0]
     blocks = plan.groups * plan.group_blocks
     if initial_state is None:
         state = torch.zeros(batch, blocks, plan.state, LANES, dtype=dtype)
     else:
         state = _to_blocks(initial_state, plan, dtype)
         state = state.clone() if state.data_ptr() == initial_state.data_ptr() else state
-    saved = (length - 1) // checkpoint_every if checkpoint_every else 0
-    checkpoints = torch.empty(batch, saved, blocks, plan.state, LANES, dtype=dtype)
+    checkpoints = torch.empty(checkpoint_shape(u, A, B, C) if save else (0,), dtype=dtype)
     y = empty_in_order(u, dtype)
-    arguments = (plan, *_inputs(plan, dtype, u, delta, A, B, C, D, z, delta_bias, seq_idx))
-    arguments = (*arguments, flat(state), flat(checkpoints), _view(y, dtype))
-    run_tasks(lambda task: kernels.scan_forward(task, *arguments), batch * plan.groups * plan.splits)
+    inputs = _inputs(plan, dtype, u, delta, A, B, C, D, z, delta_bias, seq_idx)
+    arguments = (_counter(), plan, inputs, flat(state), flat(checkpoints), _view(y, dtype))
+    run_workers(lambda: scan_forward(*arguments), plan.tasks)
     if out_dtype != dtype:
         y = empty_in_order(u, out_dtype).copy_(y)
     return y, _from_blocks(state, plan).contiguous(), checkpoints
@@ -212,15 +237,14 @@ def backward(
     seq_idx: Tensor | None,
     reverse: bool,
     checkpoints: Tensor,
-    checkpoint_every: int,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, empty for absent inputs."""
     dtype = compute_dtype(u, delta, A, B, C)
     plan = make_plan(
         u, A, B, C, delta_softplus=delta_softplus, gated=z is not None, marked=seq_idx is not None, reverse=reverse,
-        checkpoint_every=checkpoint_every,
+        save=True,
     )  # fmt: skip
-    batch, channels, _ = u.shape
+    batch = u.shape[0]
     blocks = plan.groups * plan.group_blocks
     per_state, per_channel = (batch, blocks, plan.state, LANES), (batch, blocks, LANES)
     initial = torch.zeros(per_state, dtype=dtype) if initial_state is None else _to_blocks(initial_state, plan, dtype)
@@ -232,26 +256,29 @@ def backward(
     du, ddelta = empty_in_order(u, dtype), empty_in_order(delta, dtype)
     dz = None if z is None else empty_in_order(z, dtype)
     dA, dskip, dbias = (torch.zeros(shape, dtype=dtype) for shape in (per_state, per_channel, per_channel))
-    dB, dC = (
-        torch.zeros(per_state, dtype=dtype) if M.dim() == 2 else _partial_sums(M, plan, dtype) for M in (B, C)
+    dB, dC = (torch.zeros(per_state, dtype=dtype) if M.dim() == 2 else _partial_sums(M, plan, dtype) for M in (B, C))
+    gradients = Gradients(
+        u=_view(du, dtype),
+        delta=_view(ddelta, dtype),
+        A=flat(dA),
+        B=View(flat(dB), tuple(dB.stride()[:4])),
+        C=View(flat(dC), tuple(dC.stride()[:4])),
+        D=flat(dskip),
+        z=_view(dz, dtype),
+        bias=flat(dbias),
+        state=flat(carry),
     )
-    arguments = (plan, *_inputs(plan, dtype, u, delta, A, B, C, D, z, delta_bias, seq_idx))
+    inputs = _inputs(plan, dtype, u, delta, A, B, C, D, z, delta_bias, seq_idx)
     arguments = (
-        *arguments,
+        _counter(),
+        plan,
+        inputs,
         flat(initial),
         flat(checkpoints),
         _view(grad_out.to(dtype), dtype),
-        _view(du, dtype),
-        _view(ddelta, dtype),
-        flat(dA),
-        View(flat(dB), tuple(dB.stride())),
-        View(flat(dC), tuple(dC.stride())),
-        flat(dskip),
-        _view(dz, dtype),
-        flat(dbias),
-        flat(carry),
+        gradients,
     )
-    run_tasks(lambda task: kernels.scan_backward(task, *arguments), batch * plan.groups * plan.splits)
+    run_workers(lambda: scan_backward(*arguments), plan.tasks)
 
     def in_order(gradient: Tensor | None, x: Tensor | None) -> Tensor:
         if gradient is None or x is None:

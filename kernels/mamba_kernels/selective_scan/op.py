@@ -8,6 +8,7 @@ from torch import Tensor
 from mamba_kernels import backend as backends
 from mamba_kernels.checks import FLOATS, cast_for_autocast, require, require_device, require_float, require_shape
 from mamba_kernels.selective_scan.reference import selective_scan_reference
+from mamba_kernels.selective_scan.registered import registered_scan
 
 NAME = "selective_scan"
 MAX_STATE = 256
@@ -156,8 +157,15 @@ def selective_scan(
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, out_dtype)
     u, delta, B, C = (cast_for_autocast(x) for x in (u, delta, B, C))
     z = None if z is None else cast_for_autocast(z)
-    backends.choose(NAME, u.device, backend, has_triton=False)
-    out, last_state = selective_scan_reference(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, reverse, out_dtype
-    )
+    out_dtype = u.dtype if out_dtype is None else out_dtype
+    if backends.choose(NAME, u.device, backend, has_triton=False) == "reference":
+        out, last_state = selective_scan_reference(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, reverse, out_dtype
+        )
+    else:
+        differentiable = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+        save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable)
+        out, last_state, _ = registered_scan(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, reverse, out_dtype, save
+        )
     return (out, last_state) if return_last_state else out

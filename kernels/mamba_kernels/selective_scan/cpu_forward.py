@@ -1,0 +1,115 @@
+"""The selective scan's forward pass, compiled for the CPU; see `cpu_plan` for the layout."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from mamba_kernels import tiles
+from mamba_kernels.selective_scan import cpu_plan
+from mamba_kernels.selective_scan.cpu_plan import (
+    PADDING,
+    RESET,
+    Inputs,
+    Plan,
+    View,
+    block_number,
+    checkpoint_place,
+    clear,
+    copy,
+    mark_at,
+    part_of,
+    read_rows,
+    read_step_sizes,
+    read_tile,
+    write_tile,
+)
+from mamba_kernels.simd import LANES, compile_kernel, exp2, fma, load, sigmoid, splat, splat_at, store, take
+from mamba_kernels.tiles import aligned
+
+
+class _Scratch(NamedTuple):
+    """Buffers of one thread."""
+
+    dt: np.ndarray
+    x: np.ndarray
+    gate: np.ndarray
+    B_rows: np.ndarray
+    C_rows: np.ndarray
+
+
+@numba.njit
+def _scan_chunk(
+    plan: Plan, inputs: Inputs, scratch: _Scratch, sequence: int, block: int, begin: int, steps: int, state: np.ndarray
+) -> None:
+    """Run a chunk of a block: replace u in ``scratch.x`` by y, and the state by the one after the chunk."""
+    # Numba counts references wherever a field is read: arrays are bound here, outside the loops.
+    A, B, C, marks = inputs.A, inputs.B.data, inputs.C.data, inputs.marks
+    dt, x, gate, B_rows, C_rows = scratch
+    size = plan.state * LANES
+    constants, states = block * size, block_number(plan, sequence, block) * size
+    weight, zero = load(inputs.D, block * LANES), splat(A.dtype.type(0))
+    for t in range(steps):
+        mark = mark_at(plan, marks, sequence, begin + t)
+        if mark == PADDING:
+            store(x, t * LANES, zero)
+            continue
+        if mark == RESET:
+            clear(state, states, size)
+        dt_t, u_t = load(dt, t * LANES), load(x, t * LANES)
+        input_t, y_t = dt_t * u_t, weight * u_t
+        for n in range(plan.state):
+            i, j = n * LANES, t * plan.state + n
+            decay = exp2(dt_t * load(A, constants + i))
+            B_tn = load(B, constants + i) if plan.B_fixed else splat_at(B_rows, j)
+            C_tn = load(C, constants + i) if plan.C_fixed else splat_at(C_rows, j)
+            h = fma(decay, load(state, states + i), input_t * B_tn)
+            store(state, states + i, h)
+            y_t = fma(h, C_tn, y_t)
+        if plan.gated:
+            z_t = load(gate, t * LANES)
+            y_t = y_t * (z_t * sigmoid(z_t))
+        store(x, t * LANES, y_t)
+
+
+@compile_kernel(tiles.__file__, cpu_plan.__file__)
+def scan_forward(
+    counter: np.ndarray, plan: Plan, inputs: Inputs, state: np.ndarray, checkpoints: np.ndarray, y: View
+) -> None:
+    """Run tasks until none is left: write y and the checkpoints, and turn ``state`` into the last state.
+
+    Args:
+        counter: The next task's number, shared by all threads.
+        plan: The cut and the options.
+        inputs: What is scanned.
+        state: Initial states (B, K, N, 16), replaced by the last ones.
+        checkpoints: States after each ``plan.every`` steps, (B, S, K, N, 16).
+        y: The output, in the layout of the input.
+    """
+    tile, row, size = plan.chunk * LANES, plan.chunk * plan.state, plan.state * LANES
+    scratch = _Scratch(
+        aligned(tile, state), aligned(tile, state), aligned(tile, state), aligned(row, state), aligned(row, state)
+    )
+    task = take(counter)
+    while task < plan.tasks:
+        sequence, _, group, first, last = part_of(plan, task)
+        for begin in range(0, plan.length, plan.chunk):
+            steps = min(plan.chunk, plan.length - begin)
+            if not plan.B_fixed:
+                read_rows(plan, scratch.B_rows, inputs.B, sequence, group // plan.B_share, begin, steps)
+            if not plan.C_fixed:
+                read_rows(plan, scratch.C_rows, inputs.C, sequence, group // plan.C_share, begin, steps)
+            for block in range(first, last):
+                read_step_sizes(plan, scratch.dt, inputs, sequence, block, begin, steps)
+                read_tile(plan, scratch.x, inputs.u, sequence, block, begin, steps)
+                if plan.gated:
+                    read_tile(plan, scratch.gate, inputs.z, sequence, block, begin, steps)
+                _scan_chunk(plan, inputs, scratch, sequence, block, begin, steps, state)
+                write_tile(plan, scratch.x, y, sequence, block, begin, steps)
+                done = begin + steps
+                if plan.every > 0 and done % plan.every == 0 and done < plan.length:
+                    place = checkpoint_place(plan, sequence, done // plan.every, block)
+                    copy(state, block_number(plan, sequence, block) * size, checkpoints, place, size)
+        task = take(counter)
