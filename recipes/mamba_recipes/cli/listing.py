@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -46,19 +47,28 @@ def _card(one: recipes.Recipe) -> dict[str, Any]:
 
 def _models(argv: Sequence[str]) -> int:
     parser = Parser(prog="mamba-apps models", description="List the models, their size and what they take.")
-    parser.add_argument("domain", nargs="?", help="only this domain")
+    parser.add_argument("name", nargs="?", metavar="DOMAIN|MODEL", help="only this domain, or one model's options")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args(argv)
 
     from mamba_recipes.catalog import listing
 
-    found = listing(arguments.domain)
+    found = listing(arguments.name)
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found, indent=1, default=str))
         return DONE
     rows = [(m["model"], m["domain"], f"{m['parameters']:,}", m["takes"]) for m in found]
     _table(("model", "domain", "parameters", "takes"), rows)
+    if len(found) == 1 and found[0]["model"] == arguments.name:
+        print(f"\n{found[0]['summary']}\n")
+        _table(("option", "default"), [(key, _default(value)) for key, value in found[0]["options"].items()])
+    for sizes in dict.fromkeys((m["domain"], m["at"]) for m in found):
+        print(f"parameters of {sizes[0]} at {sizes[1]}", file=sys.stderr)
     return DONE
+
+
+def _default(value: Any) -> str:
+    return "needed" if value is inspect.Parameter.empty else str(value)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

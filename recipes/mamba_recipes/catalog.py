@@ -1,0 +1,83 @@
+"""What `mamba-apps models` lists: each domain's models, their size at a stated shape, and what they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mamba_apps.errors import UserError
+from mamba_recipes.names import nearest
+
+_LOOKBACK, _HORIZON = 672, 24
+_MIXER_WIDTH = 64
+
+
+def listing(wanted: str | None = None) -> list[dict[str, Any]]:
+    """Return one entry per model: model, domain, parameters, at, takes, options, summary.
+
+    Args:
+        wanted: Only this domain, or only the model of this name; None for all.
+
+    Raises:
+        UserError: If there is no such domain or model.
+    """
+    if wanted in _DOMAINS:
+        return _of(wanted)
+    found = [entry for domain in _DOMAINS for entry in _of(domain)]
+    chosen = [entry for entry in found if wanted in (None, entry["model"])]
+    if not chosen:
+        known = [*_DOMAINS, *(entry["model"] for entry in found)]
+        raise UserError(f"there is no model or domain {wanted!r}", nearest(str(wanted), known))
+    return chosen
+
+
+def _of(domain: str) -> list[dict[str, Any]]:
+    return [{**entry, "domain": domain} for entry in _DOMAINS[domain]()]
+
+
+def _forecasting() -> list[dict[str, Any]]:
+    from mamba_apps.forecasting import models
+
+    found = []
+    for name in models.names():
+        known = models.spec(name)
+        model = models.create(name, _LOOKBACK, _HORIZON)
+        kinds = [kind for kind in ("past", "future", "static") if kind in known.cls.covariates]
+        effect = [kind for kind in ("past", "future", "static") if kind in known.cls.through_effect]
+        takes = [f"{', '.join(kinds)} covariates"] if kinds else []
+        takes += [f"{', '.join(effect)} covariates as an added effect"] if effect else []
+        found.append(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "at": f"lookback {_LOOKBACK}, horizon {_HORIZON}, no covariates",
+                "takes": "; ".join(takes) or "the series alone",
+                "options": known.options,
+                "summary": known.summary,
+            }
+        )
+    return found
+
+
+def _mixers() -> list[dict[str, Any]]:
+    from mamba_apps import mixers
+
+    found = []
+    for name in mixers.names():
+        known = mixers.spec(name)
+        mixer = mixers.create(name, _MIXER_WIDTH)
+        routes = ", ".join(sorted(mixer.routes))
+        found.append(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in mixer.parameters()),
+                "at": f"{_MIXER_WIDTH} channels",
+                "takes": f"{'causal; ' if mixer.causal else ''}routes: {routes}",
+                "options": known.options,
+                "summary": known.summary,
+            }
+        )
+    return found
+
+
+_DOMAINS: dict[str, Callable[[], list[dict[str, Any]]]] = {"forecasting": _forecasting, "mixers": _mixers}

@@ -1,0 +1,108 @@
+"""`recipes`, `models` and `check`: what there is, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mamba_apps.forecasting import models
+from mamba_apps.mixers import names as mixer_names
+from mamba_recipes import recipe as recipes
+from mamba_recipes.cli import main
+
+GOOD = "unique_id,ds,y\n" + "".join(f"a,2024-01-01 {hour:02d}:00:00,{hour}.5\n" for hour in range(24))
+
+
+def test_recipes_lists_every_shipped_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["recipe", *recipes.shipped()]
+    assert main(["recipes", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in found] == list(recipes.shipped())
+    assert all(entry["paper"] and entry["expected"] and entry["command"] for entry in found)
+
+
+def test_one_recipe_is_printed_as_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    name, path = next(iter(recipes.shipped().items()))
+    assert main(["recipes", name]) == 0
+    assert capsys.readouterr().out.strip() == path.read_text(encoding="utf-8").strip()
+
+
+def test_models_lists_every_registered_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == ["model", *models.names(), *mixer_names()]
+    assert main(["models", "forecasting", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["model"] for entry in found] == models.names()
+    assert all(entry["parameters"] > 0 and entry["takes"] for entry in found)
+
+
+def test_one_model_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "patch"]) == 0
+    out = capsys.readouterr().out
+    assert "d_model" in out
+    assert "mixer " in out
+
+
+def test_an_unknown_model_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "pathc"]) == 2
+    assert "there is no model or domain 'pathc'; did you mean 'patch'" in capsys.readouterr().err
+
+
+def test_check_says_that_a_good_file_is_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.csv").write_text(GOOD, encoding="utf-8")
+    assert main(["check", "good.csv", "--set", "freq=h"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("good.csv: 1 series of 24 steps")
+    assert captured.err == ""
+    assert main(["check", "good.csv", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["kind"], document["findings"]) == ("series", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD.replace("05:00:00,5.5", "04:00:00,5.5"), "04:00:00"),
+        (GOOD.replace("a,2024-01-01 05:00:00,5.5\n", ""), "05:00:00"),
+        (GOOD.replace(",7.5", ",seven"), "seven"),
+        (GOOD.replace(",7.5", ",inf"), "07:00:00"),
+        (GOOD.replace("ds,", "when,"), "there is no column 'ds'"),
+        ("", "bad.csv"),
+        ("unique_id,ds,y\n", "bad.csv"),
+    ],
+)
+def test_check_names_what_is_wrong_and_ends_with_2(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.csv").write_text(text, encoding="utf-8")
+    assert main(["check", "bad.csv", "--set", "freq=h"]) == 2
+    captured = capsys.readouterr()
+    assert says in captured.out
+    assert captured.err.startswith("mamba-apps: bad.csv: ")
+    assert "found" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--as", "serie"], "did you mean 'series'"),
+        (["--set", "freq"], "--set 'freq' is not understood"),
+        (["--set", "frequency=h"], "unexpected keyword argument 'frequency'"),
+    ],
+)
+def test_check_refuses_wrong_options(
+    words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.csv").write_text(GOOD, encoding="utf-8")
+    assert main(["check", "good.csv", *words]) == 2
+    assert says in capsys.readouterr().err
