@@ -215,6 +215,10 @@ class SeriesSet:
         """Return the last steps of each series, without copying."""
         return self._cut([(max(0, len(index) - steps), len(index)) for index in self.indexes])
 
+    def without_last(self, steps: int) -> SeriesSet:
+        """Return all but the last steps of each series, without copying."""
+        return self._cut([(0, max(0, len(index) - steps)) for index in self.indexes])
+
     def select(self, ids: Sequence[str | int]) -> SeriesSet:
         """Return some series, in the order asked for, without copying their steps."""
         numbers = [self.positions[self[name].id] for name in ids]
