@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,14 @@ ROUTES = [
     Route("windowed", merge="concat", window=3),
 ]
 GRIDS = [(1,), (63,), (1, 1), (1, 7), (5, 3), (4, 4), (2, 3, 5), (3, 1, 4)]
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """What an operator leaves unwritten shows: PyTorch fills empty tensors with NaN in its deterministic mode."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def _inputs(
@@ -307,19 +316,19 @@ def test_the_second_derivative_of_the_operator_names_the_switch() -> None:
 
 @pytest.mark.parametrize("route", [ROUTES[1], ROUTES[4], ROUTES[6]], ids=repr)
 @pytest.mark.parametrize("bare", [False, True])
-@pytest.mark.parametrize("every", [0, 128])
-def test_opcheck(route: Route, bare: bool, every: int) -> None:
+@pytest.mark.parametrize("save", [False, True])
+def test_opcheck(route: Route, bare: bool, save: bool) -> None:
     inputs = _inputs(route, (13, 11), bare=bare, rank=None if bare else 2)
     names = ("x", "delta", "A", "B", "C", "D", "z", "delta_bias", "delta_weight")
     tensors = [inputs.get(name) for name in names]
     options = (True, route.name, route.merge, route.widths(2))
     operators = torch.ops.mamba_kernels
-    torch.library.opcheck(operators.selective_scan_route.default, (*tensors, *options, torch.float32, every))
+    torch.library.opcheck(operators.selective_scan_route.default, (*tensors, *options, torch.float32, save))
     with torch.no_grad():
-        out, merged, kept = operators.selective_scan_route(*tensors, *options, torch.float32, every)
+        out, merged, kept = operators.selective_scan_route(*tensors, *options, torch.float32, save)
         torch.library.opcheck(
             operators.selective_scan_route_backward.default,
-            (torch.randn_like(out), *tensors, merged, kept, *options, every),
+            (torch.randn_like(out), *tensors, merged, kept, *options, save),
             test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
         )
 
@@ -334,8 +343,8 @@ class _Scan(torch.nn.Module):
 
 
 @pytest.mark.parametrize("layout", [_channel_first, _sliced, _expanded])
-@pytest.mark.parametrize("route", [ROUTES[3], ROUTES[6]], ids=repr)
-def test_compiled_without_a_break_and_with_the_true_strides(layout: Any, route: Route) -> None:
+def test_compiled_without_a_break_and_with_the_true_strides(layout: Any) -> None:
+    route = Route("cross")
     inputs = _inputs(route, (3, 4), dtype=torch.float64)
     inputs = {n: layout(x.detach()).requires_grad_() if x.dim() > 3 else x for n, x in inputs.items()}
     model = _Scan(route)

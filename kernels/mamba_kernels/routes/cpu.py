@@ -9,6 +9,7 @@ Dimensions: B batch, K readings, L cells of the grid, D channels, N state, R ran
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,20 +18,13 @@ from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.routes.readings import Readings
 from mamba_kernels.selective_scan import cpu as scan
-from mamba_kernels.simd import LANES
-
-# Chunks of the scan from one checkpoint to the next: few states are stored, and few are kept while a span is rerun.
-CHUNKS = 8
 
 
-def checkpoint_interval(state: int) -> int:
-    """Return the steps between checkpoints: a whole number of the scan's chunks, the same for every length."""
-    return CHUNKS * scan.chunk_steps(state)
-
-
-def checkpoint_shape(batch: int, channels: int, length: int, state: int, every: int) -> tuple[int, ...]:
-    """Return the shape of one reading's checkpoints."""
-    return batch, (length - 1) // every if every else 0, -(-channels // LANES), state, LANES
+def checkpoint_shape(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
+    """Return the shape of the states that the scans of all readings keep for the backward pass."""
+    u_BLD = (x if x.dim() < delta.dim() else x[:, 0]).flatten(1, -2)
+    B_BNL, C_BNL = (M[:, 0].flatten(1, -2).mT for M in (B, C))
+    return delta.shape[1], *scan.checkpoint_shape(u_BLD.mT, A[: x.shape[-1]], B_BNL, C_BNL)
 
 
 class _Path:
@@ -92,17 +86,23 @@ class RouteScan:
         self._dtype = compute_dtype(x, delta, A, B, C, delta_weight)
         self._shared = x.dim() < delta.dim()
 
-    def forward(self, checkpoint_every: int) -> tuple[Tensor, Tensor]:
-        """Return the merged result (B, *grid, D or K*D) in the arithmetic's dtype, and checkpoints (K, ...)."""
+    def forward(self, save: bool) -> tuple[Tensor, Tensor]:
+        """Return the merged result (B, *grid, D or K*D) in the arithmetic's dtype, and what `backward` starts from.
+
+        Args:
+            save: Whether `backward` will follow; otherwise the second tensor is empty.
+        """
         concat = self._readings.merge == "concat"
         channels = self._x.shape[-1] * (self._readings.K if concat else 1)
         shape = (self._x.shape[0], *self._readings.shape, channels)
         merged = torch.zeros(shape, dtype=self._dtype, device=self._x.device)
-        checkpoints: list[Tensor] = [self._x] * self._readings.K
+        checkpoints = [merged.new_empty(0)] * self._readings.K
         for path in self._paths():
             total_BLD = None
             for k, u_BLD in self._readings_of(path):
-                y_BDL, _, checkpoints[k] = scan.forward(*self._arguments(path, k, u_BLD), self._dtype, checkpoint_every)
+                y_BDL, _, checkpoints[k] = scan.forward(
+                    **self._arguments(path, k, u_BLD), out_dtype=self._dtype, save=save
+                )
                 if concat:
                     merged[..., self._rows(k)] = path.put_back(y_BDL.mT)
                 else:
@@ -111,9 +111,9 @@ class RouteScan:
                 merged.add_(path.put_back(total_BLD))
         if self._readings.merge == "mean":
             merged.div_(self._readings.K)
-        return merged, torch.stack(checkpoints)
+        return merged, torch.stack(checkpoints) if save else merged.new_empty(0)
 
-    def backward(self, grad_merged: Tensor, checkpoints: Tensor, checkpoint_every: int) -> tuple[Tensor, ...]:
+    def backward(self, grad_merged: Tensor, checkpoints: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of x, delta, A, B, C, D, delta_bias and delta_weight, empty where the input is None."""
         x, dtype = self._x, self._dtype
         concat = self._readings.merge == "concat"
@@ -131,7 +131,7 @@ class RouteScan:
                 rows = self._rows(k)
                 dy = path.read(grad_merged[..., rows]) if dy_BLD is None else dy_BLD
                 du_BDL, ddelta_BDL, dA[rows], dB_BNL, dC_BNL, dD_D, _, dbias_D, _ = scan.backward(
-                    dy.mT, None, *self._arguments(path, k, u_BLD), checkpoints[k], checkpoint_every
+                    dy.mT, None, **self._arguments(path, k, u_BLD), checkpoints=checkpoints[k]
                 )
                 if dx_shared is None:
                     dx[:, k] = path.put_back(du_BDL.mT)
@@ -173,23 +173,23 @@ class RouteScan:
         """Return what delta is given as, along the path: (B, L, D), or (B, L, R) where it is of low rank."""
         return path.read(self._delta[:, k]).to(self._dtype)
 
-    def _arguments(self, path: _Path, k: int, u_BLD: Tensor) -> tuple:
-        """Return reading k's arguments to the scan, from u to reverse."""
+    def _arguments(self, path: _Path, k: int, u_BLD: Tensor) -> dict[str, Any]:
+        """Return what the scan of reading k takes."""
         delta_BLD = self._step(path, k)
         if self._weight is not None:
             delta_BLD = delta_BLD @ self._weight[k].to(self._dtype).mT
         rows = self._rows(k)
-        return (
-            u_BLD.mT,
-            delta_BLD.mT,
-            self._A[rows].to(self._dtype),
-            path.read(self._B[:, k]).mT,
-            path.read(self._C[:, k]).mT,
-            None if self._D is None else self._D[rows],
-            None,
-            None if self._bias is None else self._bias[rows],
-            self._softplus,
-            None,
-            path.seq_idx(u_BLD.shape[0]),
-            k != path.taken_by[0],
-        )
+        return {
+            "u": u_BLD.mT,
+            "delta": delta_BLD.mT,
+            "A": self._A[rows].to(self._dtype),
+            "B": path.read(self._B[:, k]).mT,
+            "C": path.read(self._C[:, k]).mT,
+            "D": None if self._D is None else self._D[rows],
+            "z": None,
+            "delta_bias": None if self._bias is None else self._bias[rows],
+            "delta_softplus": self._softplus,
+            "initial_state": None,
+            "seq_idx": path.seq_idx(u_BLD.shape[0]),
+            "reverse": k != path.taken_by[0],
+        }

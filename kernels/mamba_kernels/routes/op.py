@@ -14,7 +14,7 @@ from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import dimension_order, empty_in_order
 from mamba_kernels.routes.checks import NAME, cast_route_inputs, check_route_inputs
-from mamba_kernels.routes.cpu import RouteScan, checkpoint_interval, checkpoint_shape
+from mamba_kernels.routes.cpu import RouteScan, checkpoint_shape
 from mamba_kernels.routes.reference import route_scan
 from mamba_kernels.routes.route import Route
 
@@ -69,15 +69,15 @@ def _scan_route(
     merge: str,
     widths: Sequence[int],
     out_dtype: torch.dtype,
-    checkpoint_every: int,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the result and what the backward pass needs: the merged result before a gate, and checkpoints."""
+    """Return the result and what the backward pass needs, if ``save``: the merged result before a gate, checkpoints."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
     with torch.autocast("cpu", enabled=False):
-        merged, checkpoints = scan.forward(checkpoint_every)
+        merged, checkpoints = scan.forward(save)
         gated = merged if z is None else merged * F.silu(z.to(merged.dtype))
     out = _empty_out(x, delta, merged.shape[-1], out_dtype).copy_(gated)
-    return out, x.new_empty(0) if z is None else merged, checkpoints
+    return out, merged if save and z is not None else merged.new_empty(0), checkpoints
 
 
 @_scan_route.register_fake
@@ -96,17 +96,13 @@ def _(
     merge: str,
     widths: Sequence[int],
     out_dtype: torch.dtype,
-    checkpoint_every: int,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(x, delta, A, B, C, delta_weight)
-    grid = x.shape[-delta.dim() + 2 : -1]
-    length = 1
-    for size in grid:
-        length = length * size
     channels = x.shape[-1] * (delta.shape[1] if merge == "concat" else 1)
-    merged = x.new_empty(0) if z is None else x.new_empty(x.shape[0], *grid, channels, dtype=dtype)
-    kept = checkpoint_shape(x.shape[0], x.shape[-1], length, A.shape[1], checkpoint_every)
-    checkpoints = x.new_empty(delta.shape[1], *kept, dtype=dtype)
+    keeps_merged = save and z is not None
+    merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=dtype)
+    checkpoints = x.new_empty(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
     return _empty_out(x, delta, channels, out_dtype), merged, checkpoints
 
 
@@ -128,18 +124,20 @@ def _differentiate(
     route: str,
     merge: str,
     widths: Sequence[int],
-    checkpoint_every: int,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight; empty where the input is None."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
     dmerged, dz = dout.to(checkpoints.dtype), x.new_empty(0)
     with torch.autocast("cpu", enabled=False):
+        if not save:
+            merged, checkpoints = scan.forward(True)
         if z is not None:
             gate = z.to(dmerged.dtype)
             sigmoid = gate.sigmoid()
             dz = empty_in_order(z).copy_(dmerged * merged * (sigmoid * (1 + gate * (1 - sigmoid))))
             dmerged = dmerged * (gate * sigmoid)
-        dx, ddelta, dA, dB, dC, dD, dbias, dweight = scan.backward(dmerged, checkpoints, checkpoint_every)
+        dx, ddelta, dA, dB, dC, dD, dbias, dweight = scan.backward(dmerged, checkpoints)
     return dx, ddelta, dA, dB, dC, dD, dz, dbias, dweight
 
 
@@ -161,7 +159,7 @@ def _(
     route: str,
     merge: str,
     widths: Sequence[int],
-    checkpoint_every: int,
+    save: bool,
 ) -> tuple[Tensor, ...]:
     inputs = (x, delta, A, B, C, D, z, delta_bias, delta_weight)
     return tuple(x.new_empty(0) if part is None else empty_in_order(part) for part in inputs)
@@ -179,8 +177,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _backward(ctx: Any, dout: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors[:_INPUTS]
-    *options, _out_dtype, checkpoint_every = ctx.flags
-    gradients = _differentiate(dout, *ctx.saved_tensors, *options, checkpoint_every)
+    *options, _out_dtype, save = ctx.flags
+    gradients = _differentiate(dout, *ctx.saved_tensors, *options, save)
     wanted = [g if part is not None else None for part, g in zip(inputs, gradients, strict=True)]
     return (*wanted, *[None] * len(ctx.flags))
 
@@ -245,7 +243,7 @@ def selective_scan_route(
             route=route, delta_weight=delta_weight, out_dtype=out_dtype,
         )  # fmt: skip
     tensors = (x, delta, A, B, C, D, z, delta_bias, delta_weight)
+    # Whether anything is kept for a backward pass is a part of the call, for the operator itself cannot see autograd.
     trains = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
-    every = checkpoint_interval(dims.N) if trains else 0
-    options = (delta_softplus, route.name, route.merge, route.widths(len(dims.grid)), out_dtype or x.dtype, every)
+    options = (delta_softplus, route.name, route.merge, route.widths(len(dims.grid)), out_dtype or x.dtype, trains)
     return _scan_route(*tensors, *options)[0]

@@ -163,14 +163,14 @@ def _index_tensors(
         raise KernelInputError(f"grid {shape} has 2^31 cells or more, past int32", "read it in parts")
     segment = np.zeros((0, 0), dtype=np.int32)
     if name == "windowed":
-        order, window_of_step = orders.windowed(shape, tuple(widths))
-        paths, segment = [order], window_of_step[None]
+        path, window_of_step = orders.windowed(shape, tuple(widths))
+        paths, segment = [path], window_of_step[None]
     else:
         paths = _ORDERS[name][0](shape)
     order_KL = np.stack(paths).astype(np.int32)
     inverse_KL = np.argsort(order_KL, axis=1, kind="stable").astype(np.int32)
-    order, inverse, segments = (torch.tensor(part, device=device) for part in (order_KL, inverse_KL, segment))
-    return order, inverse, segments
+    tensors = [torch.tensor(part, device=device) for part in (order_KL, inverse_KL, segment)]
+    return tensors[0], tensors[1], tensors[2]
 
 
 @torch.library.custom_op("mamba_kernels::route_index_tensors", mutates_args=())
