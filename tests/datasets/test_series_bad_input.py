@@ -325,7 +325,11 @@ FILES: dict[str, tuple[bytes, str, tuple[str, str, str]]] = {
         "x.csv",
         ("line 9", "'x'", "correct"),
     ),
-    "other separator": (CSV.replace(",", ";").encode(), "x.csv", ("columns", "'ds', 'y'", "separator=';'")),
+    "other separator": (
+        CSV.replace(",", ";").encode(),
+        "x.csv",
+        ("columns", "column 'ds' and no column 'y'", "separator=';'"),
+    ),
     "bad timestamp": (
         CSV.encode() + b"a,2020-13-01 06:00:00,3\n",
         "x.csv",

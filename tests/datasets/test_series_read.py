@@ -308,5 +308,15 @@ def test_midnight_that_a_zone_skips() -> None:
     assert list(read.series[0].index) == list(index)
 
 
+def test_hour_that_a_zone_has_twice() -> None:
+    """A daily reading in the hour that the end of daylight saving repeats, and bounds in the odd hours."""
+    wall = pd.date_range("2020-10-20 02:30", periods=9, freq="D")
+    index = wall.tz_localize("Europe/Berlin", ambiguous=np.ones(9, dtype=bool))
+    read = read_series(pd.DataFrame({"ds": index, "y": 1.0}), freq="D")
+    assert list(read.series[0].index) == list(index)
+    assert len(read.before("2020-10-25 02:30").series[0]) == 5
+    assert len(read.before("2021-03-28 02:30").series[0]) == 9
+
+
 def test_constant_series_is_fine() -> None:
     assert (read_series(long_frame().assign(y=0.1), freq="D").y == np.float32(0.1)).all()

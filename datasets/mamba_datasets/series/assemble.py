@@ -248,10 +248,15 @@ class _Filler:
             spread = values.std(axis=0)
         varies = spread > 1e-12 * np.abs(values).max(axis=0, initial=0)
         for column in np.flatnonzero(((lost > 0.01 * spread) & varies) | np.isinf(lost)).tolist():
-            found = (
-                f"{names[column]} varies by {spread[column]:.3g} around {values[0, column]:.6g}: too little for float32"
-            )
-            self.sink.add(f"series {str(one.key)!r}", found, "subtract an offset or change the unit")
+            if np.isinf(lost[column]):
+                found, remedy = (
+                    f"{names[column]} reaches {np.abs(values[:, column]).max():.3g}: too much",
+                    "change the unit",
+                )
+            else:
+                found = f"{names[column]} varies by {spread[column]:.3g} around {values[0, column]:.6g}: too little"
+                remedy = "subtract an offset"
+            self.sink.add(f"series {str(one.key)!r}", f"{found} for float32", remedy)
         return narrow
 
     def tell(self, total: int) -> None:

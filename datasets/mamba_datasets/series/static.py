@@ -26,7 +26,8 @@ def static_covariates(rows: Sequence[SeriesRows], block: Block, sink: Collector)
     for number, one in enumerate(rows):
         own = block.values[one.rows]
         seen: set[str] = set()
-        for column in np.flatnonzero(np.isnan(own).any(axis=0) | (own != own[:1]).any(axis=0)):
+        # A missing value differs from everything, itself too.
+        for column in np.flatnonzero((own != own[:1]).any(axis=0)):
             name = block.source[column]
             if name in seen:
                 continue

@@ -134,7 +134,7 @@ def _choose(
     counts = collections.Counter(names)
     absent = [name for name in wanted if counts[name] == 0]
     if absent:
-        found = f"there is no column {', '.join(repr(name) for name in absent)}"
+        found = f"there is no column {' and no column '.join(repr(name) for name in absent)}"
         raise DataError(label, "columns", found, hint or nearest(absent[0], names))
     for name in wanted:
         if counts[name] > 1:
