@@ -2,8 +2,11 @@
 
 A value of type ``Lanes`` is an LLVM vector of 16 float32 or float64. LLVM splits it into the registers there are, so
 one source gives AVX-512, AVX2, SSE or NEON code, and no loop depends on the auto-vectoriser's mood. Inside a function
-compiled by `compile_kernel`: ``+ - *`` work on lanes, and `load`, `store`, `splat`, `fma`, `exp2`, `softplus`,
-`sigmoid`, `total` and `row_totals` are called as if they were plain functions. `load` and `store` check no bounds.
+compiled by `compile_kernel`, ``+ - *`` work on lanes, and the functions of this module are called as if they were
+plain ones. Nothing checks bounds.
+
+Numba counts references to arrays whenever one is read from a tuple or passed on, with an atomic instruction each time:
+inside hot loops use arrays bound outside them, or pointers.
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import lower_builtin, models, register_model, type_callable
 
 LANES = 16
+
+# What numba makes of a function decorated with it is called with one argument less than the function itself has.
+intrinsic: Any = numba_intrinsic
 
 _LN2 = math.log(2.0)
 
@@ -170,91 +177,146 @@ class _Emitter:
         return rows[0]
 
 
-def _pointer(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
-    data = context.make_array(kind)(context, builder, value=array).data
-    return builder.gep(data, [index])
+def _element(kind: types.Type) -> types.Type | None:
+    """Return the dtype of a contiguous vector or of what a pointer points at, None for other types."""
+    if isinstance(kind, types.CPointer):
+        return kind.dtype
+    return kind.dtype if isinstance(kind, types.Array) and kind.ndim == 1 and kind.layout == "C" else None
 
 
-def _is_flat(kind: types.Type) -> bool:
-    return isinstance(kind, types.Array) and kind.ndim == 1 and kind.layout == "C"
-
-
-@intrinsic
-def load(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """Return the lanes array[index : index + 16] of a contiguous vector."""
-    if not (_is_flat(array) and isinstance(index, types.Integer)):
-        return None
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        emitter = _Emitter(builder, array.dtype)
-        pointer = _pointer(context, builder, array, *arguments)
-        pointer = builder.bitcast(pointer, emitter.vector.as_pointer())
-        return builder.load(pointer, align=array.dtype.bitwidth // 8)
-
-    return LanesType(array.dtype)(array, types.intp), generate
+def _address(context: Any, builder: ir.IRBuilder, kind: types.Type, memory: ir.Value, index: ir.Value) -> ir.Value:
+    if isinstance(kind, types.Array):
+        memory = context.make_array(kind)(context, builder, value=memory).data
+    return builder.gep(memory, [index])
 
 
 @intrinsic
-def store(typingctx, array, index, lanes):  # type: ignore[no-untyped-def]
-    """Write the lanes to array[index : index + 16] of a contiguous vector."""
-    if not (_is_flat(array) and isinstance(lanes, LanesType) and lanes.dtype == array.dtype):
+def pointer(typingctx: Any, array: types.Type) -> Any:
+    """Return where a contiguous vector starts. A pointer keeps nothing alive, and costs no reference counting."""
+    if _element(array) is None:
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        emitter = _Emitter(builder, array.dtype)
-        pointer = _pointer(context, builder, array, *arguments[:2])
-        pointer = builder.bitcast(pointer, emitter.vector.as_pointer())
-        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return _address(context, builder, array, arguments[0], ir.Constant(ir.IntType(64), 0))
+
+    return types.CPointer(_element(array))(array), generate
+
+
+@intrinsic
+def moved(typingctx: Any, memory: types.Type, count: types.Type) -> Any:
+    """Return a pointer moved on by ``count`` numbers."""
+    if not isinstance(memory, types.CPointer):
+        return None
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        return _address(context, builder, memory, *arguments)
+
+    return memory(memory, types.intp), generate
+
+
+@intrinsic
+def keep(typingctx: Any, array: types.Type) -> Any:
+    """Do nothing, but let the array live until here."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, lanes), generate
+    return types.none(array), generate
 
 
 @intrinsic
-def splat(typingctx, value):  # type: ignore[no-untyped-def]
+def load(typingctx: Any, memory: types.Type, index: types.Type) -> Any:
+    """Return the lanes memory[index : index + 16] of a contiguous vector or pointer."""
+    dtype = _element(memory)
+    if dtype is None:
+        return None
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        address = builder.bitcast(
+            _address(context, builder, memory, *arguments), _Emitter(builder, dtype).vector.as_pointer()
+        )
+        return builder.load(address, align=dtype.bitwidth // 8)
+
+    return LanesType(dtype)(memory, types.intp), generate
+
+
+@intrinsic
+def store(typingctx: Any, memory: types.Type, index: types.Type, lanes: types.Type) -> Any:
+    """Write the lanes to memory[index : index + 16] of a contiguous vector or pointer."""
+    dtype = _element(memory)
+    if dtype is None or lanes != LanesType(dtype):
+        return None
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        address = builder.bitcast(
+            _address(context, builder, memory, *arguments[:2]), _Emitter(builder, dtype).vector.as_pointer()
+        )
+        builder.store(arguments[2], address, align=dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(memory, types.intp, lanes), generate
+
+
+@intrinsic
+def splat(typingctx: Any, value: types.Type) -> Any:
     """Return lanes that all hold the value."""
     if value not in (types.float32, types.float64):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return _Emitter(builder, value).splat(arguments[0])
 
     return LanesType(value)(value), generate
 
 
 @intrinsic
-def splat_at(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """Return lanes that all hold array[index] of a contiguous vector."""
-    if not (_is_flat(array) and isinstance(index, types.Integer)):
+def splat_at(typingctx: Any, memory: types.Type, index: types.Type) -> Any:
+    """Return lanes that all hold memory[index] of a contiguous vector or pointer."""
+    dtype = _element(memory)
+    if dtype is None:
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        value = builder.load(_pointer(context, builder, array, *arguments), align=array.dtype.bitwidth // 8)
-        return _Emitter(builder, array.dtype).splat(value)
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        address = _address(context, builder, memory, *arguments)
+        return _Emitter(builder, dtype).splat(builder.load(address, align=dtype.bitwidth // 8))
 
-    return LanesType(array.dtype)(array, types.intp), generate
+    return LanesType(dtype)(memory, types.intp), generate
 
 
 @intrinsic
-def take(typingctx, counter):  # type: ignore[no-untyped-def]
-    """Return counter[0] and add one to it, as one step for all threads."""
-    if counter != types.Array(types.int64, 1, "C"):
+def splat_as(typingctx: Any, memory: types.Type, value: types.Type) -> Any:
+    """Return lanes of the dtype of ``memory``, a contiguous vector or pointer, that all hold the value."""
+    dtype = _element(memory)
+    if dtype is None:
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        data = context.make_array(counter)(context, builder, value=arguments[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        value = context.cast(builder, arguments[1], types.float64, dtype)
+        return _Emitter(builder, dtype).splat(value)
+
+    return LanesType(dtype)(memory, types.float64), generate
+
+
+@intrinsic
+def take(typingctx: Any, counter: types.Type) -> Any:
+    """Return counter[0] and add one to it, as one step for all threads."""
+    if _element(counter) != types.int64:
+        return None
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        address = _address(context, builder, counter, arguments[0], ir.Constant(ir.IntType(64), 0))
+        return builder.atomic_rmw("add", address, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(counter), generate
 
 
 @intrinsic
-def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+def fma(typingctx: Any, a: types.Type, b: types.Type, c: types.Type) -> Any:
     """Return a * b + c, rounded once where the processor can."""
     if not (isinstance(a, LanesType) and a == b == c):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return _Emitter(builder, a.dtype).fma(*arguments)
 
     return a(a, b, c), generate
@@ -262,11 +324,11 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
 
 def _unary(name: str) -> Any:
     @intrinsic
-    def function(typingctx, x):  # type: ignore[no-untyped-def]
+    def function(typingctx: Any, x: types.Type) -> Any:
         if not isinstance(x, LanesType):
             return None
 
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
             return getattr(_Emitter(builder, x.dtype), name)(*arguments)
 
         return x(x), generate
@@ -281,12 +343,12 @@ sigmoid = _unary("sigmoid")
 
 
 @intrinsic
-def total(typingctx, lanes):  # type: ignore[no-untyped-def]
+def total(typingctx: Any, lanes: types.Type) -> Any:
     """Return the sum of the lanes."""
     if not isinstance(lanes, LanesType):
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         emitter = _Emitter(builder, lanes.dtype)
         x = arguments[0]
         for width in (8, 4, 2, 1):
@@ -297,34 +359,35 @@ def total(typingctx, lanes):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def row_totals(typingctx, array, index):  # type: ignore[no-untyped-def]
-    """Return lanes whose k-th is the sum of array[index + 16 * k : index + 16 * (k + 1)]."""
-    if not (_is_flat(array) and isinstance(index, types.Integer)):
+def row_totals(typingctx: Any, memory: types.Type, index: types.Type) -> Any:
+    """Return lanes whose k-th is the sum of memory[index + 16 * k : index + 16 * (k + 1)]."""
+    dtype = _element(memory)
+    if dtype is None:
         return None
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        emitter = _Emitter(builder, array.dtype)
-        pointer = _pointer(context, builder, array, *arguments)
-        pointer = builder.bitcast(pointer, emitter.vector.as_pointer())
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        emitter = _Emitter(builder, dtype)
+        address = _address(context, builder, memory, *arguments)
+        address = builder.bitcast(address, emitter.vector.as_pointer())
         rows = []
         for k in range(LANES):
-            row = builder.gep(pointer, [ir.Constant(ir.IntType(64), k)])
-            rows.append(builder.load(row, align=array.dtype.bitwidth // 8))
+            row = builder.gep(address, [ir.Constant(ir.IntType(64), k)])
+            rows.append(builder.load(row, align=dtype.bitwidth // 8))
         return emitter.row_totals(rows)
 
-    return LanesType(array.dtype)(array, types.intp), generate
+    return LanesType(dtype)(memory, types.intp), generate
 
 
 def _operator(function: Callable[..., Any], instruction: str) -> None:
     @type_callable(function)
-    def typer(context):  # type: ignore[no-untyped-def]
-        def result(a, b):  # type: ignore[no-untyped-def]
+    def typer(context: Any) -> Any:
+        def result(a: types.Type, b: types.Type) -> types.Type | None:
             return a if isinstance(a, LanesType) and a == b else None
 
         return result
 
     @lower_builtin(function, LanesType, LanesType)
-    def lower(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def lower(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         return getattr(builder, instruction)(*arguments)
 
 

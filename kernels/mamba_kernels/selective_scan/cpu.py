@@ -242,7 +242,7 @@ def backward(
     dtype = compute_dtype(u, delta, A, B, C)
     plan = make_plan(
         u, A, B, C, delta_softplus=delta_softplus, gated=z is not None, marked=seq_idx is not None, reverse=reverse,
-        save=True,
+        save=checkpoints.numel() > 0,
     )  # fmt: skip
     batch = u.shape[0]
     blocks = plan.groups * plan.group_blocks

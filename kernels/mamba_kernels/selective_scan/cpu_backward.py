@@ -10,7 +10,6 @@ import math
 from typing import NamedTuple
 
 import numba
-import numpy as np
 
 from mamba_kernels import tiles
 from mamba_kernels.selective_scan import cpu_plan
@@ -18,17 +17,20 @@ from mamba_kernels.selective_scan.cpu_plan import (
     PADDING,
     RESET,
     Inputs,
+    Memory,
     Plan,
     View,
     block_number,
     checkpoint_place,
     clear,
     copy,
+    input_pointers,
     mark_at,
     part_of,
     read_rows,
     read_step_sizes,
     read_tile,
+    view_pointer,
     write_rows,
     write_tile,
 )
@@ -37,11 +39,14 @@ from mamba_kernels.simd import (
     compile_kernel,
     exp2,
     fma,
+    keep,
     load,
+    moved,
+    pointer,
     row_totals,
     sigmoid,
     softplus_slope,
-    splat,
+    splat_as,
     splat_at,
     store,
     take,
@@ -57,36 +62,57 @@ class Gradients(NamedTuple):
 
     u: View
     delta: View
-    A: np.ndarray  # for each sequence, (B, K, N, 16); zeros before
+    A: Memory  # for each sequence, (B, K, N, 16); zeros before
     B: View  # over batch, task of the sequence, state and position; a constant one as A
     C: View
-    D: np.ndarray  # for each sequence, (B, K, 16); zeros before
+    D: Memory  # for each sequence, (B, K, 16); zeros before
     z: View
-    bias: np.ndarray  # as D
-    state: np.ndarray  # of the last state (B, K, N, 16), replaced by that of the initial one
+    bias: Memory  # as D
+    state: Memory  # of the last state (B, K, N, 16), replaced by that of the initial one
 
 
 class _Scratch(NamedTuple):
     """Buffers of one thread: tiles (chunk, 16), kept values (chunk, N, 16), products (N, 16), rows (chunk, N)."""
 
-    dt: np.ndarray  # becomes the gradient of delta
-    x: np.ndarray  # u, becomes its gradient
-    dy: np.ndarray
-    gate: np.ndarray
-    y: np.ndarray  # becomes the gradient of z
-    decays: np.ndarray
-    carried: np.ndarray
-    B_products: np.ndarray
-    C_products: np.ndarray
-    B_rows: np.ndarray
-    C_rows: np.ndarray
-    dB_rows: np.ndarray
-    dC_rows: np.ndarray
+    dt: Memory  # becomes the gradient of delta
+    x: Memory  # u, becomes its gradient
+    dy: Memory
+    gate: Memory
+    y: Memory  # becomes the gradient of z
+    decays: Memory
+    carried: Memory
+    B_products: Memory
+    C_products: Memory
+    B_rows: Memory
+    C_rows: Memory
+    dB_rows: Memory
+    dC_rows: Memory
+
+
+@numba.njit
+def _zero(rows: Memory, size: int) -> None:
+    for i in range(size):
+        rows[i] = 0.0
+
+
+@numba.njit
+def _gradient_pointers(gradients: Gradients) -> Gradients:
+    return Gradients(
+        view_pointer(gradients.u),
+        view_pointer(gradients.delta),
+        pointer(gradients.A),
+        view_pointer(gradients.B),
+        view_pointer(gradients.C),
+        pointer(gradients.D),
+        view_pointer(gradients.z),
+        pointer(gradients.bias),
+        pointer(gradients.state),
+    )
 
 
 @numba.njit
 def _find_starts(
-    plan: Plan, inputs: Inputs, scratch: _Scratch, task: int, begin: int, count: int, starts: np.ndarray
+    plan: Plan, inputs: Inputs, scratch: _Scratch, task: int, begin: int, count: int, starts: Memory
 ) -> None:
     """Fill ``starts`` (count, blocks, N, 16), whose first row is there, with what each of the chunks starts from."""
     sequence, _, group, first, last = part_of(plan, task)
@@ -112,7 +138,7 @@ def _advance(
     sequence: int,
     block: int,
     begin: int,
-    state: np.ndarray,
+    state: Memory,
     at: int,
 ) -> None:
     """Run a whole chunk of a block forwards, for the state at its end alone."""
@@ -143,7 +169,7 @@ def _keep(
     block: int,
     begin: int,
     steps: int,
-    state: np.ndarray,
+    state: Memory,
     at: int,
 ) -> None:
     """Run a chunk of a block forwards, keeping decays and decayed states, and for the gate's gradient sum_n C h."""
@@ -151,7 +177,7 @@ def _keep(
     dt, x, B_rows, C_rows = scratch.dt, scratch.x, scratch.B_rows, scratch.C_rows
     decays, carries = scratch.decays, scratch.carried
     size = plan.state * LANES
-    constants, zero = block * size, splat(A.dtype.type(0))
+    constants, zero = block * size, splat_as(A, 0.0)
     for t in range(steps):
         mark = mark_at(plan, marks, sequence, begin + t)
         if mark == PADDING:
@@ -179,7 +205,7 @@ def _keep(
 def _ungate(inputs: Inputs, scratch: _Scratch, block: int, steps: int) -> None:
     """Turn ``scratch.dy`` into the gradient of the ungated output, and ``scratch.y`` into that of the gate."""
     dy, gate, x, y = scratch.dy, scratch.gate, scratch.x, scratch.y
-    weight, one = load(inputs.D, block * LANES), splat(x.dtype.type(1))
+    weight, one = load(inputs.D, block * LANES), splat_as(x, 1.0)
     for i in range(0, steps * LANES, LANES):
         dy_t, z_t = load(dy, i), load(gate, i)
         sigma = sigmoid(z_t)
@@ -188,10 +214,8 @@ def _ungate(inputs: Inputs, scratch: _Scratch, block: int, steps: int) -> None:
         store(dy, i, dy_t * (z_t * sigma))
 
 
-@numba.njit(inline="always")  # a call for each step would count references in the hot loop
-def _add_products(
-    plan: Plan, is_fixed: int, whole: np.ndarray, at: int, rows: np.ndarray, t: int, products: np.ndarray
-) -> None:
+@numba.njit
+def _add_products(plan: Plan, is_fixed: int, whole: Memory, at: int, rows: Memory, t: int, products: Memory) -> None:
     """Add ``products`` (N, 16) to the gradient of a constant matrix, or their sums over lanes to row t of a chunk."""
     if is_fixed:
         for i in range(0, plan.state * LANES, LANES):
@@ -223,7 +247,7 @@ def _differentiate(
     dA, dB, dC, carry = gradients.A, gradients.B.data, gradients.C.data, gradients.state
     dt, x, dy, _, y, decays, carries, B_products, C_products, B_rows, C_rows, dB_rows, dC_rows = scratch
     weight = load(inputs.D, block * LANES)
-    zero, ln2 = splat(A.dtype.type(0)), splat(A.dtype.type(LN2))
+    zero, ln2 = splat_as(A, 0.0), splat_as(A, LN2)
     dweight = load(gradients.D, number * LANES)
     for t in range(steps - 1, -1, -1):
         mark = mark_at(plan, marks, sequence, begin + t)
@@ -294,7 +318,7 @@ def _chunk_backward(
     task: int,
     grad_y: View,
     begin: int,
-    state: np.ndarray,
+    state: Memory,
     at: int,
 ) -> None:
     """Run a chunk of all blocks of a task; the states (blocks, N, 16) it starts from stand from ``at`` on."""
@@ -302,10 +326,10 @@ def _chunk_backward(
     steps = min(plan.chunk, plan.length - begin)
     if not plan.B_fixed:
         read_rows(plan, scratch.B_rows, inputs.B, sequence, group // plan.B_share, begin, steps)
-        scratch.dB_rows[:] = 0
+        _zero(scratch.dB_rows, plan.state * steps)
     if not plan.C_fixed:
         read_rows(plan, scratch.C_rows, inputs.C, sequence, group // plan.C_share, begin, steps)
-        scratch.dC_rows[:] = 0
+        _zero(scratch.dC_rows, plan.state * steps)
     for block in range(first, last):
         read_step_sizes(plan, scratch.dt, inputs, sequence, block, begin, steps)
         read_tile(plan, scratch.x, inputs.u, sequence, block, begin, steps)
@@ -329,11 +353,11 @@ def _chunk_backward(
 
 @compile_kernel(tiles.__file__, cpu_plan.__file__)
 def scan_backward(
-    counter: np.ndarray,
+    counter: Memory,
     plan: Plan,
     inputs: Inputs,
-    initial: np.ndarray,
-    checkpoints: np.ndarray,
+    initial: Memory,
+    checkpoints: Memory,
     grad_y: View,
     gradients: Gradients,
 ) -> None:
@@ -349,24 +373,31 @@ def scan_backward(
         gradients: Where to write.
     """
     tile, row, size = plan.chunk * LANES, plan.chunk * plan.state, plan.state * LANES
-    scratch = _Scratch(
-        aligned(tile, initial),
-        aligned(tile, initial),
-        aligned(tile, initial),
-        aligned(tile, initial),
-        aligned(tile, initial),
-        aligned(plan.chunk * size, initial),
-        aligned(plan.chunk * size, initial),
-        aligned(size, initial),
-        aligned(size, initial),
-        aligned(row, initial),
-        aligned(row, initial),
-        aligned(row, initial),
-        aligned(row, initial),
-    )
     chunks = -(-plan.length // plan.chunk)
     span = min(chunks, plan.every // plan.chunk) if plan.every > 0 else chunks
-    starts = aligned(span * plan.task_blocks * size, initial)
+    buffers = aligned(5 * tile + 2 * plan.chunk * size + 2 * size + 4 * row, initial)
+    opening_states = aligned(span * plan.task_blocks * size, initial)
+    tile_0 = pointer(buffers)
+    kept_0 = moved(tile_0, 5 * tile)
+    product_0 = moved(kept_0, 2 * plan.chunk * size)
+    row_0 = moved(product_0, 2 * size)
+    scratch = _Scratch(
+        tile_0,
+        moved(tile_0, tile),
+        moved(tile_0, 2 * tile),
+        moved(tile_0, 3 * tile),
+        moved(tile_0, 4 * tile),
+        kept_0,
+        moved(kept_0, plan.chunk * size),
+        product_0,
+        moved(product_0, size),
+        row_0,
+        moved(row_0, row),
+        moved(row_0, 2 * row),
+        moved(row_0, 3 * row),
+    )
+    scanned, found, grad = input_pointers(inputs), _gradient_pointers(gradients), view_pointer(grad_y)
+    before, kept, starts = pointer(initial), pointer(checkpoints), pointer(opening_states)
     task = take(counter)
     while task < plan.tasks:
         sequence, _, _, first, last = part_of(plan, task)
@@ -374,14 +405,16 @@ def scan_backward(
             for block in range(first, last):
                 at = (block - first) * size
                 if upper > 0:
-                    copy(checkpoints, checkpoint_place(plan, sequence, upper, block), starts, at, size)
+                    copy(kept, checkpoint_place(plan, sequence, upper, block), starts, at, size)
                 else:
-                    copy(initial, block_number(plan, sequence, block) * size, starts, at, size)
+                    copy(before, block_number(plan, sequence, block) * size, starts, at, size)
             count = min(span, chunks - upper * span)
             opening = upper * span * plan.chunk
-            _find_starts(plan, inputs, scratch, task, opening, count, starts)
+            _find_starts(plan, scanned, scratch, task, opening, count, starts)
             for chunk in range(count - 1, -1, -1):
                 place = chunk * (last - first) * size
                 begin = opening + chunk * plan.chunk
-                _chunk_backward(plan, inputs, gradients, scratch, task, grad_y, begin, starts, place)
+                _chunk_backward(plan, scanned, found, scratch, task, grad, begin, starts, place)
         task = take(counter)
+    keep(buffers)
+    keep(opening_states)

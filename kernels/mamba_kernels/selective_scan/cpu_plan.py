@@ -9,15 +9,16 @@ Dimensions: B batch, L length, K blocks, N state, S checkpoints, P tasks of one 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
-import numpy as np
 
-from mamba_kernels.simd import LANES, load, softplus, splat, store
+from mamba_kernels.simd import LANES, load, pointer, softplus, splat_as, store
 from mamba_kernels.tiles import load_rows, load_tile, store_rows, store_tile
 
 RESET, PADDING = 1, 2
+
+Memory = Any  # a flat vector; inside the kernels a pointer, which costs no reference counting
 
 
 class Plan(NamedTuple):
@@ -46,7 +47,7 @@ class Plan(NamedTuple):
 class View(NamedTuple):
     """A tensor as a flat vector: over batch, channel, position, or over batch, group, state, position."""
 
-    data: np.ndarray
+    data: Memory
     strides: tuple[int, ...]
 
 
@@ -55,13 +56,35 @@ class Inputs(NamedTuple):
 
     u: View
     delta: View
-    A: np.ndarray  # decay rates times log2(e), (K, N, 16)
+    A: Memory  # decay rates times log2(e), (K, N, 16)
     B: View  # a constant one holds (K, N, 16)
     C: View
-    D: np.ndarray  # (K, 16)
+    D: Memory  # (K, 16)
     z: View
-    bias: np.ndarray  # of delta, (K, 16)
-    marks: np.ndarray  # RESET, PADDING or 0 for each step, (B, L)
+    bias: Memory  # of delta, (K, 16)
+    marks: Memory  # RESET, PADDING or 0 for each step, (B, L)
+
+
+@numba.njit
+def view_pointer(view: View) -> View:
+    """Return a view whose memory is a pointer."""
+    return View(pointer(view.data), view.strides)
+
+
+@numba.njit
+def input_pointers(inputs: Inputs) -> Inputs:
+    """Return inputs whose memory is pointers; the caller keeps the vectors alive."""
+    return Inputs(
+        view_pointer(inputs.u),
+        view_pointer(inputs.delta),
+        pointer(inputs.A),
+        view_pointer(inputs.B),
+        view_pointer(inputs.C),
+        pointer(inputs.D),
+        view_pointer(inputs.z),
+        pointer(inputs.bias),
+        pointer(inputs.marks),
+    )
 
 
 @numba.njit
@@ -89,7 +112,7 @@ def checkpoint_place(plan: Plan, sequence: int, count: int, block: int) -> int:
 
 
 @numba.njit
-def mark_at(plan: Plan, marks: np.ndarray, sequence: int, step: int) -> int:
+def mark_at(plan: Plan, marks: Memory, sequence: int, step: int) -> int:
     """Return RESET, PADDING or 0."""
     return marks[sequence * plan.length + step] if plan.marked else 0
 
@@ -111,21 +134,21 @@ def _tile_place(plan: Plan, view: View, sequence: int, block: int, begin: int) -
 
 
 @numba.njit
-def read_tile(plan: Plan, tile: np.ndarray, view: View, sequence: int, block: int, begin: int, steps: int) -> None:
+def read_tile(plan: Plan, tile: Memory, view: View, sequence: int, block: int, begin: int, steps: int) -> None:
     """Fill a tile with ``steps`` steps of a block from step ``begin`` on."""
     start, lanes, lane_stride, step_stride = _tile_place(plan, view, sequence, block, begin)
     load_tile(tile, steps, view.data, start, lanes, lane_stride, step_stride)
 
 
 @numba.njit
-def write_tile(plan: Plan, tile: np.ndarray, view: View, sequence: int, block: int, begin: int, steps: int) -> None:
+def write_tile(plan: Plan, tile: Memory, view: View, sequence: int, block: int, begin: int, steps: int) -> None:
     """Write what `read_tile` reads."""
     start, lanes, lane_stride, step_stride = _tile_place(plan, view, sequence, block, begin)
     store_tile(tile, steps, view.data, start, lanes, lane_stride, step_stride)
 
 
 @numba.njit
-def read_rows(plan: Plan, rows: np.ndarray, view: View, sequence: int, group: int, begin: int, steps: int) -> None:
+def read_rows(plan: Plan, rows: Memory, view: View, sequence: int, group: int, begin: int, steps: int) -> None:
     """Fill ``rows`` (steps, N) with a chunk of B or C."""
     position, direction = _start(plan, begin)
     strides = view.strides
@@ -134,7 +157,7 @@ def read_rows(plan: Plan, rows: np.ndarray, view: View, sequence: int, group: in
 
 
 @numba.njit
-def write_rows(plan: Plan, rows: np.ndarray, view: View, sequence: int, part: int, begin: int, steps: int) -> None:
+def write_rows(plan: Plan, rows: Memory, view: View, sequence: int, part: int, begin: int, steps: int) -> None:
     """Write ``rows`` (steps, N) to a chunk of the gradient of B or C that belongs to a part of a sequence."""
     position, direction = _start(plan, begin)
     strides = view.strides
@@ -143,9 +166,7 @@ def write_rows(plan: Plan, rows: np.ndarray, view: View, sequence: int, part: in
 
 
 @numba.njit
-def read_step_sizes(
-    plan: Plan, dt: np.ndarray, inputs: Inputs, sequence: int, block: int, begin: int, steps: int
-) -> None:
+def read_step_sizes(plan: Plan, dt: Memory, inputs: Inputs, sequence: int, block: int, begin: int, steps: int) -> None:
     """Fill a tile with step sizes: delta plus bias, through the softplus."""
     read_tile(plan, dt, inputs.delta, sequence, block, begin, steps)
     shift = load(inputs.bias, block * LANES)
@@ -157,15 +178,15 @@ def read_step_sizes(
 
 
 @numba.njit
-def copy(source: np.ndarray, start: int, target: np.ndarray, place: int, size: int) -> None:
+def copy(source: Memory, start: int, target: Memory, place: int, size: int) -> None:
     """Copy a multiple of 16 numbers."""
     for i in range(0, size, LANES):
         store(target, place + i, load(source, start + i))
 
 
 @numba.njit
-def clear(target: np.ndarray, place: int, size: int) -> None:
+def clear(target: Memory, place: int, size: int) -> None:
     """Set a multiple of 16 numbers to 0."""
-    zero = splat(target.dtype.type(0))
+    zero = splat_as(target, 0.0)
     for i in range(0, size, LANES):
         store(target, place + i, zero)
