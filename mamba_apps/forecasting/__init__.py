@@ -1,1 +1,45 @@
-"""Forecasting."""
+"""Forecasting: models over windows of series, their training, baselines, and the `Forecaster`.
+
+Importing this package loads nothing heavy: its public names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mamba_apps.forecasting.baselines import BASELINES, BaselineCandidate, create_baseline
+    from mamba_apps.forecasting.data import SeriesData, WindowData
+    from mamba_apps.forecasting.forecaster import Forecaster
+    from mamba_apps.forecasting.task import ForecastTask
+
+__all__ = [
+    "Forecaster",
+    "ForecastTask",
+    "SeriesData",
+    "WindowData",
+    "BASELINES",
+    "BaselineCandidate",
+    "create_baseline",
+]
+
+_HOMES = {
+    "Forecaster": "forecaster",
+    "ForecastTask": "task",
+    "SeriesData": "data",
+    "WindowData": "data",
+    "BASELINES": "baselines",
+    "BaselineCandidate": "baselines",
+    "create_baseline": "baselines",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

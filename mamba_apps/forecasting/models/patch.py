@@ -74,7 +74,7 @@ class PatchForecaster(ForecastModel):
             raise UserError(f"patch is {patch} with a lookback of {sizes.lookback}", "give from 1 step to the lookback")
         if norm not in _NORMS:
             raise UserError(f"unknown norm {norm!r}", f"choose one of {', '.join(_NORMS)}")
-        self.patch, self.norm_kind = patch, norm
+        self.mixer_name, self.patch, self.norm_kind = mixer, patch, norm
         self.past_tokens, self.future_tokens = -(-sizes.lookback // patch), -(-sizes.horizon // patch)
         self.embed = nn.Linear(patch * (2 + sizes.n_past + sizes.n_future), d_model)
         self.embed_static = nn.Linear(sizes.n_static, d_model) if sizes.n_static else None

@@ -1,0 +1,51 @@
+"""The optimiser's settings and its learning rate over a budget of epochs, steps or seconds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
+from torch import nn
+
+from mamba_apps.mixers import no_weight_decay
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters in two groups: matrices decay; vectors, and what its mixer wants without, do not."""
+    spared = no_weight_decay(module)
+    decayed, others = [], []
+    for name, parameter in module.named_parameters():
+        (others if parameter.dim() < 2 or name in spared else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def budget_spent(trainer: pl.Trainer, step: int) -> float:
+    """Return the part of the run's budget that is spent after ``step`` optimiser steps, in [0, 1].
+
+    A budget of seconds is known as it passes only: the rate then follows the clock, and two runs differ.
+    """
+    total = trainer.estimated_stepping_batches
+    if math.isfinite(total) and total > 0:
+        return min(step / total, 1.0)
+    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
+    left = timer.time_remaining() if timer is not None else None
+    if timer is None or left is None:
+        return 0.0
+    elapsed = timer.time_elapsed()
+    return min(elapsed / max(elapsed + left, 1e-9), 1.0)
+
+
+def rate_factor(spent: float, warmup: float, floor: float = 1e-3) -> float:
+    """Return what the learning rate is multiplied by: a linear warm-up, then half a cosine down to ``floor``.
+
+    Args:
+        spent: The part of the budget that is spent, in [0, 1].
+        warmup: The part of the budget that the warm-up takes, in [0, 1).
+        floor: Where it starts and ends, above 0.
+    """
+    if spent < warmup:
+        return floor + (1 - floor) * spent / warmup
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))

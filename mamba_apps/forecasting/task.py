@@ -1,0 +1,201 @@
+"""Training a forecaster: a masked loss on scaled targets, scores in the data's own unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from mamba_apps.errors import UserError
+from mamba_apps.forecasting.data import WindowData
+from mamba_apps.forecasting.losses import MaskedErrors, MaskedLoss, point_forecast
+from mamba_apps.forecasting.models import ForecastModel, Sizes, create, spec
+from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
+from mamba_apps.forecasting.schedule import budget_spent, parameter_groups, rate_factor
+
+
+class ForecastTask(pl.LightningModule):
+    """A forecasting model with its loss and optimiser.
+
+    The model is made when the shape of the problem is known: at once where ``sizes`` is given, else from the data.
+
+    Args:
+        model: A registered forecasting model, such as "patch", "smamba", "itransformer", "patchtst", "dlinear".
+        model_options: That model's options.
+        sizes: The shape of the problem; None takes it from the data.
+        loss: "mae", "mse" or "huber", on scaled targets.
+        quantiles: Probabilities whose quantiles are forecast, by the pinball loss; None for point forecasts.
+        lr: The highest learning rate.
+        weight_decay: AdamW's, on matrices alone.
+        warmup: The part of the budget in which the learning rate rises; it falls as a cosine over the rest.
+        betas: AdamW's.
+
+    Raises:
+        UserError: If the model, an option of it or the loss is unknown, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str = "patch",
+        *,
+        model_options: dict[str, Any] | None = None,
+        sizes: Sizes | None = None,
+        loss: str = "mae",
+        quantiles: Sequence[float] | None = None,
+        lr: float = 2e-3,
+        weight_decay: float = 0.01,
+        warmup: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.99),
+    ) -> None:
+        super().__init__()
+        if not lr > 0:
+            raise UserError(f"lr is {lr}", "give a positive learning rate")
+        if not 0 <= warmup < 1:
+            raise UserError(f"warmup is {warmup}", "give a part of the budget in [0, 1)")
+        spec(model)
+        self.model_name, self.model_options = model, dict(model_options or {})
+        self.quantiles = None if quantiles is None else tuple(quantiles)
+        self.loss = MaskedLoss(loss, quantiles)
+        self.lr, self.weight_decay, self.warmup, self.betas = lr, weight_decay, warmup, betas
+        self.scores = MaskedErrors()
+        self.sizes: Sizes | None = None
+        self.network: ForecastModel
+        self._arguments = {
+            "model": model,
+            "model_options": self.model_options,
+            "loss": loss,
+            "quantiles": None if quantiles is None else list(quantiles),
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "betas": list(betas),
+        }
+        if sizes is not None:
+            self._make_network(sizes)
+
+    def prepare_for(self, data: WindowData) -> None:
+        """Make the model for the data, or check that it was made for such data.
+
+        Raises:
+            UserError: If it was made for another shape.
+        """
+        if self.sizes is None:
+            self._make_network(data.sizes)
+        elif self.sizes != data.sizes:
+            raise UserError(
+                f"the model was made for {self.sizes}, the data is {data.sizes}",
+                "use the lookback, horizon and covariates it was trained with",
+            )
+
+    def configure_model(self) -> None:
+        """Make the model before a checkpoint is loaded into it; Lightning calls this."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, WindowData):
+            self.prepare_for(data)
+        elif self.sizes is None:
+            raise UserError("the shape of the problem is not known", "train with SeriesData, or give sizes")
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return scaled forecasts (B, H, 1), or (B, H, 1, Q) for quantiles."""
+        return self.network(batch)
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        loss = self.loss(self(batch), batch["future_y"], batch["future_observed"])
+        self.log("train/loss", loss, batch_size=len(batch["future_y"]))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Score a batch of the validation part."""
+        self._score(batch)
+
+    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Score a batch of the test part."""
+        self._score(batch)
+
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return forecasts in the data's unit, and which window each is."""
+        return {
+            "forecast": self._unscaled(self(batch), batch),
+            "series": batch["series"],
+            "origin": batch["origin"],
+        }
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/mae and val/rmse."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/mae and test/rmse."""
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW, and its rate over the run's budget."""
+        groups = parameter_groups(self.network, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+
+        def factor(step: int) -> float:
+            return rate_factor(budget_spent(self.trainer, step), self.warmup)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @torch.no_grad()
+    def plots(self, data: WindowData) -> list[ForecastPanel]:
+        """Return pictures of the forecasts of a few test windows."""
+        self.eval()
+
+        def forecast(batch: Mapping[str, Tensor]) -> Tensor:
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            scaled = self(batch)
+            point = point_forecast(scaled, self.quantiles)
+            both = point if self.quantiles is None else torch.cat([point, scaled[:, :, 0]], dim=-1)
+            return data.scaler.inverse_y(both, batch["series"])
+
+        bands = (1, len(self.quantiles)) if self.quantiles and len(self.quantiles) > 1 else None
+        return forecast_panels(data, self.label, forecast, bands)
+
+    @property
+    def label(self) -> str:
+        """The model's name, with the mixer where that is an option."""
+        mixer = getattr(getattr(self, "network", None), "mixer_name", None)
+        return f"{self.model_name}[{mixer}]" if mixer else self.model_name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that make this task again, as plain values; ``sizes`` as a dict."""
+        return {**self._arguments, "sizes": None if self.sizes is None else vars(self.sizes).copy()}
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> ForecastTask:
+        """Return the task of ``arguments``."""
+        options = dict(arguments)
+        sizes = options.pop("sizes")
+        options["betas"] = tuple(options["betas"])
+        return cls(**options, sizes=None if sizes is None else Sizes(**sizes))
+
+    def _make_network(self, sizes: Sizes) -> None:
+        options = dict(self.model_options)
+        if self.quantiles is not None:
+            options["quantiles"] = self.quantiles
+        self.network = create(self.model_name, **vars(sizes), **options)
+        self.sizes = sizes
+
+    def _score(self, batch: Mapping[str, Tensor]) -> None:
+        point = point_forecast(self(batch), self.quantiles)
+        self.scores.update(
+            self._unscaled(point, batch), self._unscaled(batch["future_y"], batch), batch["future_observed"]
+        )
+
+    def _unscaled(self, values: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        data = cast(WindowData, self.trainer.datamodule)  # type: ignore[attr-defined]
+        return data.scaler.inverse_y(values, batch["series"])
+
+    def _log_scores(self, part: str) -> None:
+        for name, value in self.scores.compute().items():
+            self.log(f"{part}/{name}", value.float())
+        self.scores.reset()
