@@ -245,6 +245,9 @@ def test_slices_by_time(four: SeriesSet) -> None:
         pd.to_datetime(["2020-01-10", "2020-01-11"])
     )
     assert four.last(12).lengths.tolist() == [12, 12, 12, 12]
+    assert four.without_last(12).lengths.tolist() == [48, 21, 8, 78]
+    assert four.without_last(30).lengths.tolist() == [30, 3, 0, 60]
+    assert np.shares_memory(four.without_last(12)["a"].y, four["a"].y)
     assert four.last(12).before("2020-02-25")["a"].index[0] == pd.Timestamp("2020-02-18")
 
 
