@@ -35,11 +35,11 @@ class ResumableSampler(DistributedSampler[int]):
             shuffle=shuffle,
             seed=seed,
         )
-        self._start = 0
+        self._start = (0, 0)
 
-    def skip(self, samples: int) -> None:
-        """Leave out the first samples of the next pass, and of that one only."""
-        self._start = samples
+    def skip(self, epoch: int, samples: int) -> None:
+        """Leave out the first samples of the next pass, if that one is of this epoch."""
+        self._start = (epoch, samples)
 
     def __iter__(self) -> Iterator[int]:
         """Yield this process's indices of the current epoch."""
@@ -51,7 +51,8 @@ class ResumableSampler(DistributedSampler[int]):
             order = torch.arange(length)
         # the last processes repeat the first samples, so that all have as many
         order = order[torch.arange(self.total_size) % length] if length else order
-        start, self._start = self._start, 0
+        (epoch, samples), self._start = self._start, (0, 0)
+        start = samples if epoch == self.epoch else 0
         yield from order[self.rank :: self.num_replicas][start:].tolist()
 
 
@@ -100,9 +101,9 @@ class ResumableLoader(DataLoader[Any]):
             **options,
         )
 
-    def skip(self, batches: int) -> None:
-        """Start the next pass after this many batches."""
-        self._order.skip(batches * (self.batch_size or 1))
+    def skip(self, epoch: int, batches: int) -> None:
+        """Start the next pass after this many batches, if it is one of this epoch."""
+        self._order.skip(epoch, batches * (self.batch_size or 1))
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of the current epoch."""

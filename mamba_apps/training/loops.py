@@ -101,7 +101,7 @@ class SafeFitLoop(_FitLoop):
         batches = self.epoch_loop.batch_progress.current.completed
         loaders = combined.flattened
         if len(loaders) == 1 and isinstance(loaders[0], ResumableLoader):
-            loaders[0].skip(batches)
+            loaders[0].skip(epoch, batches)
             return
         if all(isinstance(loader, _Stateful) for loader in loaders):
             if self._combined_loader_states_to_load:  # the loaders were made before the checkpoint's loops were read

@@ -169,9 +169,12 @@ class RunCheckpoints(Checkpoint):
             written at a safe point.
         """
         position, self.position = self.position, None
+        # a step whose validation is pending is done, but not yet counted as such
+        logged = trainer.fit_loop.epoch_loop._batches_that_stepped
+        logged += position is not None and position["validation_pending"]
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
-                logger.start(trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.start(logged)
         self._saved_at = time.monotonic()
         self._saved_steps = trainer.global_step
         if trainer.ckpt_path is None:

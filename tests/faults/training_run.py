@@ -35,7 +35,7 @@ class NoisyData(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return SAMPLES
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.x[index] + 0.1 * torch.randn(FEATURES) + 0.1 * random.random() + 0.1 * float(np.random.rand())  # noqa: S311
+        x = self.x[index] + 0.1 * torch.randn(FEATURES) + 0.1 * random.random() + 0.1 * float(np.random.rand())  # noqa: NPY002, S311
         return x, self.y[index]
 
 
