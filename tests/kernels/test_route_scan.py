@@ -425,6 +425,15 @@ def test_bad_input(run: Any, changed: dict[str, Any], message: str) -> None:
     assert error.value.remedy
 
 
+def test_autocast_does_not_hide_bad_input() -> None:
+    inputs = _inputs(Route("cross"), (3, 4))
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(KernelInputError, match="x must be a real floating point"),
+    ):
+        selective_scan_route(**inputs | {"x": torch.ones(2, 3, 4, 5, dtype=torch.int32)}, route=Route("cross"))
+
+
 def test_a_window_of_another_rank_is_refused() -> None:
     route = Route("windowed", window=(2, 2, 2))
     inputs = _inputs(Route("windowed", window=2), (3, 4))

@@ -235,8 +235,8 @@ def selective_scan_route(
         BackendError: If the backend cannot run on the tensors' device; from the second derivative of a backend other
             than "reference".
     """
-    x, delta, B, C, z, delta_weight = cast_route_inputs(x, delta, B, C, z, delta_weight)
     dims = check_route_inputs(NAME, route, x, delta, A, B, C, D, z, delta_bias, delta_weight, out_dtype)
+    x, delta, B, C, z, delta_weight = cast_route_inputs(x, delta, B, C, z, delta_weight)
     if backends.choose(NAME, x.device, backend, has_triton=False) == "reference":
         return route_scan(
             x, delta, A, B, C, D, z, delta_bias, delta_softplus,

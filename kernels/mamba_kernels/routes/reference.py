@@ -34,8 +34,8 @@ def route_scan(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Scan a grid along a route, step by step; arguments, result and errors are those of `selective_scan_route`."""
-    x, delta, B, C, z, delta_weight = cast_route_inputs(x, delta, B, C, z, delta_weight)
     dims = check_route_inputs("route_scan", route, x, delta, A, B, C, D, z, delta_bias, delta_weight, out_dtype)
+    x, delta, B, C, z, delta_weight = cast_route_inputs(x, delta, B, C, z, delta_weight)
     dtype = compute_dtype(x, delta, A, B, C, delta_weight)
     readings = route.readings(dims.grid, x.device)
     x_BKLD = readings.gather(x) if dims.shared else readings.gather_each(x)
