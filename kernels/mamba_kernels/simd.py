@@ -176,8 +176,21 @@ class _Emitter:
             rows = [self.builder.fadd(self.shuffle(a, b, low), self.shuffle(a, b, high)) for a, b in pairs]
         return rows[0]
 
+    def transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """The 16 columns of 16 vectors: each step swaps one bit of the row's number with the lane's."""
+        for width in (1, 2, 4, 8):
+            low = [lane if not lane & width else LANES + lane - width for lane in range(LANES)]
+            high = [lane + width if not lane & width else LANES + lane for lane in range(LANES)]
+            swapped = list(rows)
+            for k in range(LANES):
+                if not k & width:
+                    a, b = rows[k], rows[k + width]
+                    swapped[k], swapped[k + width] = self.shuffle(a, b, low), self.shuffle(a, b, high)
+            rows = swapped
+        return rows
 
-def _element(kind: types.Type) -> types.Type | None:
+
+def _element(kind: types.Type) -> Any:
     """Return the dtype of a contiguous vector or of what a pointer points at, None for other types."""
     if isinstance(kind, types.CPointer):
         return kind.dtype
@@ -376,6 +389,41 @@ def row_totals(typingctx: Any, memory: types.Type, index: types.Type) -> Any:
         return emitter.row_totals(rows)
 
     return LanesType(dtype)(memory, types.intp), generate
+
+
+@intrinsic
+def transpose(
+    typingctx: Any,
+    source: types.Type,
+    place: types.Type,
+    stride: types.Type,
+    target: types.Type,
+    at: types.Type,
+    step: types.Type,
+) -> Any:
+    """Copy a block of 16 x 16 numbers to its transpose: source[place + i * stride + j] to target[at + j * step + i]."""
+    dtype = _element(source)
+    if dtype is None or _element(target) != dtype:
+        return None
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        emitter = _Emitter(builder, dtype)
+        source_value, place_value, stride_value, target_value, at_value, step_value = arguments
+
+        def addresses(kind: types.Type, memory: ir.Value, first: ir.Value, distance: ir.Value) -> list[ir.Value]:
+            indices = [builder.add(first, builder.mul(distance, ir.Constant(ir.IntType(64), k))) for k in range(LANES)]
+            places = [_address(context, builder, kind, memory, index) for index in indices]
+            return [builder.bitcast(place, emitter.vector.as_pointer()) for place in places]
+
+        align = dtype.bitwidth // 8
+        rows = [builder.load(a, align=align) for a in addresses(source, source_value, place_value, stride_value)]
+        columns = addresses(target, target_value, at_value, step_value)
+        for column, address in zip(emitter.transposed(rows), columns, strict=True):
+            builder.store(column, address, align=align)
+        return context.get_dummy_value()
+
+    integers = (types.intp, types.intp)
+    return types.none(source, *integers, target, *integers), generate
 
 
 def _operator(function: Callable[..., Any], instruction: str) -> None:

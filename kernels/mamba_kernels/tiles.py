@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mamba_kernels.simd import LANES, load, store
+from mamba_kernels.simd import LANES, load, store, transpose
 
 
 def flat(x: Tensor | None, dtype: torch.dtype | None = None) -> np.ndarray:
@@ -23,8 +23,11 @@ def flat(x: Tensor | None, dtype: torch.dtype | None = None) -> np.ndarray:
     """
     if x is None or x.numel() == 0:
         return torch.zeros(1, dtype=dtype if x is None else x.dtype).numpy()
+    x = x.detach()
+    if x.is_contiguous():
+        return x.view(-1).numpy()
     span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.detach().as_strided((span,), (1,)).numpy()
+    return x.as_strided((span,), (1,)).numpy()
 
 
 @numba.njit
@@ -36,6 +39,12 @@ def aligned(size: int, like: np.ndarray) -> np.ndarray:
 
 
 @numba.njit
+def _whole_blocks(steps: int, lanes: int, step_stride: int) -> int:
+    """Return how many steps can be copied in blocks of 16 steps and 16 lanes: those whose steps are neighbours."""
+    return steps // LANES * LANES if lanes == LANES and (step_stride == 1 or step_stride == -1) else 0
+
+
+@numba.njit
 def load_tile(
     tile: np.ndarray, steps: int, source: np.ndarray, start: int, lanes: int, lane_stride: int, step_stride: int
 ) -> None:
@@ -44,9 +53,14 @@ def load_tile(
         for t in range(steps):
             store(tile, t * LANES, load(source, start + t * step_stride))
         return
+    done = _whole_blocks(steps, lanes, step_stride)
+    back = LANES - 1 if step_stride < 0 else 0  # steps from the first of a block to the one that comes first in memory
+    for t in range(0, done, LANES):
+        place = start + (t + back) * step_stride
+        transpose(source, place, lane_stride, tile, (t + back) * LANES, LANES * step_stride)
     for lane in range(lanes):
         place = start + lane * lane_stride
-        for t in range(steps):
+        for t in range(done, steps):
             tile[t * LANES + lane] = source[place + t * step_stride]
     for lane in range(lanes, LANES):
         for t in range(steps):
@@ -62,9 +76,14 @@ def store_tile(
         for t in range(steps):
             store(target, start + t * step_stride, load(tile, t * LANES))
         return
+    done = _whole_blocks(steps, lanes, step_stride)
+    back = LANES - 1 if step_stride < 0 else 0
+    for t in range(0, done, LANES):
+        place = start + (t + back) * step_stride
+        transpose(tile, (t + back) * LANES, LANES * step_stride, target, place, lane_stride)
     for lane in range(lanes):
         place = start + lane * lane_stride
-        for t in range(steps):
+        for t in range(done, steps):
             target[place + t * step_stride] = tile[t * LANES + lane]
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from mamba_kernels.causal_conv1d.cpu_kernels import Plan, Reading, View, conv_backward, conv_forward
+from mamba_kernels.causal_conv1d.steps import read_steps
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
-from mamba_kernels.segments import segment_marks
 from mamba_kernels.simd import LANES
 from mamba_kernels.threads import run_tasks
 from mamba_kernels.tiles import flat
@@ -24,21 +24,13 @@ TASK_SIZE = 1 << 16
 
 
 def _read(length: int, width: int, seq_idx_BL: Tensor | None, reverse: bool) -> Reading:
-    """Return the positions the steps stand at, and how many steps of history each may read."""
-    history = width - 1
-    if seq_idx_BL is None:
-        steps = np.arange(length, dtype=np.int32)[None]
-        steps = np.ascontiguousarray(steps[:, ::-1]) if reverse else steps
-        return Reading(steps, np.full((1, length), history, dtype=np.int32), np.array([length]), 1)
-    reset_BL, padding_BL = segment_marks(seq_idx_BL.flip(1) if reverse else seq_idx_BL)
-    steps_BL = padding_BL.to(torch.uint8).argsort(dim=1, stable=True)
-    # Where the state reaches the leading segment, that one begins with the history.
-    index_L = torch.arange(length)
-    begin_BL = torch.where(reset_BL.gather(1, steps_BL), index_L, -history).cummax(1).values
-    reach_BL = (index_L - begin_BL).clamp(max=history)
-    counts_B = length - padding_BL.sum(1)
-    steps_BL = length - 1 - steps_BL if reverse else steps_BL
-    return Reading(steps_BL.int().numpy(), reach_BL.int().numpy(), counts_B.numpy(), 0)
+    """Return the steps as the kernels take them."""
+    if seq_idx_BL is not None:
+        steps_BL, reach_BL, counts_B = read_steps(seq_idx_BL, width, reverse)
+        return Reading(steps_BL.numpy(), reach_BL.numpy(), counts_B.numpy(), 0)
+    steps = np.arange(length, dtype=np.int32)[None]
+    steps = np.ascontiguousarray(steps[:, ::-1]) if reverse else steps
+    return Reading(steps, np.full((1, length), width - 1, dtype=np.int32), np.array([length]), 1)
 
 
 def _view(x: Tensor | None, dtype: torch.dtype, rank: int = 3) -> View:

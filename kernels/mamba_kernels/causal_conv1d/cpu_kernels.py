@@ -3,7 +3,7 @@
 An item reads its steps chunk by chunk into a tile that begins with the W - 1 inputs before the chunk, so that tap j of
 step i is row i + j. What a step is, and which inputs it may see, says the `Reading`.
 
-Dimensions: B batch, D channels, L length, W width. A step counts in reading order without padding, a position in memory.
+Dimensions: B batch, D channels, L length, W width. Steps count in reading order without padding, positions in memory.
 """
 
 from __future__ import annotations

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.norm.cpu_kernels import GATE_FIRST, GATE_LAST, NO_GATE, Plan, Rows, norm_backward, norm_forward
+from mamba_kernels.simd import LANES
 from mamba_kernels.threads import run_tasks
 from mamba_kernels.tiles import flat
 
@@ -17,12 +19,27 @@ TASK_SIZE = 1 << 16
 TASKS = 64
 
 
-def _rows(x: Tensor | None, dtype: torch.dtype) -> Rows:
-    """Return a tensor as rows, copied where its dtype differs or its rows don't lie side by side."""
+def _plan(x: Tensor, group_size: int, eps: float, *, centred: bool = False, gate: int = NO_GATE) -> Plan:
+    """Cut the work by the shapes alone, so that the result does not depend on the number of threads."""
+    width = x.shape[-1]
+    rows = x.numel() // width
+    rows_each = max(1, -(-rows // TASKS), TASK_SIZE // width)
+    padded = -(-group_size // LANES) * LANES
+    return Plan(rows, rows_each, width // group_size, group_size, padded, eps, int(centred), gate)
+
+
+def _tasks(plan: Plan) -> int:
+    return -(-plan.rows // plan.rows_each)
+
+
+def _rows(x: Tensor | None, plan: Plan, dtype: torch.dtype) -> Rows:
+    """Return a tensor as rows, a copy where its dtype differs, groups lack lanes or rows don't lie side by side."""
     if x is None:
         return Rows(torch.zeros(0, dtype=dtype).numpy(), 0)
     x = x.to(dtype).reshape(-1, x.shape[-1])
-    if x.stride(1) != 1 and x.shape[1] > 1:
+    if plan.padded > plan.size:
+        x = F.pad(x.reshape(-1, plan.groups, plan.size), (0, plan.padded - plan.size)).flatten(1)
+    elif x.stride(1) != 1:
         x = x.contiguous()
     return Rows(flat(x), x.stride(0))
 
@@ -30,26 +47,19 @@ def _rows(x: Tensor | None, dtype: torch.dtype) -> Rows:
 class _Result:
     """A tensor in the dimension order and dtype asked for, and the rows the kernels write: its own where that fits."""
 
-    def __init__(self, like: Tensor, dtype: torch.dtype, compute: torch.dtype) -> None:
+    def __init__(self, like: Tensor, dtype: torch.dtype, plan: Plan, compute: torch.dtype) -> None:
         self.tensor = empty_in_order(like, dtype)
-        fits = dtype == compute and self.tensor.is_contiguous()
-        self.written = self.tensor if fits else torch.empty(like.shape, dtype=compute)
-        self.rows = _rows(self.written, compute)
+        self.apart: Tensor | None = None
+        written = self.tensor
+        if dtype != compute or plan.padded > plan.size or not self.tensor.is_contiguous():
+            written = self.apart = torch.empty(plan.rows, plan.groups, plan.padded, dtype=compute)
+        self.rows = Rows(flat(written), plan.groups * plan.padded)
+        self.size = plan.size
 
     def get(self) -> Tensor:
-        return self.tensor if self.tensor is self.written else self.tensor.copy_(self.written)
-
-
-def _plan(x: Tensor, group_size: int, eps: float, *, centred: bool = False, gate: int = NO_GATE) -> Plan:
-    """Cut the work by the shapes alone, so that the result does not depend on the number of threads."""
-    width = x.shape[-1]
-    rows = x.numel() // width
-    rows_each = max(1, -(-rows // TASKS), TASK_SIZE // width)
-    return Plan(rows, rows_each, width // group_size, group_size, eps, int(centred), gate)
-
-
-def _tasks(plan: Plan) -> int:
-    return -(-plan.rows // plan.rows_each)
+        if self.apart is None:
+            return self.tensor
+        return self.tensor.copy_(self.apart[..., : self.size].reshape(self.tensor.shape))
 
 
 def _forward(
@@ -63,8 +73,9 @@ def _forward(
     out: _Result,
     added: _Result | None,
 ) -> None:
-    inputs = [_rows(t, dtype) for t in (x, residual, z, weight, bias)]
-    outputs = (out.rows, _rows(None, dtype) if added is None else added.rows)
+    shift = torch.zeros_like(weight) if bias is None else bias
+    inputs = [_rows(t, plan, dtype) for t in (x, residual, z, weight, shift)]
+    outputs = (out.rows, _rows(None, plan, dtype) if added is None else added.rows)
     if plan.rows:
         run_tasks(lambda task: norm_forward(task, plan, *inputs, *outputs), _tasks(plan))
 
@@ -82,12 +93,14 @@ def _backward(
     dz: _Result | None,
 ) -> tuple[Tensor, Tensor]:
     """Write dx and dz, and return the gradients of weight and bias, the latter of size 0 if there is none."""
-    inputs = [_rows(t, dtype) for t in (x, z, weight, bias, dout, dadded)]
-    parts = [torch.empty(_tasks(plan), weight.shape[0], dtype=dtype) for _ in range(2)]
-    outputs = (dx.rows, _rows(None, dtype) if dz is None else dz.rows, *(_rows(part, dtype) for part in parts))
+    shift = torch.zeros_like(weight) if bias is None else bias
+    inputs = [_rows(t, plan, dtype) for t in (x, z, weight, shift, dout, dadded)]
+    parts = [torch.empty(_tasks(plan), plan.groups, plan.padded, dtype=dtype) for _ in range(2)]
+    part_rows = [Rows(flat(part), plan.groups * plan.padded) for part in parts]
+    outputs = (dx.rows, _rows(None, plan, dtype) if dz is None else dz.rows, *part_rows)
     if plan.rows:
         run_tasks(lambda task: norm_backward(task, plan, *inputs, *outputs), _tasks(plan))
-    dweight, dbias = (part.sum(0) for part in parts)
+    dweight, dbias = (part.sum(0)[:, : plan.size].reshape(weight.shape) for part in parts)
     dweight = empty_in_order(weight).copy_(dweight)
     return dweight, weight.new_empty(0) if bias is None else empty_in_order(bias).copy_(dbias)
 
@@ -98,8 +111,8 @@ def add_norm(
     """Return the norm of ``x + residual`` in dtype ``out``, and the sum; of size 0 without residual."""
     dtype = compute_dtype(x, weight, bias, residual)
     plan = _plan(x, x.shape[-1], eps, centred=centred)
-    result = _Result(x, out, dtype)
-    added = None if residual is None else _Result(residual, residual.dtype, dtype)
+    result = _Result(x, out, plan, dtype)
+    added = None if residual is None else _Result(residual, residual.dtype, plan, dtype)
     _forward(plan, dtype, x, residual, None, weight, bias, result, added)
     return result.get(), x.new_empty(0) if added is None else added.get()
 
@@ -110,7 +123,7 @@ def add_norm_backward(
     """Return the gradients of the sum (in the widest dtype of them), the weight and the bias."""
     dtype = compute_dtype(added, weight, bias, dout)
     plan = _plan(added, added.shape[-1], eps, centred=centred)
-    dx = _Result(added, dtype, dtype)
+    dx = _Result(added, dtype, plan, dtype)
     dweight, dbias = _backward(plan, dtype, added, None, weight, bias, dout, dadded, dx, None)
     return dx.get(), dweight, dbias
 
@@ -133,7 +146,7 @@ def gated_norm(
     """Return the gated norm of ``x`` in its dtype."""
     dtype = compute_dtype(x, weight, bias, z)
     plan = _plan(x, group_size, eps, gate=_gate(z, norm_before_gate))
-    out = _Result(x, x.dtype, dtype)
+    out = _Result(x, x.dtype, plan, dtype)
     _forward(plan, dtype, x, None, z, weight, bias, out, None)
     return out.get()
 
@@ -151,7 +164,7 @@ def gated_norm_backward(
     """Return the gradients of x, weight, bias and z, those of missing ones of size 0."""
     dtype = compute_dtype(x, weight, bias, z)
     plan = _plan(x, group_size, eps, gate=_gate(z, norm_before_gate))
-    dx = _Result(x, x.dtype, dtype)
-    dz = None if z is None else _Result(z, z.dtype, dtype)
+    dx = _Result(x, x.dtype, plan, dtype)
+    dz = None if z is None else _Result(z, z.dtype, plan, dtype)
     dweight, dbias = _backward(plan, dtype, x, z, weight, bias, dout, None, dx, dz)
     return dx.get(), dweight, dbias, x.new_empty(0) if dz is None else dz.get()

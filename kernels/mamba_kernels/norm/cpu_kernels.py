@@ -1,12 +1,13 @@
 """Norms compiled for the CPU: one pass over memory, a row of numbers at a time.
 
-A row is cut into groups, each normalised on its own: one group but for the grouped gated norm. A group is copied to a
-vector that is padded with zeros to whole lanes, so that all arithmetic is on whole lanes.
+A row is cut into groups, each normalised on its own; there is one group but for the grouped gated norm. Rows come
+padded with zeros, so that every group is made of whole lanes. Nothing that takes an array is called for a row: numba
+counts references to an array that is passed on, which costs as much as the row.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -25,90 +26,38 @@ class Plan(NamedTuple):
     rows_each: int  # rows of a task, the last task perhaps fewer
     groups: int
     size: int  # numbers of a group
+    padded: int  # the same in whole lanes
     eps: float
     centred: int  # whether the mean is taken off, as in layer norm
     gate: int  # NO_GATE, GATE_FIRST (before the norm) or GATE_LAST
 
 
 class Rows(NamedTuple):
-    """Rows of numbers that lie side by side, as a flat vector; one of size 0 if they are missing."""
+    """Rows of padded groups that lie side by side, as a flat vector; one of size 0 if they are missing."""
 
     data: np.ndarray
     stride: int
 
 
 @numba.njit
-def _lanes(size: int) -> int:
-    """Return ``size`` rounded up to whole lanes."""
-    return (size + LANES - 1) // LANES * LANES
+def _silu(z: Any) -> Any:
+    return z * sigmoid(z)
 
 
 @numba.njit
-def _fetch(vector: np.ndarray, rows: Rows, row: int, group: int, size: int) -> None:
-    """Fill a padded vector with a group; with zeros if it is missing."""
-    whole = size // LANES * LANES
-    if rows.data.size == 0:
-        vector[: _lanes(size)] = 0
-        return
-    place = row * rows.stride + group * size
-    for i in range(0, whole, LANES):
-        store(vector, i, load(rows.data, place + i))
-    for i in range(whole, size):
-        vector[i] = rows.data[place + i]
-    vector[size : _lanes(size)] = 0
+def _silu_slope(z: Any, one: Any) -> Any:
+    """Return the derivative of silu."""
+    s = sigmoid(z)
+    return s * fma(z, one - s, one)
 
 
 @numba.njit
-def _put(vector: np.ndarray, rows: Rows, row: int, group: int, size: int) -> None:
-    """Write a group from a padded vector, unless it is not asked for."""
-    whole = size // LANES * LANES
-    if rows.data.size == 0:
-        return
-    place = row * rows.stride + group * size
-    for i in range(0, whole, LANES):
-        store(rows.data, place + i, load(vector, i))
-    for i in range(whole, size):
-        rows.data[place + i] = vector[i]
-
-
-@numba.njit
-def _gate(vector: np.ndarray, z: np.ndarray, size: int) -> None:
-    """Multiply a vector by silu(z)."""
-    for i in range(0, size, LANES):
-        v = load(z, i)
-        store(vector, i, load(vector, i) * v * sigmoid(v))
-
-
-@numba.njit
-def _standardise(vector: np.ndarray, plan: Plan) -> float:
-    """Take the mean off where the plan says so, divide by the root mean square, and return its inverse."""
-    zero = vector.dtype.type(0)
-    padded = _lanes(plan.size)
-    if plan.centred:
-        added = splat(zero)
-        for i in range(0, padded, LANES):
-            added = added + load(vector, i)
-        mean = splat(vector.dtype.type(total(added) / plan.size))
-        for i in range(0, padded, LANES):
-            store(vector, i, load(vector, i) - mean)
-        vector[plan.size : padded] = 0
-    squares = splat(zero)
-    for i in range(0, padded, LANES):
-        v = load(vector, i)
-        squares = fma(v, v, squares)
-    inverse = vector.dtype.type(1.0 / np.sqrt(total(squares) / plan.size + plan.eps))
-    scale = splat(inverse)
-    for i in range(0, padded, LANES):
-        store(vector, i, load(vector, i) * scale)
-    return inverse
-
-
-@numba.njit
-def _fetch_all(vector: np.ndarray, rows: Rows, plan: Plan) -> None:
-    """Fill a vector of padded groups from the single row of a parameter."""
-    padded = _lanes(plan.size)
-    for group in range(plan.groups):
-        _fetch(vector[group * padded :], rows, 0, group, plan.size)
+def _own_lanes(plan: Plan, like: np.ndarray) -> Any:
+    """Return lanes that are 1 where the last lanes of a group hold numbers, and 0 where they hold padding."""
+    mask = aligned(LANES, like)
+    for lane in range(LANES):
+        mask[lane] = 1 if plan.padded - LANES + lane < plan.size else 0
+    return load(mask, 0)
 
 
 @compile_kernel(tiles.__file__)
@@ -119,74 +68,46 @@ def norm_forward(
 
     Args:
         task: Which `Plan.rows_each` rows.
-        plan: See `Plan`.
+        plan: The sizes and options.
         x: The input.
         residual: What is added to it, or missing.
         z: The gate, or missing.
         weight: The scale, a single row.
-        bias: The shift, a single row, or missing.
+        bias: The shift, a single row.
         out: The output.
         added: The sum, or missing.
     """
-    size, padded = plan.size, _lanes(plan.size)
-    v, gate = aligned(padded, x.data), aligned(padded, x.data)
-    w, b = aligned(plan.groups * padded, x.data), aligned(plan.groups * padded, x.data)
-    _fetch_all(w, weight, plan)
-    _fetch_all(b, bias, plan)
+    padded, last = plan.padded, plan.padded - LANES
+    v = aligned(padded, x.data)
+    zero, own = splat(x.data.dtype.type(0)), _own_lanes(plan, x.data)
     for row in range(task * plan.rows_each, min((task + 1) * plan.rows_each, plan.rows)):
         for group in range(plan.groups):
-            _fetch(v, x, row, group, size)
-            if residual.data.size > 0:
-                _fetch(gate, residual, row, group, size)
-                for i in range(0, padded, LANES):
-                    store(v, i, load(v, i) + load(gate, i))
-                _put(v, added, row, group, size)
-            if plan.gate != NO_GATE:
-                _fetch(gate, z, row, group, size)
-            if plan.gate == GATE_FIRST:
-                _gate(v, gate, padded)
-            _standardise(v, plan)
+            at = group * padded
+            x_at, z_at, out_at = row * x.stride + at, row * z.stride + at, row * out.stride + at
+            sums, squares = zero, zero
             for i in range(0, padded, LANES):
-                store(v, i, fma(load(v, i), load(w, group * padded + i), load(b, group * padded + i)))
-            if plan.gate == GATE_LAST:
-                _gate(v, gate, padded)
-            _put(v, out, row, group, size)
-
-
-@numba.njit
-def _accumulate(vector: np.ndarray, at: int, addend: np.ndarray, padded: int) -> None:
-    """Add a vector to the one that starts at ``at``."""
-    for i in range(0, padded, LANES):
-        store(vector, at + i, load(vector, at + i) + load(addend, i))
-
-
-@numba.njit
-def _differentiate_gate(g: np.ndarray, z: np.ndarray, gated: np.ndarray, dz: np.ndarray, padded: int) -> None:
-    """Turn ``g``, the gradient of gated * silu(z), into that of ``gated``, and write that of z."""
-    one = splat(g.dtype.type(1))
-    for i in range(0, padded, LANES):
-        v = load(z, i)
-        s = sigmoid(v)
-        gradient = load(g, i)
-        store(dz, i, gradient * load(gated, i) * s * fma(v, one - s, one))
-        store(g, i, gradient * v * s)
-
-
-@numba.njit
-def _differentiate_norm(g: np.ndarray, normed: np.ndarray, inverse: float, plan: Plan) -> None:
-    """Turn ``g``, the gradient of the standardised vector ``normed``, into that of the vector before."""
-    padded = _lanes(plan.size)
-    zero = g.dtype.type(0)
-    along, ones = splat(zero), splat(zero)
-    for i in range(0, padded, LANES):
-        gradient = load(g, i)
-        along = fma(gradient, load(normed, i), along)
-        ones = ones + gradient
-    slope = splat(g.dtype.type(total(along) / plan.size))
-    mean = splat(g.dtype.type(total(ones) / plan.size if plan.centred else 0.0))
-    scale = splat(inverse)
-    for i in range(0, padded, LANES):
-        store(g, i, (load(g, i) - mean - load(normed, i) * slope) * scale)
+                s = load(x.data, x_at + i)
+                if residual.data.size > 0:
+                    s = s + load(residual.data, row * residual.stride + at + i)
+                    store(added.data, row * added.stride + at + i, s)
+                if plan.gate == GATE_FIRST:
+                    s = s * _silu(load(z.data, z_at + i))
+                store(v, i, s)
+                sums, squares = sums + s, fma(s, s, squares)
+            if plan.centred:
+                mean, squares = splat(v.dtype.type(total(sums) / plan.size)), zero
+                for i in range(0, padded, LANES):
+                    s = load(v, i) - mean
+                    if i == last:
+                        s = s * own
+                    store(v, i, s)
+                    squares = fma(s, s, squares)
+            scale = splat(v.dtype.type(1.0 / np.sqrt(total(squares) / plan.size + plan.eps)))
+            for i in range(0, padded, LANES):
+                y = fma(load(v, i) * scale, load(weight.data, at + i), load(bias.data, at + i))
+                if plan.gate == GATE_LAST:
+                    y = y * _silu(load(z.data, z_at + i))
+                store(out.data, out_at + i, y)
 
 
 @compile_kernel(tiles.__file__)
@@ -209,45 +130,57 @@ def norm_backward(
     Args are those of `norm_forward`, where x stands for the sum of x and the residual and dx for the gradient of both,
     and dout and dadded, the gradients of its results.
     """
-    size, padded = plan.size, _lanes(plan.size)
-    v, g, before = aligned(padded, x.data), aligned(padded, x.data), aligned(padded, x.data)
-    gate, dgate = aligned(padded, x.data), aligned(padded, x.data)
-    w, b = aligned(plan.groups * padded, x.data), aligned(plan.groups * padded, x.data)
-    dw, db = aligned(plan.groups * padded, x.data), aligned(plan.groups * padded, x.data)
-    _fetch_all(w, weight, plan)
-    _fetch_all(b, bias, plan)
-    dw[:] = 0
-    db[:] = 0
+    padded, last = plan.padded, plan.padded - LANES
+    v, g = aligned(padded, x.data), aligned(padded, x.data)
+    zero, one, own = splat(x.data.dtype.type(0)), splat(x.data.dtype.type(1)), _own_lanes(plan, x.data)
+    dw_at, db_at = task * dweight.stride, task * dbias.stride
+    for i in range(0, plan.groups * padded, LANES):
+        store(dweight.data, dw_at + i, zero)
+        store(dbias.data, db_at + i, zero)
     for row in range(task * plan.rows_each, min((task + 1) * plan.rows_each, plan.rows)):
         for group in range(plan.groups):
             at = group * padded
-            _fetch(v, x, row, group, size)
-            _fetch(g, dout, row, group, size)
-            if plan.gate != NO_GATE:
-                _fetch(gate, z, row, group, size)
-            if plan.gate == GATE_FIRST:
-                for i in range(0, padded, LANES):
-                    store(before, i, load(v, i))
-                _gate(v, gate, padded)
-            inverse = _standardise(v, plan)
-            if plan.gate == GATE_LAST:
-                for i in range(0, padded, LANES):
-                    store(before, i, fma(load(v, i), load(w, at + i), load(b, at + i)))
-                _differentiate_gate(g, gate, before, dgate, padded)
-            _accumulate(db, at, g, padded)
+            x_at, z_at, dout_at = row * x.stride + at, row * z.stride + at, row * dout.stride + at
+            dx_at, dz_at = row * dx.stride + at, row * dz.stride + at
+            sums, squares = zero, zero
             for i in range(0, padded, LANES):
-                gradient = load(g, i)
-                store(dw, at + i, fma(gradient, load(v, i), load(dw, at + i)))
-                store(g, i, gradient * load(w, at + i))
-            _differentiate_norm(g, v, inverse, plan)
-            if plan.gate == GATE_FIRST:
-                _differentiate_gate(g, gate, before, dgate, padded)
-            if plan.gate != NO_GATE:
-                _put(dgate, dz, row, group, size)
-            if dadded.data.size > 0:
-                _fetch(before, dadded, row, group, size)
-                _accumulate(g, 0, before, padded)
-            _put(g, dx, row, group, size)
-    for group in range(plan.groups):
-        _put(dw[group * padded :], dweight, task, group, size)
-        _put(db[group * padded :], dbias, task, group, size)
+                s = load(x.data, x_at + i)
+                if plan.gate == GATE_FIRST:
+                    s = s * _silu(load(z.data, z_at + i))
+                store(v, i, s)
+                sums, squares = sums + s, fma(s, s, squares)
+            if plan.centred:
+                mean, squares = splat(v.dtype.type(total(sums) / plan.size)), zero
+                for i in range(0, padded, LANES):
+                    s = load(v, i) - mean
+                    if i == last:
+                        s = s * own
+                    store(v, i, s)
+                    squares = fma(s, s, squares)
+            scale = splat(v.dtype.type(1.0 / np.sqrt(total(squares) / plan.size + plan.eps)))
+
+            along, sums = zero, zero
+            for i in range(0, padded, LANES):
+                normed, gradient, w = load(v, i) * scale, load(dout.data, dout_at + i), load(weight.data, at + i)
+                if plan.gate == GATE_LAST:
+                    gate = load(z.data, z_at + i)
+                    y = fma(normed, w, load(bias.data, at + i))
+                    store(dz.data, dz_at + i, gradient * y * _silu_slope(gate, one))
+                    gradient = gradient * _silu(gate)
+                store(dbias.data, db_at + at + i, load(dbias.data, db_at + at + i) + gradient)
+                store(dweight.data, dw_at + at + i, fma(gradient, normed, load(dweight.data, dw_at + at + i)))
+                gradient = gradient * w
+                along, sums = fma(gradient, normed, along), sums + gradient
+                store(v, i, normed)
+                store(g, i, gradient)
+            slope = splat(v.dtype.type(total(along) / plan.size))
+            mean = splat(v.dtype.type(total(sums) / plan.size if plan.centred else 0.0))
+            for i in range(0, padded, LANES):
+                gradient = (load(g, i) - mean - load(v, i) * slope) * scale
+                if plan.gate == GATE_FIRST:
+                    gate = load(z.data, z_at + i)
+                    store(dz.data, dz_at + i, gradient * load(x.data, x_at + i) * _silu_slope(gate, one))
+                    gradient = gradient * _silu(gate)
+                if dadded.data.size > 0:
+                    gradient = gradient + load(dadded.data, row * dadded.stride + at + i)
+                store(dx.data, dx_at + i, gradient)
