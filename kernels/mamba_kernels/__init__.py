@@ -6,6 +6,7 @@ from mamba_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update, cau
 from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
 from mamba_kernels.routes import Readings, Route, route_scan, selective_scan_route
 from mamba_kernels.selective_scan import selective_scan
+from mamba_kernels.selective_state_update import selective_state_update
 
 __all__ = [
     "causal_conv1d",
@@ -19,4 +20,5 @@ __all__ = [
     "route_scan",
     "selective_scan",
     "selective_scan_route",
+    "selective_state_update",
 ]

@@ -237,7 +237,7 @@ def backward(
     seq_idx: Tensor | None,
     reverse: bool,
     checkpoints: Tensor,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, empty for absent inputs."""
     dtype = compute_dtype(u, delta, A, B, C)
     plan = make_plan(
