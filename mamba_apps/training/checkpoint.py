@@ -35,6 +35,7 @@ PREVIOUS_NAME = "previous.ckpt"
 BEST_NAME = "best.ckpt"
 LAST_GOOD_NAME = "last_good.ckpt"
 _HASH_LENGTH = 64
+_ZIP = b"PK\x03\x04"
 _AGAIN = "resume from another checkpoint of that folder, copy the file again, or train again"
 
 
@@ -87,6 +88,13 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         path = Path(path)
         verify(path)
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                raise UserError(
+                    f"{path} is not a readable checkpoint: it is not the archive that torch.save writes, "
+                    "and a bare pickle is refused because it could run code",
+                    _AGAIN,
+                )
         try:
             checkpoint = torch.load(
                 path, map_location="cpu" if map_location is None else map_location, weights_only=True
@@ -267,8 +275,7 @@ def _read_checksums(path: Path) -> list[str]:
 
 def _refusal(path: Path, error: Exception) -> UserError:
     """Turn the safe unpickler's refusal into one line: what the file wanted to run, or that it is no pickle at all."""
-    with_code = "GLOBAL" in str(error) or "global" in str(error) or "Unsupported" in str(error)
-    if with_code:
+    if "GLOBAL" in str(error) or "Unsupported" in str(error):
         return UserError(
             f"{path} wants to run code while it is loaded and is refused ({_first_line(error)})",
             "load only checkpoints that mamba-apps saved; share models as safetensors with save_model",

@@ -111,6 +111,11 @@ class NonFiniteGuard(Callback):
             self._watch.record(self._place)
             self._stop_at(trainer, self._watch.poll(lag=_LAG))
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Name the bad batch before a validation with the weights that it spoilt."""
+        if trainer.state.fn == "fit":
+            self.check(trainer)
+
     def check(self, trainer: pl.Trainer) -> None:
         """Wait for all checks; called before anything is saved.
 

@@ -157,7 +157,7 @@ def test_no_good_checkpoint_is_said_so(tmp_path: Path, train: Any) -> None:
     train(tmp_path, max_steps=2)
     for path in tmp_path.glob("*.ckpt"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint in .* agrees with its SHA-256"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* agrees with its SHA-256"):
         resume_path(tmp_path)
 
 
