@@ -122,6 +122,10 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
         raise mendable from None
     given = set(tree["trainer"])
     options = {key: value for key, value in _plain(cli.config_init["trainer"]).items() if key in given}
+    # A model whose shape the data decides is made now, so that its size is known and weights can be loaded into it.
+    prepare = getattr(cli.model, "prepare_for", None)
+    if callable(prepare):
+        prepare(cli.datamodule)
     return Built(cli.model, cli.datamodule, options, int(cli.config["seed_everything"]))
 
 

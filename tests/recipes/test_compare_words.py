@@ -87,7 +87,7 @@ def test_negative_results_are_said_plainly(tmp_path: Path) -> None:
 def test_level_is_no_win(tmp_path: Path) -> None:
     rows = [row("m", "mamba", 1.0, twin="t"), row("t", "transformer", 1.004)]
     lines = verdict(comparison(tmp_path, rows))
-    assert lines[0].startswith("Level: the best Mamba")
+    assert lines[0].startswith("Level, 0.4 % apart: the best Mamba")
     assert "m is level with its attention twin t" in lines[1]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mamba_recipes.compare.result import Comparison, Summary
 from mamba_recipes.compare.stats import Spread
-from mamba_recipes.compare.words import figure, relative
+from mamba_recipes.compare.words import figure, relative, spread_figure
 
 _NO = "–"
 
@@ -92,7 +92,11 @@ def print_table(comparison: Comparison) -> None:
 def _spread(value: Spread | None) -> str:
     if value is None:
         return _NO
-    return figure(value.mean) if math.isnan(value.std) else f"{figure(value.mean)} ± {figure(value.std)}"
+    return (
+        figure(value.mean)
+        if math.isnan(value.std)
+        else f"{figure(value.mean)} ± {spread_figure(value.std, value.mean)}"
+    )
 
 
 def _to_best(summary: Summary, name: str, best: float) -> str:
@@ -106,7 +110,7 @@ def _to_best(summary: Summary, name: str, best: float) -> str:
 
 def _paired(summary: Summary) -> str:
     p = summary.paired
-    return f"{p.mean:+.4g} [{p.low:+.4g}, {p.high:+.4g}]" if p else _NO
+    return f"{p.mean:+.3g} [{p.low:+.3g}, {p.high:+.3g}]" if p else _NO
 
 
 def _heading(name: str) -> str:

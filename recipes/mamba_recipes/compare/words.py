@@ -24,6 +24,12 @@ def figure(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 100 else f"{value:.1f}"
 
 
+def spread_figure(std: float, mean: float) -> str:
+    """Write a deviation with the decimals of the mean that it stands beside."""
+    _, _, decimals = figure(mean).partition(".")
+    return f"{std:.{len(decimals)}f}" if "e" not in decimals else figure(std)
+
+
 def verdict(comparison: Comparison) -> list[str]:
     """Return sentences, the most important first; there is always at least one."""
     metric = comparison.metric
@@ -92,7 +98,10 @@ def _main(ended: Sequence[Summary], metric: Metric) -> list[str]:
 def _pair(ours: Summary, theirs: Summary, metric: Metric, our_role: str, their_role: str) -> str:
     a, b = _value(ours, metric), _value(theirs, metric)
     if b and abs(a / b - 1) < LEVEL:
-        return f"Level: {our_role}, {_written(ours, metric)}, and {their_role}, {_written(theirs, metric)}."
+        gap = f"{abs(a / b - 1):.1%}".replace("%", " %")
+        return (
+            f"Level, {gap} apart: {our_role}, {_written(ours, metric)}, and {their_role}, {_written(theirs, metric)}."
+        )
     wins = metric.better(a, b)
     name = our_role if wins else their_role
     winner, loser, other = (ours, theirs, their_role) if wins else (theirs, ours, our_role)

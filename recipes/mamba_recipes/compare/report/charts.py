@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -107,59 +107,35 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, name: str) -> 
     return "".join(parts)
 
 
-def dot_chart(bars: Sequence[Bar], axis: str, marks: Mapping[str, float], name: str) -> str:
-    """Draw one row per candidate, its metric as a dot on one axis from zero, seeds as small ticks.
+def dot_chart(bars: Sequence[Bar], name: str) -> str:
+    """Draw one row per candidate: its metric as a dot on a scale from zero, each seed as a small tick.
+
+    Rows are plain boxes and no SVG, so that their text stays readable at any width of the page.
 
     Args:
         bars: The candidates, in drawing order.
-        axis: The axis's name.
-        marks: Label -> value of vertical reference lines.
         name: What the picture shows, for readers that cannot see it.
     """
-    row, left, right, top, bottom = 30, 190, 70, 6, 40
-    height = top + row * len(bars) + bottom
-    high = max([*(bar.value for bar in bars), *(p for bar in bars for p in bar.points), *marks.values()]) * 1.02 or 1.0
-    low = min([0.0, *(bar.value for bar in bars)])
+    values = [value for bar in bars for value in (bar.value, *bar.points) if math.isfinite(value)]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    span = (high - low) or 1.0
 
-    def px(value: float) -> float:
-        return left + (value - low) / (high - low) * (WIDTH - left - right)
+    def place(value: float) -> str:
+        return f"{(value - low) / span * 100:.2f}%"
 
-    floor = top + row * len(bars)
-    parts = [f"<svg viewBox='0 0 {WIDTH} {height}' role='img' aria-label='{escape(name, quote=True)}'>"]
-    ticks = number_ticks(low, high, 6)
-    for tick in ticks:
-        parts.append(
-            f"<line class='grid' x1='{px(tick):.1f}' x2='{px(tick):.1f}' y1='{top}' y2='{floor}'/>"
-            f"<text class='tick' x='{px(tick):.1f}' y='{floor + 15}' text-anchor='middle'>"
-            f"{number_label(tick, ticks)}</text>"
+    rows = []
+    for bar in bars:
+        start, end = min(bar.value, 0.0), max(bar.value, 0.0)
+        stem = f"<i class='stem' style='left:{place(start)};width:{(end - start) / span * 100:.2f}%'></i>"
+        seeds = (
+            "".join(f"<i class='seed' style='left:{place(p)}'></i>" for p in bar.points) if len(bar.points) > 1 else ""
         )
-    parts.append(
-        f"<text class='axis' x='{(left + WIDTH - right) / 2:.0f}' y='{height - 6}' text-anchor='middle'>"
-        f"{escape(axis)}</text>"
-    )
-    for label, value in marks.items():
-        parts.append(
-            f"<line class='mark' x1='{px(value):.1f}' x2='{px(value):.1f}' y1='{top}' y2='{floor}'>"
-            f"<title>{escape(label)}</title></line>"
+        rows.append(
+            f"<div class='row {bar.style}'><span class='name'>{escape(bar.label)}</span>"
+            f"<span class='track'>{stem}{seeds}<i class='dot' style='left:{place(bar.value)}'></i></span>"
+            f"<span class='value'>{escape(bar.text)}</span></div>"
         )
-    for place, bar in enumerate(bars):
-        y = top + row * place + row / 2
-        parts.append(
-            f"<g class='{bar.style}'><text class='name' x='{left - 12}' y='{y + 4.5:.1f}' text-anchor='end'>"
-            f"{escape(bar.label)}</text>"
-            f"<line class='stem' x1='{px(max(low, 0)):.1f}' x2='{px(bar.value):.1f}' y1='{y}' y2='{y}'/>"
-        )
-        if len(bar.points) > 1:
-            parts += [
-                f"<line class='seed' x1='{px(p):.1f}' x2='{px(p):.1f}' y1='{y - 8}' y2='{y + 8}'/>" for p in bar.points
-            ]
-        parts.append(
-            f"<circle class='dot' cx='{px(bar.value):.1f}' cy='{y}' r='6'/>"
-            f"<text class='value' x='{px(max([bar.value, *bar.points])) + 13:.1f}' y='{y + 4.5:.1f}'>"
-            f"{escape(bar.text)}</text></g>"
-        )
-    parts.append("</svg>")
-    return "".join(parts)
+    return f"<div class='dots' role='img' aria-label='{escape(name, quote=True)}'>{''.join(rows)}</div>"
 
 
 def _axes(px: Scale, py: Scale, x_range: Range, y_range: Range, *, timed: bool) -> str:

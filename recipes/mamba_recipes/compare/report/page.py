@@ -100,15 +100,11 @@ def _picture(comparison: Comparison, summaries: Sequence[Summary]) -> str:
         points = [row.metrics[metric.name] for row in comparison.rows if row.model == summary.model and row.metrics]
         mean = summary.metrics[metric.name].mean
         bars.append(Bar(summary.model, mean, figure(mean), summary.family, points))
-    best = bars[0]
     heading = metric_heading(comparison)
-    chart = dot_chart(bars, heading, {f"the best: {best.label}": best.value}, f"{heading} of every candidate")
+    chart = dot_chart(bars, f"{heading} of every candidate")
     families = dict.fromkeys(s.family for s in ended)
     keys = " &ensp; ".join(f"<span class='{f}'><span class='key'></span></span>{_text(f)}" for f in families)
-    return (
-        f"<section><h2>{_text(heading)}</h2><div class='scroll'>{chart}</div>"
-        f"<p class='small muted'>{keys}</p></section>"
-    )
+    return f"<section><h2>{_text(heading)}</h2>{chart}<p class='small muted'>{keys}</p></section>"
 
 
 def _table(comparison: Comparison, summaries: Sequence[Summary]) -> str:
