@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 _EVERY_SECONDS = 0.1
+_BAR_WIDTH = 20
+# what a line holds besides the metrics, which are left out rather than the rest
+_OTHERS_WIDTH = 50
 
 
 class RunProgress(ProgressBar):
@@ -123,10 +126,9 @@ class RunProgress(ProgressBar):
         self._began = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(_BAR_WIDTH),
             TextColumn("{task.fields[done]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[metrics]}"),
             console=self._console or Console(stderr=True),
         )
@@ -139,15 +141,16 @@ class RunProgress(ProgressBar):
             return
         self._drawn = now
         done = now - self._began if self._max_seconds is not None else trainer.global_step
-        metrics = {**trainer.progress_bar_metrics}
+        shown = trainer.progress_bar_metrics.items()
+        metrics = [f"{name} {value:.4g}" for name, value in shown if isinstance(value, float | int)]
+        while len("  ".join(metrics)) > max(0, self._progress.console.width - _OTHERS_WIDTH):
+            metrics.pop()
         self._progress.update(
             self._task,
             description=what,
             completed=done,
-            done=f"step {trainer.global_step}, epoch {trainer.current_epoch + 1}",
-            metrics="  ".join(
-                f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float | int)
-            ),
+            done=f"step {trainer.global_step}",
+            metrics="  ".join(metrics),
         )
 
     def _advance(self) -> None:

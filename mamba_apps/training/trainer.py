@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from mamba_apps.errors import UserError
@@ -105,14 +105,15 @@ def make_trainer(
         all_callbacks.append(
             EarlyStopping(monitor, mode=mode, patience=patience, min_delta=0.0, strict=False, check_finite=False)
         )
-    draws = progress and sys.stderr.isatty()
-    if draws:
+    draws = any(isinstance(callback, ProgressBar) for callback in all_callbacks)
+    if progress and not draws and sys.stderr.isatty():
         all_callbacks.append(RunProgress(max_seconds))
-    options = {"num_sanity_val_steps": 0, "log_every_n_steps": 10, **lightning_options}
-    plugins = options.pop("plugins", None) or []
+        draws = True
+    plugins = lightning_options.pop("plugins", None) or []
     plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
-    if options.get("logger", True) is True:
-        options["logger"] = MetricsFile(run_dir)
+    if lightning_options.get("logger", True) is True:
+        lightning_options["logger"] = MetricsFile(run_dir)
+    defaults = {"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
     try:
         return RunTrainer(
             checkpoints=checkpoints,
@@ -127,10 +128,9 @@ def make_trainer(
             plugins=[*plugins, AtomicCheckpointIO()],
             default_root_dir=run_dir,
             enable_progress_bar=draws,
-            enable_model_summary=options.pop("enable_model_summary", False),
-            **options,
+            **(defaults | lightning_options),
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(
             f"these trainer options do not work: {_one_line(error)}", "change or drop that option"
         ) from error

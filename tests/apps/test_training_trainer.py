@@ -1,0 +1,267 @@
+"""make_trainer: budgets, what is kept, what is said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mamba_apps.errors import UserError
+from mamba_apps.training import AtomicCheckpointIO, ResumableLoader, make_trainer, seed_everything
+from mamba_apps.training.progress import RunProgress
+
+
+class Task(pl.LightningModule):
+    """A regression whose validation scores are given, one for each validation."""
+
+    def __init__(self, scores: tuple[float, ...] = (), pause: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 1)
+        self.scores = list(scores)
+        self.pause = pause
+        self.validated_at: list[int] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        time.sleep(self.pause)
+        loss = self.net(batch[0]).pow(2).mean()
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.validated_at.append(self.global_step)
+        score = self.scores[len(self.validated_at) - 1] if self.scores else self.net(batch[0]).pow(2).mean()
+        self.log("val_loss", torch.as_tensor(score, dtype=torch.float32))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+DATA = TensorDataset(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)))
+
+
+def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
+    return ResumableLoader(DATA, batch_size=8), DataLoader(DATA, batch_size=20)
+
+
+def fit(run_dir: Path, task: Task | None = None, **options: Any) -> pl.Trainer:
+    seed_everything(0)
+    trainer = make_trainer(run_dir=run_dir, **({"progress": False, "accelerator": "cpu"} | options))
+    trainer.fit(task or Task(), *loaders())
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one budget, found none; give one of max_epochs, max_steps, max_seconds"),
+        ({"max_epochs": 1, "max_steps": 2}, "exactly one budget, found max_epochs and max_steps"),
+        ({"max_epochs": 0}, "max_epochs is 0; give a number above 0"),
+        ({"max_steps": -1}, "max_steps is -1"),
+        ({"max_seconds": float("nan")}, "max_seconds is nan"),
+        ({"max_epochs": 1, "patience": 3}, "patience is 3 but no metric is monitored"),
+        ({"max_epochs": 1, "patience": 0, "monitor": "x"}, "patience is 0"),
+        ({"max_epochs": 1, "mode": "best"}, "mode is 'best'; use min or max"),
+        ({"max_epochs": 1, "save_every_steps": 0}, "save_every_steps is 0"),
+        ({"max_epochs": 1, "seed": -1}, "seed is -1"),
+        ({"max_epochs": 1, "accelerator": "abacus"}, "these trainer options do not work: .*abacus"),
+        ({"max_epochs": 1, "val_check_interval": "often"}, "these trainer options do not work"),
+        ({"max_epochs": 1, "speed": 3}, "these trainer options do not work: .*speed"),
+    ],
+)
+def test_options_out_of_range(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_trainer(run_dir=tmp_path, **options)
+
+
+def test_run_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match="a file stands where a folder is needed"):
+        make_trainer(run_dir=tmp_path / "run", max_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"max_epochs": 3}, 15), ({"max_steps": 7}, 7), ({"max_steps": 7, "precision": "bf16-mixed"}, 7)],
+)
+def test_budgets(tmp_path: Path, options: dict[str, Any], steps: int) -> None:
+    task = Task()
+    assert fit(tmp_path, task, **options).global_step == steps
+    # the weights that the run ends with were validated, wherever in the epoch that was
+    assert task.validated_at[-1] == steps
+
+
+def test_seconds(tmp_path: Path) -> None:
+    began = time.monotonic()
+    task = Task(pause=0.01)
+    trainer = fit(tmp_path, task, max_seconds=0.5)
+    assert 0.5 <= time.monotonic() - began < 10
+    assert trainer.global_step > 2
+    assert task.validated_at[-1] == trainer.global_step
+
+
+def test_best_is_the_best_and_last_the_last(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, Task((3, 1, 2, 1.5)), max_epochs=4, monitor="val_loss")
+    load = AtomicCheckpointIO().load_checkpoint
+    assert load(tmp_path / "best.ckpt")["global_step"] == 10
+    assert load(tmp_path / "last.ckpt")["global_step"] == 20
+    assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "best.ckpt")
+    assert trainer.checkpoint_callback.best_model_score == 1
+    task = Task()
+    seen = trainer.validate(task, loaders()[1], ckpt_path="best", verbose=False)
+    assert torch.equal(task.net.weight, load(tmp_path / "best.ckpt")["state_dict"]["net.weight"])
+    assert seen[0]["val_loss"] > 0
+
+
+def test_best_of_a_metric_to_be_maximised(tmp_path: Path) -> None:
+    fit(tmp_path, Task((3, 1, 4, 1.5)), max_epochs=4, monitor="val_loss", mode="max")
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "best.ckpt")["global_step"] == 15
+
+
+def test_best_of_a_metric_of_training(tmp_path: Path) -> None:
+    trainer = make_trainer(run_dir=tmp_path, max_epochs=3, monitor="train_loss", progress=False, accelerator="cpu")
+    task = Task()
+    task.validation_step = None
+    trainer.fit(task, loaders()[0])
+    assert (tmp_path / "best.ckpt").is_file()
+
+
+def test_patience(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, Task((3, 1, 2, 2, 2, 2)), max_epochs=6, monitor="val_loss", patience=2)
+    assert trainer.current_epoch == 4
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_monitor_that_is_not_logged(tmp_path: Path, patience: int | None) -> None:
+    with pytest.raises(UserError, match=r"'val_mae' was not logged \(logged: train_loss, val_loss\)"):
+        fit(tmp_path, max_epochs=2, monitor="val_mae", patience=patience)
+
+
+def test_metrics_file(tmp_path: Path) -> None:
+    fit(tmp_path, max_epochs=2, log_every_n_steps=1)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["train_loss"]] == [str(step) for step in range(10)]
+    assert [row["step"] for row in rows if row["val_loss"]] == ["4", "9"]
+    assert all(float(row["val_loss"]) > 0 for row in rows if row["val_loss"])
+
+
+def test_no_metrics_file_without_a_logger(tmp_path: Path) -> None:
+    fit(tmp_path, max_epochs=1, logger=False)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_same_seed_same_run(tmp_path: Path) -> None:
+    def weights(run_dir: Path, seed: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        task = Task()
+        trainer = make_trainer(run_dir=run_dir, max_epochs=2, seed=seed, progress=False, accelerator="cpu")
+        torch.rand(seed + 5)  # what is drawn between making the trainer and training does not matter
+        trainer.fit(task, DataLoader(DATA, batch_size=8, shuffle=True), loaders()[1])
+        return task.net.weight
+
+    first = weights(tmp_path / "a", 1)
+    assert torch.equal(first, weights(tmp_path / "b", 1))
+    assert not torch.equal(first, weights(tmp_path / "c", 2))
+
+
+def test_deterministic_and_clipping_are_passed_on(tmp_path: Path) -> None:
+    try:
+        trainer = fit(tmp_path, max_steps=2, deterministic=True, gradient_clip_val=0.1)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert trainer.gradient_clip_val == 0.1
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+class Recorder(pl.Callback):
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.batches += 1
+
+
+def test_further_callbacks(tmp_path: Path) -> None:
+    one, two = Recorder(), Recorder()
+    fit(tmp_path, max_steps=3, callbacks=[one, two])
+    assert (one.batches, two.batches) == (3, 3)
+
+
+def bar(run_dir: Path, **options: Any) -> str:
+    console = Console(file=io.StringIO(), force_terminal=True, width=90, color_system=None)
+    draws = RunProgress(options.get("max_seconds"), console)
+    trainer = make_trainer(run_dir=run_dir, progress=False, accelerator="cpu", callbacks=[draws], **options)
+    task = Task(pause=0.005)
+    trainer.fit(task, *loaders())
+    fitted = console.file.getvalue()
+    trainer.validate(task, loaders()[1], verbose=False)
+    assert "validating" in console.file.getvalue()[len(fitted) :]
+    return fitted
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"), [({"max_epochs": 2}, 10), ({"max_steps": 7}, 7), ({"max_seconds": 0.3}, None)]
+)
+def test_one_bar(tmp_path: Path, options: dict[str, Any], steps: int | None) -> None:
+    drawn = bar(tmp_path, **options)
+    assert drawn.count("\n") == 1, "one bar leaves one line"
+    last = drawn.split("\r")[-2] if drawn.endswith("\r\n") else drawn.splitlines()[-2]
+    assert "trained" in drawn
+    assert "train_loss" in drawn
+    if steps is not None:
+        assert f"step {steps}" in drawn
+    assert "━" in last or "━" in drawn
+
+
+PROGRAM = """
+    import sys, torch
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[1])
+    import test_training_trainer as this
+
+    run_dir = Path(sys.argv[2])
+    this.fit(run_dir, max_epochs=2, monitor="val_loss", patience=5, progress=True, max_steps=None)
+    trainer = this.make_trainer(run_dir=run_dir, max_epochs=3, monitor="val_loss", patience=5, resume=True)
+    trainer.fit(this.Task(), *this.loaders())
+    trainer.validate(this.Task(), this.loaders()[1], verbose=False)
+"""
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_nothing_is_said_where_nobody_watches(tmp_path: Path) -> None:
+    done = run(PROGRAM, str(Path(__file__).parent), str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_import_is_cheap() -> None:
+    program = """
+        import sys
+        import mamba_apps.training
+        assert not {"torch", "lightning", "numpy"} & sys.modules.keys(), sorted(sys.modules)
+        assert "make_trainer" in dir(mamba_apps.training)
+        mamba_apps.training.NonFiniteLossError
+        try:
+            mamba_apps.training.nothing
+        except AttributeError:
+            print("fine")
+    """
+    done = run(program)
+    assert (done.stdout, done.stderr) == ("fine\n", "")
