@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mamba_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update, causal_conv1d_varlen_states
+from mamba_kernels.export import decompositions
 from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
 from mamba_kernels.routes import Readings, Route, route_scan, selective_scan_route
 from mamba_kernels.selective_scan import selective_scan
@@ -12,6 +13,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
+    "decompositions",
     "gated_rms_norm",
     "layer_norm",
     "rms_norm",
