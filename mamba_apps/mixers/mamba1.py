@@ -150,20 +150,7 @@ class Mamba1Mixer(Mixer):
         """Mix every position at once; see ``Mixer.forward``."""
         x_BLD = self.checked(x_BLD, seq_idx_BL)
         seq_idx_BL = None if seq_idx_BL is None else seq_idx_BL.int()
-        u_BEL, z_BEL = self._project(x_BLD)
-        u_BEL = causal_conv1d(
-            u_BEL, self.conv1d.weight[:, 0], self.conv1d.bias, seq_idx_BL, activation="silu", backend=self.backend
-        )
-        y_BEL = selective_scan(
-            u_BEL,
-            *self._parameters_of(u_BEL),
-            z_BEL,
-            _wide(self.dt_proj.bias),
-            True,
-            seq_idx=seq_idx_BL,
-            backend=self.backend,
-        )
-        return self.out_proj(y_BEL.transpose(1, 2))
+        return self._mix(*self._project(x_BLD), seq_idx_BL=seq_idx_BL)[0]
 
     def init_state(
         self,
@@ -186,27 +173,10 @@ class Mamba1Mixer(Mixer):
         conv_state, ssm_state = state
         x_BEL, z_BEL = self._project(x_BLD)
         history = conv_state[..., 1:].to(x_BEL.dtype) if self.d_conv > 1 else None
-        u_BEL = causal_conv1d(
-            x_BEL,
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            initial_states=history,
-            activation="silu",
-            backend=self.backend,
-        )
-        y_BEL, ssm_state = selective_scan(
-            u_BEL,
-            *self._parameters_of(u_BEL),
-            z_BEL,
-            _wide(self.dt_proj.bias),
-            True,
-            True,
-            initial_state=ssm_state,
-            backend=self.backend,
-        )
+        y_BLD, ssm_state = self._mix(x_BEL, z_BEL, history=history, ssm_state=ssm_state)
         new = min(self.d_conv, x_BEL.shape[-1])
         conv_state = torch.cat([conv_state[..., new:], x_BEL[..., -new:].to(conv_state.dtype)], dim=-1)
-        return self.out_proj(y_BEL.transpose(1, 2)), Mamba1State(conv_state, ssm_state)
+        return y_BLD, Mamba1State(conv_state, ssm_state)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, Mamba1State]:
         """Read one token; see ``Mixer.step``."""
@@ -266,12 +236,46 @@ class Mamba1Mixer(Mixer):
         u_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, dim=-1)
         return u_BLE.transpose(1, 2), z_BLE.transpose(1, 2)
 
-    def _parameters_of(self, u_BEL: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return delta, A, B, C and D of the scan of ``u_BEL``."""
+    def _mix(
+        self,
+        x_BEL: Tensor,
+        z_BEL: Tensor,
+        *,
+        seq_idx_BL: Tensor | None = None,
+        history: Tensor | None = None,
+        ssm_state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the output (B, L, D) and the scan's last state."""
+        u_BEL = cast(
+            Tensor,
+            causal_conv1d(
+                x_BEL,
+                self.conv1d.weight[:, 0],
+                self.conv1d.bias,
+                seq_idx_BL,
+                initial_states=history,
+                activation="silu",
+                backend=self.backend,
+            ),
+        )
         dt_BLR, B_BLN, C_BLN = self.x_proj(u_BEL.transpose(1, 2)).split(self._widths, dim=-1)
-        # The bias goes to the scan, which adds it in float32.
-        delta_BLE = F.linear(dt_BLR, self.dt_proj.weight)
-        return delta_BLE.transpose(1, 2), self._A(), B_BLN.transpose(1, 2), C_BLN.transpose(1, 2), _wide(self.D)
+        y_BEL, ssm_state = selective_scan(
+            u_BEL,
+            # Without its bias: the scan adds that in float32.
+            F.linear(dt_BLR, self.dt_proj.weight).transpose(1, 2),
+            self._A(),
+            B_BLN.transpose(1, 2),
+            C_BLN.transpose(1, 2),
+            _wide(self.D),
+            z_BEL,
+            _wide(self.dt_proj.bias),
+            delta_softplus=True,
+            return_last_state=True,
+            initial_state=ssm_state,
+            seq_idx=seq_idx_BL,
+            backend=self.backend,
+        )
+        return self.out_proj(y_BEL.transpose(1, 2)), ssm_state
 
     def _A(self) -> Tensor:
         return -_wide(self.A_log).exp()

@@ -5,6 +5,8 @@ Dimensions in names: B batch, K readings, L cells of the grid, E channels, W wid
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def causal_conv1d_route(
                 reverse=k >= paths,
                 backend=backend,
             )
-            y_BLE = y_BEL.transpose(1, 2)
+            y_BLE = cast(Tensor, y_BEL).transpose(1, 2)
             ys[k] = y_BLE if row_major else y_BLE.index_select(1, readings.inverse[path])
     return torch.stack([ys[k] for k in range(readings.K)], dim=1).unflatten(2, x.shape[1:-1])
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mamba_apps.mixers import create
+from mamba_apps.mixers import RoutedMixer, create
+from mamba_kernels import Route
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("mamba1", {}),
@@ -33,7 +34,23 @@ def test_forward_and_backward_compile_whole(name: str, options: dict[str, Any], 
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", ["all", "projections", "none"])
+@pytest.mark.parametrize("route", [Route("cross"), Route("windowed", window=2)], ids=str)
+def test_routes_compile_whole(route: Route, share: str) -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    routed = RoutedMixer(lambda: create("mamba1", 8), route, share, rank=2)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 5, 8, requires_grad=True)
+    inputs = [x, *routed.parameters()]
+    expected, y = routed(x), torch.compile(routed, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(y, expected)
+    slopes = torch.autograd.grad(expected.square().sum(), inputs)
+    for found, wanted in zip(torch.autograd.grad(y.square().sum(), inputs), slopes, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_inductor_agrees(name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
