@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.models import Sizes
+from mamba_apps.forecasting.reading import Reading, check_holidays, read_with_calendar
 from mamba_apps.training import ResumableLoader
 from mamba_datasets.samples import metro_traffic_path
-from mamba_datasets.series import Scaler, SeriesSet, WindowDataset, collate, read_series
+from mamba_datasets.series import Scaler, SeriesSet, WindowDataset, collate
 
 _SAMPLES = {"metro_traffic": metro_traffic_path}
 
@@ -37,6 +38,8 @@ class WindowData(pl.LightningDataModule):
         eval_batch_size: Windows a batch of validation and test.
         short: What to do about series too short for a training window: "error" or "skip".
         workers: Processes that load data; windows are views of memory, so that none is usually best.
+        missing: How missing steps were read, for reading further data alike.
+        season: The season in steps that they were filled from.
 
     Raises:
         UserError: If a number is out of range.
@@ -55,6 +58,8 @@ class WindowData(pl.LightningDataModule):
         eval_batch_size: int = 256,
         short: Literal["error", "skip"] = "error",
         workers: int = 0,
+        missing: Literal["error", "mask", "seasonal"] = "error",
+        season: int | None = None,
     ) -> None:
         super().__init__()
         Sizes(lookback, horizon)
@@ -69,6 +74,7 @@ class WindowData(pl.LightningDataModule):
         self.val_steps, self.test_steps = val_steps, test_steps
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.short, self.workers = short, workers
+        self.missing, self.season = missing, season
 
     @cached_property
     def series_set(self) -> SeriesSet:
@@ -86,6 +92,11 @@ class WindowData(pl.LightningDataModule):
     def scaled(self) -> SeriesSet:
         """The series at the scale that models see."""
         return self.scaler.transform(self.series_set)
+
+    @property
+    def reading(self) -> Reading:
+        """How further data for the same model is read."""
+        return Reading.of(self.series_set, self.missing, self.season)
 
     @property
     def sizes(self) -> Sizes:
@@ -209,12 +220,14 @@ class SeriesData(WindowData):
             eval_batch_size=eval_batch_size,
             short=short,
             workers=workers,
+            missing=missing,
+            season=season,
         )
-        if holidays is not None and not calendar:
-            raise UserError(f"holidays={holidays!r} is part of the calendar, which is off", "set calendar to true")
+        check_holidays(calendar, holidays)
         self.source = source
-        self.calendar, self.holidays = calendar, holidays
         self._reading: dict[str, Any] = {
+            "calendar": calendar,
+            "holidays": holidays,
             "freq": freq,
             "id_col": id_col,
             "time_col": time_col,
@@ -230,5 +243,4 @@ class SeriesData(WindowData):
     def series_set(self) -> SeriesSet:
         """The series of the file; it is read when they are first asked for."""
         path = _SAMPLES[self.source]() if self.source in _SAMPLES else Path(self.source)
-        found = read_series(path, **self._reading)
-        return found.with_calendar(holidays=self.holidays) if self.calendar else found
+        return read_with_calendar(path, **self._reading)

@@ -56,8 +56,8 @@ def forecast_panels(
         return []
     windows = data.test
     # Whole horizons after the first: where that begins a day, so do the pictures.
-    numbers = np.linspace(0, (len(windows) - 1) // data.horizon, _PICTURES + 2).round().astype(int)[1:-1] * data.horizon
-    numbers = list(dict.fromkeys(numbers.tolist()))
+    horizons = np.linspace(0, (len(windows) - 1) // data.horizon, _PICTURES + 2).round().astype(int)[1:-1]
+    numbers: list[int] = list(dict.fromkeys((horizons * data.horizon).tolist()))
     values_BHK = forecast(windows.batch(numbers)).detach().cpu().double().numpy()
     past = min(_PAST_HORIZONS * data.horizon, data.lookback)
     original = data.series_set

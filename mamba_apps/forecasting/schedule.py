@@ -15,7 +15,8 @@ from mamba_apps.mixers import no_weight_decay
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return the parameters in two groups: matrices decay; vectors, and what its mixer wants without, do not."""
     spared = no_weight_decay(module)
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         (others if parameter.dim() < 2 or name in spared else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -30,7 +31,8 @@ def budget_spent(trainer: pl.Trainer, step: int) -> float:
     total = trainer.estimated_stepping_batches
     if math.isfinite(total) and total > 0:
         return min(step / total, 1.0)
-    timer = next((callback for callback in trainer.callbacks if isinstance(callback, Timer)), None)
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
     left = timer.time_remaining() if timer is not None else None
     if timer is None or left is None:
         return 0.0

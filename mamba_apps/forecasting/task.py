@@ -12,10 +12,13 @@ from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.data import WindowData
+from mamba_apps.forecasting.intervals import quantile_levels
 from mamba_apps.forecasting.losses import MaskedErrors, MaskedLoss, point_forecast
 from mamba_apps.forecasting.models import ForecastModel, Sizes, create, spec
 from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
+from mamba_apps.forecasting.saving import Fitted
 from mamba_apps.forecasting.schedule import budget_spent, parameter_groups, rate_factor
+from mamba_apps.training import ModelCard
 
 
 class ForecastTask(pl.LightningModule):
@@ -57,6 +60,8 @@ class ForecastTask(pl.LightningModule):
         if not 0 <= warmup < 1:
             raise UserError(f"warmup is {warmup}", "give a part of the budget in [0, 1)")
         spec(model)
+        if "quantiles" in (model_options or {}):
+            raise UserError("quantiles are among the model's options", "give quantiles to the task, which trains them")
         self.model_name, self.model_options = model, dict(model_options or {})
         self.quantiles = None if quantiles is None else tuple(quantiles)
         self.loss = MaskedLoss(loss, quantiles)
@@ -64,16 +69,6 @@ class ForecastTask(pl.LightningModule):
         self.scores = MaskedErrors()
         self.sizes: Sizes | None = None
         self.network: ForecastModel
-        self._arguments = {
-            "model": model,
-            "model_options": self.model_options,
-            "loss": loss,
-            "quantiles": None if quantiles is None else list(quantiles),
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "warmup": warmup,
-            "betas": list(betas),
-        }
         if sizes is not None:
             self._make_network(sizes)
 
@@ -159,30 +154,39 @@ class ForecastTask(pl.LightningModule):
         bands = (1, len(self.quantiles)) if self.quantiles and len(self.quantiles) > 1 else None
         return forecast_panels(data, self.label, forecast, bands)
 
+    def fitted(self, data: WindowData, metrics: Mapping[str, float]) -> Fitted:
+        """Return what a forecast after training needs.
+
+        Args:
+            data: The data it was trained on.
+            metrics: Its scores.
+        """
+        return Fitted(
+            self.model_name,
+            self.network.cpu().eval(),
+            self._network_options(),
+            data.scaler,
+            data.reading,
+            levels=quantile_levels(self.quantiles),
+            history=data.series_set.last(data.lookback),
+            metrics=metrics,
+        )
+
+    def model_card(self, data: WindowData, metrics: Mapping[str, float]) -> ModelCard:
+        """Return the card of the trained model, by which `Forecaster.load` reads its weights."""
+        return self.fitted(data, metrics).card()
+
     @property
     def label(self) -> str:
         """The model's name, with the mixer where that is an option."""
         mixer = getattr(getattr(self, "network", None), "mixer_name", None)
         return f"{self.model_name}[{mixer}]" if mixer else self.model_name
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments that make this task again, as plain values; ``sizes`` as a dict."""
-        return {**self._arguments, "sizes": None if self.sizes is None else vars(self.sizes).copy()}
-
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> ForecastTask:
-        """Return the task of ``arguments``."""
-        options = dict(arguments)
-        sizes = options.pop("sizes")
-        options["betas"] = tuple(options["betas"])
-        return cls(**options, sizes=None if sizes is None else Sizes(**sizes))
+    def _network_options(self) -> dict[str, Any]:
+        return self.model_options if self.quantiles is None else {**self.model_options, "quantiles": self.quantiles}
 
     def _make_network(self, sizes: Sizes) -> None:
-        options = dict(self.model_options)
-        if self.quantiles is not None:
-            options["quantiles"] = self.quantiles
-        self.network = create(self.model_name, **vars(sizes), **options)
+        self.network = create(self.model_name, **vars(sizes), **self._network_options())
         self.sizes = sizes
 
     def _score(self, batch: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,150 @@
+"""What a saved forecaster is: its network, the scales and columns of its data, and where that data ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mamba_apps.errors import UserError
+from mamba_apps.forecasting.baselines import BASELINES, create_baseline
+from mamba_apps.forecasting.history import from_history_state, history_state
+from mamba_apps.forecasting.models import ForecastModel, Sizes, create
+from mamba_apps.forecasting.reading import Reading
+from mamba_apps.training import ModelCard, load_card, load_weights, save_model
+from mamba_datasets.series import Scaler, SeriesSet
+
+TASK, DOMAIN = "forecasting", "series"
+_HISTORY = "history."
+_RADIUS = "radius_VH"
+_NETWORK = "network."
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Everything that a forecast needs.
+
+    Args:
+        model: The model's registered name, or a baseline's.
+        network: The model.
+        options: The model's options.
+        scaler: The scales of the training part.
+        reading: How new data is read.
+        levels: The intervals' levels.
+        radius_VH: For a baseline with levels, how far its intervals reach at each step, on the scaled values.
+        history: Where the data ended, the last ``lookback`` steps of each series; None if it was not kept.
+        metrics: Scores on the validation part.
+    """
+
+    model: str
+    network: ForecastModel
+    options: Mapping[str, Any]
+    scaler: Scaler
+    reading: Reading
+    levels: tuple[float, ...] = ()
+    radius_VH: Tensor | None = None
+    history: SeriesSet | None = None
+    metrics: Mapping[str, float] | None = None
+
+    def card(self) -> ModelCard:
+        """Return the card that stands beside the weights, but for the history."""
+        sizes = self.network.sizes
+        return ModelCard(
+            task=TASK,
+            domain=DOMAIN,
+            model=self.model,
+            arguments={"sizes": vars(sizes).copy(), "options": _plain(self.options)},
+            preprocessing={
+                "columns": dict(self.reading.columns),
+                "missing": self.reading.missing,
+                "season": self.reading.season,
+                "levels": list(self.levels),
+                "scaler": self.scaler.state_dict(),
+            },
+            metrics=dict(self.metrics or {}),
+        )
+
+    def save(self, directory: str | Path) -> Path:
+        """Save in a folder.
+
+        Raises:
+            UserError: The folder cannot be written or the disk is full.
+        """
+        card, bundle = self.card(), _Bundle(self.network)
+        if self.radius_VH is not None:
+            bundle.register_buffer(_RADIUS, self.radius_VH)
+        if self.history is not None:
+            tensors, card.preprocessing["history"] = history_state(self.history)
+            bundle.history = _Tensors(tensors)
+        return save_model(directory, bundle, card)
+
+
+def load_fitted(directory: str | Path) -> Fitted:
+    """Load what `Fitted.save` or training by a recipe saved.
+
+    Raises:
+        UserError: There is no such model, it is damaged, or it is not a forecaster.
+    """
+    card = load_card(directory)
+    if (card.task, card.domain) != (TASK, DOMAIN):
+        raise UserError(f"{directory} holds a model for {card.task} of {card.domain}", "give a forecaster's folder")
+    weights = load_weights(directory)
+    try:
+        settings = card.preprocessing
+        network = make_network(card.model, Sizes(**card.arguments["sizes"]), card.arguments["options"])
+        network.load_state_dict(_below(weights, _NETWORK))
+        history = None
+        if "history" in settings:
+            history = from_history_state(_below(weights, _HISTORY), settings["history"])
+        return Fitted(
+            model=card.model,
+            network=network.eval(),
+            options=card.arguments["options"],
+            scaler=Scaler.from_state_dict(settings["scaler"]),
+            reading=Reading(settings["columns"], settings["missing"], settings["season"]),
+            levels=tuple(settings["levels"]),
+            radius_VH=weights.get(_RADIUS),
+            history=history,
+            metrics=card.metrics,
+        )
+    except (KeyError, TypeError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{directory}: the card and the weights do not fit together ({text})", "save the forecaster again"
+        ) from None
+
+
+def make_network(model: str, sizes: Sizes, options: Mapping[str, Any]) -> ForecastModel:
+    """Build a registered model or a baseline."""
+    if model in BASELINES:
+        return create_baseline(model, sizes, **options)
+    return create(model, **vars(sizes), **options)
+
+
+class _Bundle(nn.Module):
+    def __init__(self, network: ForecastModel) -> None:
+        super().__init__()
+        self.network = network
+
+
+class _Tensors(nn.Module):
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, value in tensors.items():
+            self.register_buffer(name, value)
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _plain(value: Any) -> Any:
+    """Return nested options as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value
