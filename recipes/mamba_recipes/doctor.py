@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import cast
 
 from mamba_recipes import environment
 
@@ -56,12 +57,18 @@ def _scan() -> list[Finding]:
     from mamba_kernels import selective_scan
 
     torch.manual_seed(0)
-    u, delta = torch.randn(2, 5, 33), torch.rand(2, 5, 33)
-    A, B, C = -torch.rand(5, 4) - 0.1, torch.randn(2, 4, 33), torch.randn(2, 4, 33)
+    inputs = (
+        torch.randn(2, 5, 33),
+        torch.rand(2, 5, 33),
+        -torch.rand(5, 4) - 0.1,
+        torch.randn(2, 4, 33),
+        torch.randn(2, 4, 33),
+    )
     results = []
     for backend in ("cpu", "reference"):
-        leaves = [t.clone().requires_grad_() for t in (u, delta, A, B, C)]
-        y = selective_scan(*leaves, delta_softplus=True, backend=backend)
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        u, delta, A, B, C = leaves
+        y = cast(torch.Tensor, selective_scan(u, delta, A, B, C, delta_softplus=True, backend=backend))
         results.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
     worst = max(float((fast - true).abs().max() / true.abs().max()) for fast, true in zip(*results, strict=True))
     if worst > 1e-4:

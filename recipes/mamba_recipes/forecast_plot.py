@@ -1,0 +1,59 @@
+"""A picture of forecasts: the end of each series, what comes, and the intervals around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_SERIES = 6
+_PAST_HORIZONS = 4
+
+
+def draw(
+    source: Path,
+    freq: str | None,
+    columns: Mapping[str, Any],
+    forecast: pd.DataFrame,
+    name: str,
+    levels: Sequence[float],
+) -> Figure:
+    """Draw the forecasts of the first series of a file.
+
+    Args:
+        source: The file that was forecast.
+        freq: Its frequency; None infers it.
+        columns: How it is read, as `read_series` takes it.
+        forecast: What `Forecaster.predict` returned.
+        name: The forecast's column.
+        levels: Its intervals, in per cent.
+    """
+    from matplotlib.figure import Figure
+
+    from mamba_datasets.series import read_series
+
+    past = read_series(source, freq=int(freq) if freq is not None and freq.isdigit() else freq, **columns)
+    id_col, time_col = (str(column) for column in forecast.columns[:2])
+    ids = list(dict.fromkeys(forecast[id_col]))[:_MOST_SERIES]
+    figure = Figure(figsize=(9, 2.8 * len(ids)), layout="constrained")
+    axes = figure.subplots(len(ids), 1, squeeze=False)[:, 0]
+    for axis, one in zip(axes, ids, strict=True):
+        rows = forecast[forecast[id_col] == one]
+        series = next(series for series in past.series if str(series.id) == str(one))
+        shown = min(len(series), _PAST_HORIZONS * len(rows))
+        observed = pd.Series(series.y[-shown:]).where(series.observed[-shown:])
+        axis.plot(series.index[-shown:], observed.to_numpy(), color="0.25", linewidth=1.4, label="observed")
+        for level in sorted(levels, reverse=True):
+            low, high = rows[f"{name}-lo-{level:g}"], rows[f"{name}-hi-{level:g}"]
+            axis.fill_between(rows[time_col], low, high, color="#0b8a6f", alpha=0.16, linewidth=0, label=f"{level:g} %")
+        axis.plot(rows[time_col], rows[name], color="#0b8a6f", linewidth=1.8, label=name)
+        axis.set_title(str(one), loc="left", fontsize=10)
+        axis.grid(visible=True, color="0.9")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=9, ncols=3 + len(levels))
+    return figure

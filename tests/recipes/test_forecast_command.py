@@ -1,0 +1,152 @@
+"""`mamba-apps forecast`: a file in, a forecast out, and every bad file in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mamba_recipes.cli import main
+
+QUICK = ["--lookback", "48", "--max-steps", "4", "--option", "d_model=16", "--option", "layers=1"]
+
+
+def series_text(name: str = "a", hours: int = 240) -> str:
+    start = pd.Timestamp("2024-01-01")
+    values = (f"{10 + 3 * math.sin(hour / 24 * 2 * math.pi) + hour % 5 * 0.1:.3f}" for hour in range(hours))
+    return "".join(f"{name},{start + pd.Timedelta(hours=hour)},{value}\n" for hour, value in enumerate(values))
+
+
+GOOD = "unique_id,ds,y\n" + series_text("a") + series_text("b")
+
+
+@pytest.fixture
+def sales(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("sales.csv").write_text(GOOD, encoding="utf-8")
+    return tmp_path
+
+
+def test_forecast_prints_a_row_a_step(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["forecast", "sales.csv", "--horizon", "6", "--levels", "80,95", *QUICK]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == "unique_id,ds,patch,patch-lo-80,patch-hi-80,patch-lo-95,patch-hi-95"
+    assert len(lines) == 1 + 2 * 6
+    assert lines[1].startswith("a,2024-01-11 00:00:00,")
+    talk = captured.err.splitlines()
+    assert talk[0].startswith("forecast sales.csv · patch · horizon 6 · ")
+    assert talk[-1] == "next:  mamba-apps forecast sales.csv --horizon 6 --plot forecast.png"
+    assert len(talk) == 3
+
+
+def test_files_are_written_and_the_model_goes_on(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--out", "out/f.csv", "--plot", "f.png", "--save", "model", "--seed", "3"]
+    assert main(["forecast", "sales.csv", "--horizon", "6", "--levels", "80", *QUICK, *words]) == 0
+    assert capsys.readouterr().out == ""
+    first = pd.read_csv("out/f.csv")
+    assert Path("f.png").read_bytes()[:4] == b"\x89PNG"
+    assert [path.name for path in Path("out").iterdir()] == ["f.csv"]
+    assert main(["forecast", "sales.csv", "--model", "model", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 12
+    assert [row["patch"] for row in rows] == pytest.approx(first["patch"].tolist(), rel=1e-5)
+    assert main(["forecast", "sales.csv", "--model", "model", "--horizon", "9"]) == 2
+    assert "the model forecasts 6 steps, --horizon is 9" in capsys.readouterr().err
+
+
+def test_a_baseline_needs_no_training(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "seasonal_naive", "--option", "season=24", "--lookback", "48"]
+    assert main(["forecast", "sales.csv", "--horizon", "24", *words]) == 0
+    frame = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
+    values = [float(row[2]) for row in frame if row[0] == "a"]
+    past = [float(line.rsplit(",", 1)[1]) for line in series_text("a").splitlines()[-24:]]
+    assert values == pytest.approx(past, rel=1e-5)
+
+
+def test_other_column_names(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("shop.csv").write_text(GOOD.replace("unique_id,ds,y", "shop,hour,sold"), encoding="utf-8")
+    words = ["--id-col", "shop", "--time-col", "hour", "--target-col", "sold", "--model", "seasonal_naive"]
+    assert main(["forecast", "shop.csv", "--horizon", "3", "--freq", "h", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "shop,hour,seasonal_naive"
+
+
+def swap(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (swap(GOOD, "a,2024-01-01 05:00:00", "a,2024-01-01 04:00:00"), "04:00:00"),
+        (
+            swap(GOOD, "a,2024-01-01 05:00:00,13.000\n" if False else "a,2024-01-01 05:00:00", "c,2024-01-01 05:00:00"),
+            "a",
+        ),
+        (swap(GOOD, "ds,y", "ds,z"), "there is no column 'y'"),
+        (swap(GOOD, "a,2024-01-01 07:00:00,", "a,2024-01-01 07:00:00,many"), "many"),
+        (swap(GOOD, "a,2024-01-01 07:00:00,", "a,2024-01-01 07:00:00,inf\nx,2024-01-01 07:00:00,"), "inf"),
+        (swap(GOOD, "a,2024-01-01 07:00:00,", "a,2024-01-01 07:00:00+02:00,"), "07:00:00"),
+        ("unique_id,ds,y\n" + series_text("a", 20), "20"),
+        ("unique_id,ds,y\n", "row"),
+        ("", "empty"),
+        ("\0\1\2", "binary"),
+    ],
+)
+def test_bad_files_end_with_one_line_and_code_2(
+    text: str, says: str, sales: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("sales.csv").write_text(text, encoding="utf-8")
+    assert main(["forecast", "sales.csv", "--horizon", "6", "--lookback", "48"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("mamba-apps: ")]
+    assert line.startswith("mamba-apps: error: sales.csv")
+    assert says in line
+    assert "Traceback" not in captured.err
+    assert [path.name for path in sales.iterdir()] == ["sales.csv"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--horizon", "0"], "expected a whole number of at least 1, found '0'"),
+        (["--horizon", "6", "--lookback", "0"], "expected a whole number of at least 1, found '0'"),
+        ([], "--horizon is missing"),
+        (["--horizon", "6", "--model", "pacth"], "unknown forecasting model 'pacth'; did you mean 'patch'"),
+        (["--horizon", "6", "--option", "d_modle=3"], "has no option 'd_modle'; did you mean 'd_model'"),
+        (["--horizon", "6", "--option", "mixer=mamba7"], "unknown mixer 'mamba7'"),
+        (["--horizon", "6", "--levels", "80,high"], "argument --levels"),
+        (["--horizon", "6", "--levels", "180"], "180"),
+        (["--horizon", "6", "--freq", "fortnightly"], "fortnightly"),
+        (["--horizon", "6", "--out", "f.xlsx"], "unknown ending '.xlsx'"),
+        (["--horizon", "6", "--plot", "f.bmp"], "unknown ending '.bmp'"),
+        (["--horizon", "6", "--future", "price"], "price"),
+        (["--model", "no/such/model"], "no saved model in no/such/model"),
+        (["--model", "."], "no saved model in ."),
+    ],
+)
+def test_wrong_options_end_with_one_line_and_code_2(
+    words: list[str], says: str, sales: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["forecast", "sales.csv", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err.splitlines()[-1]
+    assert captured.err.splitlines()[-1].startswith("mamba-apps: error: ")
+    assert [path.name for path in sales.iterdir()] == ["sales.csv"]
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_damaged_model_is_refused(name: str, sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "seasonal_naive", "--save", "model"]
+    assert main(["forecast", "sales.csv", "--horizon", "6", *words]) == 0
+    path = Path("model") / name
+    path.write_bytes(path.read_bytes()[:-7])
+    capsys.readouterr()
+    assert main(["forecast", "sales.csv", "--model", "model"]) == 2
+    assert name in capsys.readouterr().err
