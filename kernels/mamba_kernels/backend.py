@@ -4,11 +4,16 @@ Each operator takes ``backend=``; where it is None the environment variable ``MA
 import) decides, and where that is unset or ``auto`` the device of the tensors does: the CPU path on a CPU, Triton on a
 GPU. ``reference`` is the plain PyTorch definition of the operator; it runs on any device, bypasses the registered
 operator and is differentiable any number of times. Nothing ever falls back to it silently.
+
+In a process started with ``TRITON_INTERPRET=1`` the GPU kernels stand in for the CPU ones, so that they can be tested
+on a machine without a GPU.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+from types import ModuleType
 
 import torch
 
@@ -19,6 +24,28 @@ NAMES = ("auto", "reference", "cpu", "triton")
 
 _from_environment = os.environ.get(VARIABLE, "auto")
 _interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def runs_gpu_kernels(device: torch.device) -> bool:
+    """Return whether tensors on ``device`` go to an operator's GPU kernels, where it has some."""
+    return device.type == "cuda" or (device.type == "cpu" and _interpreted)
+
+
+def kernels(package: str, device: torch.device) -> ModuleType:
+    """Return the module of an operator's kernels for ``device``: ``cpu`` or ``triton`` of its package.
+
+    Raises:
+        BackendError: If Triton is needed and not installed.
+    """
+    if not runs_gpu_kernels(device):
+        return importlib.import_module(f"{package}.cpu")
+    try:
+        return importlib.import_module(f"{package}.triton")
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"the GPU kernels need Triton, which is not installed ({error})",
+            f"pip install triton, or set {VARIABLE}=reference to accept the slow path",
+        ) from error
 
 
 def choose(op: str, device: torch.device, requested: str | None, *, has_triton: bool) -> str:
@@ -36,8 +63,13 @@ def choose(op: str, device: torch.device, requested: str | None, *, has_triton: 
     name = _from_environment if requested is None else requested
     if name not in NAMES:
         raise BackendError(f"{op}: unknown backend {name!r}", f"choose one of {', '.join(NAMES)}")
+    interpreted = has_triton and device.type == "cpu" and _interpreted
     if name == "auto":
-        name = "cpu" if device.type in ("cpu", "meta") else "triton"
+        name = "cpu" if device.type in ("cpu", "meta") and not interpreted else "triton"
+    if name == "cpu" and interpreted:
+        raise BackendError(
+            f"{op}: backend 'cpu' was asked for while GPU kernels are interpreted", "unset TRITON_INTERPRET"
+        )
     if name == "cpu" and device.type not in ("cpu", "meta"):
         raise BackendError(f"{op}: backend 'cpu' was asked for tensors on {device}", "move them to the CPU")
     if name == "triton":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,13 +10,16 @@ from torch import Tensor
 
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative
-from mamba_kernels.causal_conv1d import cpu
 from mamba_kernels.causal_conv1d.reference import causal_conv1d_reference
 from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
 from mamba_kernels.layout import empty_in_order
 
 NAME = "causal_conv1d"
 ACTIVATIONS = (None, "silu", "swish")
+
+
+def _kernels(device: torch.device) -> ModuleType:
+    return backends.kernels("mamba_kernels.causal_conv1d", device)
 
 
 def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
@@ -74,7 +78,7 @@ def _empty_final(x: Tensor, weight: Tensor, initial: Tensor | None) -> Tensor:
     return empty_in_order(initial, torch.promote_types(x.dtype, initial.dtype))
 
 
-@torch.library.custom_op("mamba_kernels::causal_conv1d", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::causal_conv1d", mutates_args=(), device_types=("cpu", "cuda"))
 def _convolve(
     x: Tensor,
     weight: Tensor,
@@ -85,7 +89,7 @@ def _convolve(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     final = _empty_final(x, weight, initial_states)
-    return cpu.forward(x, weight, bias, seq_idx, initial_states, silu, reverse, final)
+    return _kernels(x.device).forward(x, weight, bias, seq_idx, initial_states, silu, reverse, final)
 
 
 @_convolve.register_fake
@@ -101,7 +105,7 @@ def _(
     return empty_in_order(x), _empty_final(x, weight, initial_states)
 
 
-@torch.library.custom_op("mamba_kernels::causal_conv1d_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::causal_conv1d_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _differentiate(
     dy: Tensor,
     dfinal: Tensor,
@@ -113,7 +117,9 @@ def _differentiate(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dweight, dbias, dinitial = cpu.backward(dy, dfinal, x, weight, bias, seq_idx, initial_states, silu, reverse)
+    dx, dweight, dbias, dinitial = _kernels(x.device).backward(
+        dy, dfinal, x, weight, bias, seq_idx, initial_states, silu, reverse
+    )
     # An operator cannot return None: what has no gradient gets one of size 0.
     return dx, dweight, x.new_empty(0) if dbias is None else dbias, x.new_empty(0) if dinitial is None else dinitial
 
@@ -194,7 +200,7 @@ def causal_conv1d(
     """
     _check(x, weight, bias, seq_idx, initial_states, activation)
     x = cast_for_autocast(x)
-    chosen = backends.choose(NAME, x.device, backend, has_triton=False)
+    chosen = backends.choose(NAME, x.device, backend, has_triton=True)
     run = causal_conv1d_reference if chosen == "reference" else _convolve
     y, final_states = run(x, weight, bias, seq_idx, initial_states, activation is not None, reverse)
     return (y, final_states) if return_final_states else y

@@ -11,14 +11,13 @@ from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.checks import require
 from mamba_kernels.layout import empty_in_order
-from mamba_kernels.norm import cpu
-from mamba_kernels.norm.op import check_norm
+from mamba_kernels.norm.op import check_norm, kernels_on
 from mamba_kernels.norm.reference import gated_rms_norm_reference
 
 NAME = "gated_rms_norm"
 
 
-@torch.library.custom_op("mamba_kernels::gated_rms_norm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::gated_rms_norm", mutates_args=(), device_types=("cpu", "cuda"))
 def _gated_rms_norm(
     x: Tensor,
     weight: Tensor,
@@ -28,7 +27,7 @@ def _gated_rms_norm(
     group_size: int,
     norm_before_gate: bool,
 ) -> Tensor:
-    return cpu.gated_norm(x, weight, bias, z, eps, group_size, norm_before_gate)
+    return kernels_on(x.device).gated_norm(x, weight, bias, z, eps, group_size, norm_before_gate)
 
 
 @_gated_rms_norm.register_fake
@@ -44,7 +43,7 @@ def _(
     return empty_in_order(x)
 
 
-@torch.library.custom_op("mamba_kernels::gated_rms_norm_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::gated_rms_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _gated_rms_norm_backward(
     dout: Tensor,
     x: Tensor,
@@ -55,7 +54,7 @@ def _gated_rms_norm_backward(
     group_size: int,
     norm_before_gate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cpu.gated_norm_backward(dout, x, weight, bias, z, eps, group_size, norm_before_gate)
+    return kernels_on(x.device).gated_norm_backward(dout, x, weight, bias, z, eps, group_size, norm_before_gate)
 
 
 @_gated_rms_norm_backward.register_fake
@@ -132,6 +131,6 @@ def gated_rms_norm(
         f"{NAME}: group_size must divide D = {x.shape[-1]}, got {group_size}",
         "pass D // groups, or None for a single group",
     )
-    chosen = backends.choose(NAME, x.device, backend, has_triton=False)
+    chosen = backends.choose(NAME, x.device, backend, has_triton=True)
     run = gated_rms_norm_reference if chosen == "reference" else _gated_rms_norm
     return run(x, weight, bias, z, float(eps), size, norm_before_gate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,8 +12,12 @@ from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.checks import FLOATS, compute_dtype, require, require_device, require_float, require_shape
 from mamba_kernels.layout import dimension_order, empty_in_order, in_order
-from mamba_kernels.norm import cpu
 from mamba_kernels.norm.reference import norm_reference
+
+
+def kernels_on(device: torch.device) -> ModuleType:
+    """Return the module of the norms' kernels for ``device``."""
+    return backends.kernels("mamba_kernels.norm", device)
 
 
 def check_norm(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, **like_x: Tensor | None) -> None:
@@ -35,7 +40,7 @@ def check_norm(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, eps: flo
     require(eps >= 0, f"{op}: eps must not be negative, got {eps}", "pass a small number such as 1e-5")
 
 
-@torch.library.custom_op("mamba_kernels::add_norm", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::add_norm", mutates_args=(), device_types=("cpu", "cuda"))
 def _add_norm(
     x: Tensor,
     weight: Tensor,
@@ -45,7 +50,7 @@ def _add_norm(
     centred: bool,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    return cpu.add_norm(x, weight, bias, residual, eps, centred, out_dtype)
+    return kernels_on(x.device).add_norm(x, weight, bias, residual, eps, centred, out_dtype)
 
 
 @_add_norm.register_fake
@@ -61,7 +66,7 @@ def _(
     return empty_in_order(x, out_dtype), x.new_empty(0) if residual is None else empty_in_order(residual)
 
 
-@torch.library.custom_op("mamba_kernels::add_norm_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::add_norm_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _add_norm_backward(
     dout: Tensor,
     dadded: Tensor | None,
@@ -71,7 +76,7 @@ def _add_norm_backward(
     eps: float,
     centred: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.add_norm_backward(dout, dadded, added, weight, bias, eps, centred)
+    return kernels_on(added.device).add_norm_backward(dout, dadded, added, weight, bias, eps, centred)
 
 
 @_add_norm_backward.register_fake
@@ -129,7 +134,7 @@ def _normalise(
         f"{op}: out_dtype must be a real floating point dtype, got {out_dtype}",
         "pass torch.float32, torch.bfloat16, torch.float16 or None",
     )
-    chosen = backends.choose(op, x.device, backend, has_triton=False)
+    chosen = backends.choose(op, x.device, backend, has_triton=True)
     run = norm_reference if chosen == "reference" else _add_norm
     out, added = run(x, weight, bias, residual, float(eps), centred, out_dtype or x.dtype)
     if not prenorm:

@@ -14,7 +14,7 @@ from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import dimension_order, empty_in_order
 from mamba_kernels.routes.checks import NAME, cast_route_inputs, check_route_inputs
-from mamba_kernels.routes.cpu import RouteScan, checkpoint_shape
+from mamba_kernels.routes.gathered import RouteScan, checkpoint_shape
 from mamba_kernels.routes.reference import route_scan
 from mamba_kernels.routes.route import Route
 
@@ -53,7 +53,7 @@ def _scan(
     return RouteScan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, readings)
 
 
-@torch.library.custom_op("mamba_kernels::selective_scan_route", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::selective_scan_route", mutates_args=(), device_types=("cpu", "cuda"))
 def _scan_route(
     x: Tensor,
     delta: Tensor,
@@ -73,7 +73,7 @@ def _scan_route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result and what the backward pass needs, if ``save``: the merged result before a gate, checkpoints."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         merged, checkpoints = scan.forward(save)
         gated = merged if z is None else merged * F.silu(z.to(merged.dtype))
     out = _empty_out(x, delta, merged.shape[-1], out_dtype).copy_(gated)
@@ -106,7 +106,7 @@ def _(
     return _empty_out(x, delta, channels, out_dtype), merged, checkpoints
 
 
-@torch.library.custom_op("mamba_kernels::selective_scan_route_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::selective_scan_route_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _differentiate(
     dout: Tensor,
     x: Tensor,
@@ -129,7 +129,7 @@ def _differentiate(
     """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight; empty where the input is None."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
     dmerged, dz = dout.to(checkpoints.dtype), x.new_empty(0)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         if not save:
             merged, checkpoints = scan.forward(True)
         if z is not None:
@@ -237,7 +237,7 @@ def selective_scan_route(
     """
     dims = check_route_inputs(NAME, route, x, delta, A, B, C, D, z, delta_bias, delta_weight, out_dtype)
     x, delta, B, C, z, delta_weight = cast_route_inputs(x, delta, B, C, z, delta_weight)
-    if backends.choose(NAME, x.device, backend, has_triton=False) == "reference":
+    if backends.choose(NAME, x.device, backend, has_triton=True) == "reference":
         return route_scan(
             x, delta, A, B, C, D, z, delta_bias, delta_softplus,
             route=route, delta_weight=delta_weight, out_dtype=out_dtype,

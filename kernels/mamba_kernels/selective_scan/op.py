@@ -158,7 +158,7 @@ def selective_scan(
     u, delta, B, C = (cast_for_autocast(x) for x in (u, delta, B, C))
     z = None if z is None else cast_for_autocast(z)
     out_dtype = u.dtype if out_dtype is None else out_dtype
-    if backends.choose(NAME, u.device, backend, has_triton=False) == "reference":
+    if backends.choose(NAME, u.device, backend, has_triton=True) == "reference":
         out, last_state = selective_scan_reference(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, reverse, out_dtype
         )

@@ -1,23 +1,36 @@
 """The selective scan as operators that PyTorch knows, so that compilers and exporters can carry it along.
 
-``mamba_kernels::selective_scan`` and its backward pass run the CPU kernels; a GPU's kernels join with
-``register_kernel``. Both passes of one device agree on the checkpoints between them, whatever these are.
+``mamba_kernels::selective_scan`` and its backward pass run the kernels of the device. Both passes of one device
+agree on the checkpoints between them, whatever these are.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
-from mamba_kernels.selective_scan import cpu
+from mamba_kernels.selective_scan import cpu, triton_plan
 
 
-@torch.library.custom_op("mamba_kernels::selective_scan", mutates_args=(), device_types="cpu")
+def kernels_on(device: torch.device) -> ModuleType:
+    """Return the module whose ``forward`` and ``backward`` run on ``device``."""
+    return backends.kernels("mamba_kernels.selective_scan", device)
+
+
+def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
+    """Return the shape of what the forward pass on u's device keeps for its backward."""
+    plan = triton_plan if backends.runs_gpu_kernels(u.device) else cpu
+    return plan.checkpoint_shape(u, A, B, C)
+
+
+@torch.library.custom_op("mamba_kernels::selective_scan", mutates_args=(), device_types=("cpu", "cuda"))
 def registered_scan(
     u: Tensor,
     delta: Tensor,
@@ -35,12 +48,12 @@ def registered_scan(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, the last state, and what the backward pass starts from (nothing unless ``save``)."""
-    return cpu.forward(
+    return kernels_on(u.device).forward(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, reverse, out_dtype, save
     )
 
 
-@torch.library.custom_op("mamba_kernels::selective_scan_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::selective_scan_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def registered_backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,
@@ -59,7 +72,7 @@ def registered_backward(
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, empty for absent inputs."""
-    return cpu.backward(
+    return kernels_on(u.device).backward(
         grad_out, grad_last_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx,
         reverse, checkpoints,
     )  # fmt: skip
@@ -83,7 +96,7 @@ def _(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(u, delta, A, B, C)
-    checkpoints = cpu.checkpoint_shape(u, A, B, C) if save else (0,)
+    checkpoints = checkpoint_shape(u, A, B, C) if save else (0,)
     return (
         empty_in_order(u, out_dtype),
         u.new_empty((u.shape[0], *A.shape), dtype=dtype),

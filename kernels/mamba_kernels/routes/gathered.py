@@ -1,7 +1,7 @@
-"""The selective scan along a route on a CPU: one scan a reading, of inputs that are gathered only where they must be.
+"""The selective scan along a route: one scan a reading, of inputs that are gathered only where they must be.
 
 Of mirrored readings the second is the first one's path, scanned from its end; row-major paths are read as they lie.
-One reading's inputs are laid out at a time.
+One reading's inputs are laid out at a time. The scans are those of the device's own kernels.
 
 Dimensions: B batch, K readings, L cells of the grid, D channels, N state, R rank of a low-rank delta, X any of them.
 """
@@ -17,14 +17,14 @@ from torch import Tensor
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.routes.readings import Readings
-from mamba_kernels.selective_scan import cpu as scan
+from mamba_kernels.selective_scan import registered as scans
 
 
 def checkpoint_shape(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
     """Return the shape of the states that the scans of all readings keep for the backward pass."""
     u_BLD = (x if x.dim() < delta.dim() else x[:, 0]).flatten(1, -2)
     B_BNL, C_BNL = (M[:, 0].flatten(1, -2).mT for M in (B, C))
-    return delta.shape[1], *scan.checkpoint_shape(u_BLD.mT, A[: x.shape[-1]], B_BNL, C_BNL)
+    return delta.shape[1], *scans.checkpoint_shape(u_BLD.mT, A[: x.shape[-1]], B_BNL, C_BNL)
 
 
 class _Path:
@@ -85,6 +85,7 @@ class RouteScan:
         self._softplus, self._readings = delta_softplus, readings
         self._dtype = compute_dtype(x, delta, A, B, C, delta_weight)
         self._shared = x.dim() < delta.dim()
+        self._scan = scans.kernels_on(x.device)
 
     def forward(self, save: bool) -> tuple[Tensor, Tensor]:
         """Return the merged result (B, *grid, D or K*D) in the arithmetic's dtype, and what `backward` starts from.
@@ -100,7 +101,7 @@ class RouteScan:
         for path in self._paths():
             total_BLD = None
             for k, u_BLD in self._readings_of(path):
-                y_BDL, _, checkpoints[k] = scan.forward(
+                y_BDL, _, checkpoints[k] = self._scan.forward(
                     **self._arguments(path, k, u_BLD), out_dtype=self._dtype, save=save
                 )
                 if concat:
@@ -130,7 +131,7 @@ class RouteScan:
             for k, u_BLD in self._readings_of(path):
                 rows = self._rows(k)
                 dy = path.read(grad_merged[..., rows]) if dy_BLD is None else dy_BLD
-                du_BDL, ddelta_BDL, dA[rows], dB_BNL, dC_BNL, dD_D, _, dbias_D, _ = scan.backward(
+                du_BDL, ddelta_BDL, dA[rows], dB_BNL, dC_BNL, dD_D, _, dbias_D, _ = self._scan.backward(
                     dy.mT, None, **self._arguments(path, k, u_BLD), checkpoints=checkpoints[k]
                 )
                 if dx_shared is None:

@@ -1,0 +1,297 @@
+"""The GPU kernels against the reference: on a GPU, or interpreted on the CPU in a process of its own.
+
+The interpreter is switched on before the import (``TRITON_INTERPRET=1 pytest tests/kernels/test_triton.py``), so in any
+other process without a GPU the one test that runs starts such a process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mamba_kernels import (
+    Route,
+    causal_conv1d,
+    gated_rms_norm,
+    layer_norm,
+    rms_norm,
+    selective_scan,
+    selective_scan_route,
+)
+from mamba_kernels.errors import KernelInputError
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+here = pytest.mark.skipif(not (INTERPRETED or GPU), reason="no GPU, and TRITON_INTERPRET is not set")
+MARKS = [here, pytest.mark.gpu] if GPU else [here]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.mark.skipif(INTERPRETED or GPU, reason="the kernels run in this very process")
+def test_the_interpreted_kernels_agree_with_the_reference() -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=540)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def compare(
+    run: Callable[..., Tensor | tuple], inputs: dict[str, Tensor | None], dtype: torch.dtype, **options
+) -> None:
+    """Compare outputs and the gradients of all inputs with the float64 reference on the same (rounded) numbers."""
+    leaves = {k: v if v is None else v.detach().requires_grad_() for k, v in inputs.items()}
+    exact = {k: v if v is None else v.detach().double().requires_grad_() for k, v in inputs.items()}
+    given = {k: v for k, v in leaves.items() if v is not None and v.numel()}
+    fast, true = run(**leaves, **options, backend="triton"), run(**exact, **options, backend="reference")
+    fast, true = ((x,) if isinstance(x, Tensor) else x for x in (fast, true))
+    cotangents = [torch.randn_like(y) for y in true]
+    wanted = torch.autograd.grad(
+        sum((y * c).sum() for y, c in zip(true, cotangents, strict=True)), [exact[k] for k in given], allow_unused=True
+    )
+    got = torch.autograd.grad(
+        sum((y.double() * c).sum() for y, c in zip(fast, cotangents, strict=True)), list(given.values())
+    )
+    pairs = [*zip(fast, true, strict=True), *zip(got, wanted, strict=True)]
+    for name, (a, b) in zip([f"output {i}" for i in range(len(fast))] + list(given), pairs, strict=True):
+        b = torch.zeros_like(a, dtype=torch.float64) if b is None else b
+        if not b.numel():
+            continue
+        error = float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max().clamp_min(1e-6))
+        assert error < TOLERANCE[dtype], f"{name} is off by {error:.1e}"
+    for k, x in given.items():
+        assert got[list(given).index(k)].dtype == x.dtype
+
+
+def draw(dtype: torch.dtype, *shape: int, last: bool = False) -> Tensor:
+    """Return random numbers, with the last two dimensions exchanged in memory where ``last``."""
+    x = torch.randn(shape, device=DEVICE).to(dtype)
+    return x.mT.contiguous().mT if last else x
+
+
+def segments(batch: int, length: int, reverse: bool) -> Tensor:
+    """Return ids with changes, padding in front, amid and behind, and one sequence of padding alone."""
+    ids = (torch.randint(0, 12, (batch, length)).sort(-1).values // 3).int()
+    ids[:, length // 2 : length // 2 + 2] = -1
+    ids[0, :3] = -1
+    ids[-1] = -1
+    return (ids.flip(-1) if reverse else ids).to(DEVICE)
+
+
+SCANS = {
+    "plain": {"D": False, "z": False, "bias": False, "state": False, "softplus": False},
+    "everything": {},
+    "reverse": {"reverse": True},
+    "channel_last": {"last": True},
+    "segments": {"seq_idx": True},
+    "segments_reverse": {"seq_idx": True, "reverse": True, "last": True},
+    "constant_B_C": {"B_groups": 0, "C_groups": 0},
+    "constant_B": {"B_groups": 0},
+    "grouped": {"B_groups": 2, "C_groups": 4, "channels": 16},
+    "one_step": {"length": 1},
+    "one_state": {"states": 1},
+    "odd_states": {"states": 20, "channels": 40, "length": 9},
+    "time_in_parts": {"length": 64 * 9 + 3, "channels": 3, "states": 2, "batch": 1},
+    "time_in_parts_segments": {"length": 64 * 9 + 3, "channels": 3, "states": 2, "seq_idx": True, "reverse": True},
+}
+LARGE_SCANS = {
+    "long": {"length": 2001, "channels": 96, "states": 16},
+    "wide_state": {"length": 300, "channels": 70, "states": 100, "seq_idx": True},
+    "largest_state": {"length": 100, "channels": 8, "states": 256},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
+@pytest.mark.parametrize("case", {**SCANS, **(LARGE_SCANS if GPU else {})})
+@pytest.mark.usefixtures("_seed")
+class TestScan:
+    pytestmark = MARKS
+
+    def test_output_states_and_every_gradient(self, case: str, dtype: torch.dtype) -> None:
+        options = {**SCANS, **LARGE_SCANS}[case]
+        batch, channels = options.get("batch", 2), options.get("channels", 5)
+        length, states = options.get("length", 37), options.get("states", 4)
+        last, reverse = options.get("last", False), options.get("reverse", False)
+
+        def matrix(groups: int | None) -> Tensor:
+            if groups == 0:
+                return draw(dtype, channels, states)
+            shape = (batch, states, length) if groups is None else (batch, groups, states, length)
+            return draw(dtype, *shape, last=last)
+
+        softplus = options.get("softplus", True)
+        delta = draw(dtype, batch, channels, length, last=last) * 0.5
+        inputs = {
+            "u": draw(dtype, batch, channels, length, last=last),
+            "delta": delta - 1 if softplus else delta.abs(),
+            "A": -draw(torch.float32, channels, states).abs() - 0.1,
+            "B": matrix(options.get("B_groups")),
+            "C": matrix(options.get("C_groups")),
+            "D": draw(torch.float32, channels) if options.get("D", True) else None,
+            "z": draw(dtype, batch, channels, length, last=last) if options.get("z", True) else None,
+            "delta_bias": draw(torch.float32, channels) * 0.1 if options.get("bias", True) else None,
+            "initial_state": draw(torch.float32, batch, channels, states) if options.get("state", True) else None,
+        }
+        compare(
+            selective_scan, inputs, dtype, delta_softplus=softplus, return_last_state=True, reverse=reverse,
+            seq_idx=segments(batch, length, reverse) if options.get("seq_idx") else None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"last": True},
+        {"reverse": True},
+        {"seq_idx": True},
+        {"seq_idx": True, "reverse": True, "last": True},
+        {"width": 1},
+        {"width": 9, "length": 5},
+        {"width": 2, "activation": None, "bias": False, "states": False},
+        {"length": 1},
+        {"length": 300, "channels": 70, "last": True, "seq_idx": True},
+        {"length": 300, "channels": 40},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("_seed")
+class TestConvolution:
+    pytestmark = MARKS
+
+    def test_output_states_and_every_gradient(self, options: dict, dtype: torch.dtype) -> None:
+        channels, length, width = options.get("channels", 5), options.get("length", 37), options.get("width", 4)
+        reverse = options.get("reverse", False)
+        inputs = {
+            "x": draw(dtype, 3, channels, length, last=options.get("last", False)),
+            "weight": draw(torch.float32, channels, width),
+            "bias": draw(torch.float32, channels) if options.get("bias", True) else None,
+            "initial_states": draw(dtype, 3, channels, width - 1) if options.get("states", True) else None,
+        }
+        compare(
+            causal_conv1d, inputs, dtype, return_final_states=True, activation=options.get("activation", "silu"),
+            reverse=reverse, seq_idx=segments(3, length, reverse) if options.get("seq_idx") else None,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
+@pytest.mark.usefixtures("_seed")
+class TestNorms:
+    pytestmark = MARKS
+
+    @pytest.mark.parametrize("norm", [rms_norm, layer_norm])
+    @pytest.mark.parametrize(
+        ("bias", "residual", "shape"),
+        list(itertools.product([False, True], [False, True], [(3, 7, 20), (70, 33), (1, 5)])),
+    )
+    def test_norms(
+        self, norm: Callable, bias: bool, residual: bool, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> None:
+        inputs = {
+            "x": draw(dtype, *shape),
+            "weight": draw(torch.float32, shape[-1]),
+            "bias": draw(torch.float32, shape[-1]) if bias else None,
+            "residual": draw(torch.float32, *shape) if residual else None,
+        }
+        compare(norm, inputs, dtype, prenorm=residual)
+
+    @pytest.mark.parametrize(
+        ("group_size", "before", "gate", "bias"),
+        list(itertools.product([None, 8], [True, False], [True, False], [True, False])),
+    )
+    def test_gated_norm(self, group_size: int | None, before: bool, gate: bool, bias: bool, dtype: torch.dtype) -> None:
+        inputs = {
+            "x": draw(dtype, 5, 9, 24),
+            "weight": draw(torch.float32, 24),
+            "bias": draw(torch.float32, 24) if bias else None,
+            "z": draw(dtype, 5, 9, 24, last=True) if gate else None,
+        }
+        compare(gated_rms_norm, inputs, dtype, group_size=group_size, norm_before_gate=before)
+
+
+@pytest.mark.parametrize("route", ["bidirectional", "cross"])
+@pytest.mark.usefixtures("_seed")
+class TestRoute:
+    pytestmark = MARKS
+
+    def test_output_and_every_gradient(self, route: str) -> None:
+        path, dtype = Route(route), torch.float32
+        readings, channels, states = path.count(2), 5, 4
+        inputs = {
+            "x": draw(dtype, 2, 3, 7, channels),
+            "delta": draw(dtype, 2, readings, 3, 7, 2) * 0.5,
+            "A": -draw(dtype, readings * channels, states).abs() - 0.1,
+            "B": draw(dtype, 2, readings, 3, 7, states),
+            "C": draw(dtype, 2, readings, 3, 7, states),
+            "D": draw(dtype, readings * channels),
+            "z": draw(dtype, 2, 3, 7, channels),
+            "delta_bias": draw(dtype, readings * channels) * 0.1,
+            "delta_weight": draw(dtype, readings, channels, 2),
+        }
+        compare(selective_scan_route, inputs, dtype, delta_softplus=True, route=path)
+
+
+@here
+def test_float64_is_refused() -> None:
+    x = torch.randn(2, 3, 8, dtype=torch.float64, device=DEVICE)
+    with pytest.raises(KernelInputError, match="float64"):
+        causal_conv1d(x, x[0, :, :4], backend="triton")
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.gpu
+class TestOnTheGpu:
+    def scan_inputs(self) -> list[Tensor]:
+        u = draw(torch.bfloat16, 4, 96, 700, last=True).requires_grad_()
+        delta = draw(torch.bfloat16, 4, 96, 700, last=True).requires_grad_()
+        A = (-draw(torch.float32, 96, 16).abs()).requires_grad_()
+        return [u, delta, A, *(draw(torch.bfloat16, 4, 16, 700, last=True).requires_grad_() for _ in range(2))]
+
+    def test_repeats_bit_for_bit(self) -> None:
+        inputs = self.scan_inputs()
+        runs = []
+        for _ in range(2):
+            y = selective_scan(*inputs, delta_softplus=True)
+            runs.append([y, *torch.autograd.grad(y.float().sum(), inputs)])
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    def test_compiles_whole(self) -> None:
+        inputs = self.scan_inputs()
+
+        def run(u: Tensor, *rest: Tensor) -> Tensor:
+            x = causal_conv1d(u, torch.ones(96, 4, device=DEVICE), activation="silu")
+            return rms_norm(selective_scan(x, *rest, delta_softplus=True).mT, torch.ones(96, device=DEVICE))
+
+        eager, compiled = run(*inputs), torch.compile(run, fullgraph=True)(*inputs)
+        torch.testing.assert_close(compiled, eager)
+        for a, b in zip(
+            torch.autograd.grad(compiled.float().sum(), inputs),
+            torch.autograd.grad(eager.float().sum(), inputs),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+    def test_is_captured_in_a_graph(self) -> None:
+        inputs = [x.detach() for x in self.scan_inputs()]
+        wanted = selective_scan(*inputs, delta_softplus=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = selective_scan(*inputs, delta_softplus=True)
+        graph.replay()
+        assert torch.equal(y, wanted)
+
+
+@pytest.fixture
+def _seed() -> None:
+    torch.manual_seed(0)
