@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,7 +184,7 @@ class Forecaster:
         )
         options = {**default_options(self.model, series_set, lookback), **self.model_options}
         make = self._fit_baseline if self.model in BASELINES else self._fit_model
-        self._fitted = make(data, options)
+        self._fitted = dataclasses.replace(make(data, options), alias=self.alias)
         return self
 
     def predict(
@@ -263,6 +264,7 @@ class Forecaster:
             season=reading.season,
             calendar=reading.calendar,
             holidays=reading.holidays,
+            alias=fitted.alias,
             **reading.named,
         )
         found._fitted = fitted

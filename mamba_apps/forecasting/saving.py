@@ -37,6 +37,7 @@ class Fitted:
         radius_VH: For a baseline with levels, how far its intervals reach at each step, on the scaled values.
         history: Where the data ended, the last ``lookback`` steps of each series; None if it was not kept.
         metrics: Scores on the validation part.
+        alias: The name of the forecast's column; None for the model's.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Fitted:
     radius_VH: Tensor | None = None
     history: SeriesSet | None = None
     metrics: Mapping[str, float] | None = None
+    alias: str | None = None
 
     def card(self) -> ModelCard:
         """Return the card that stands beside the weights, but for the history."""
@@ -62,6 +64,7 @@ class Fitted:
                 "missing": self.reading.missing,
                 "season": self.reading.season,
                 "levels": list(self.levels),
+                "alias": self.alias,
                 "scaler": self.scaler.state_dict(),
             },
             metrics=dict(self.metrics or {}),
@@ -109,6 +112,7 @@ def load_fitted(directory: str | Path) -> Fitted:
             radius_VH=weights.get(_RADIUS),
             history=history,
             metrics=card.metrics,
+            alias=settings["alias"],
         )
     except (KeyError, TypeError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]

@@ -114,8 +114,8 @@ def increasing(values: Tensor) -> Tensor:
 
 def masked_mean(values: Tensor, observed: Tensor, dim: int) -> Tensor:
     """Return the mean of what was observed along a dimension, kept with size 1; 0 where nothing was."""
-    weight = observed.to(values.dtype)
-    return (values * weight).sum(dim, keepdim=True) / weight.sum(dim, keepdim=True).clamp(min=1)
+    count = observed.sum(dim, keepdim=True).clamp(min=1)
+    return values.masked_fill(~observed, 0.0).sum(dim, keepdim=True) / count
 
 
 def interpolated(values_BL: Tensor, observed_BL: Tensor) -> Tensor:

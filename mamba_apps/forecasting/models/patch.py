@@ -92,7 +92,8 @@ class PatchForecaster(ForecastModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Forecast; see `ForecastModel.forward`."""
-        past_BL, observed_BL = batch["past_y"][..., 0], batch["past_observed"][..., 0]
+        observed_BL = batch["past_observed"][..., 0]
+        past_BL = batch["past_y"][..., 0].masked_fill(~observed_BL, 0.0)
         shift_B1, scale_B1 = self._statistics(past_BL, observed_BL)
         y_BL = ((past_BL - shift_B1) / scale_B1).masked_fill(~observed_BL, 0.0)
         x_BTD = self.embed(self._tokens(y_BL, batch)) + self.position_TD
@@ -117,7 +118,6 @@ class PatchForecaster(ForecastModel):
         zero_B1, one_B1 = past_BL.new_zeros(len(past_BL), 1), past_BL.new_ones(len(past_BL), 1)
         if self.norm_kind == "none":
             return zero_B1, one_B1
-        past_BL = past_BL.masked_fill(~observed_BL, 0.0)
         mean_B1 = masked_mean(past_BL, observed_BL, dim=1)
         if self.norm_kind == "mean":
             return mean_B1, one_B1
