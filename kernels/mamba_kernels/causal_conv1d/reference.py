@@ -84,7 +84,7 @@ def causal_conv1d_reference(
         y_BDL = y_BDL.masked_fill(padding_BL[:, None], 0.0)
         column_BW = rank_BL[:, -1:] + 1 + torch.arange(history, device=rank_BL.device)
         final_BDW = x_BDP.gather(2, column_BW[:, None].expand(-1, channels, -1))
-        last_B1 = segment_BP.gather(1, rank_BL[:, -1:] + history)
+        last_B1 = segment_BP.gather(1, (rank_BL[:, -1:] + history).clamp(min=0))
         final_BDW = torch.where((segment_BP.gather(1, column_BW) == last_B1)[:, None], final_BDW, 0.0)
     if reverse:
         y_BDL = y_BDL.flip(2)
