@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,25 +204,63 @@ def test_wrong_options_are_refused_before_anything_runs(
     assert list(Path().iterdir()) == [Path("toy.yaml")]
 
 
-def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
-    path = write_recipe(tmp_path, TOY_RECIPE.replace("lr: 5e-2", "lr: 5e-2, pause: 0.2"))
-    code = "import sys, toy_candidates; from mamba_recipes.cli import main; sys.exit(main(sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def start_slow_comparison(folder: Path) -> subprocess.Popen[str]:
+    """Start a comparison that would take minutes, in a process group of its own, and wait for its first candidate."""
+    path = write_recipe(folder, TOY_RECIPE.replace("lr: 5e-2", "lr: 5e-2, pause: 0.2"))
+    # The toys are allowed without being imported here: the command's own process never needs torch.
+    code = (
+        "import sys; from mamba_recipes import safety; safety.ALLOWED_PREFIXES += ('toy_candidates',); "
+        "from mamba_recipes.cli import main; code = main(sys.argv[1:]); "
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, "compare", str(path), "--budget", "1000steps"],
-        cwd=tmp_path,
-        env=environment,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     assert process.stderr is not None
-    assert "compare toy" in process.stderr.readline()  # the first candidate has been built
+    assert "compare toy" in process.stderr.readline()
     time.sleep(1)
+    return process
+
+
+def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+    process = start_slow_comparison(tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does: the whole group gets it
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "mamba-apps: interrupted\n"
     assert out == ""
-    assert list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [tmp_path / "toy.yaml"]
+
+
+def test_candidates_do_not_outlive_a_killed_comparison(tmp_path: Path) -> None:
+    process = start_slow_comparison(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while group_lives(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "toy.yaml"]
+
+
+def test_the_machinery_of_comparisons_knows_no_domain() -> None:
+    import mamba_recipes.compare
+
+    sources = list(Path(mamba_recipes.compare.__path__[0]).rglob("*.py"))
+    assert len(sources) > 10
+    for path in sources:
+        found = re.findall(r"mamba_(?:apps|datasets)\.(\w+)", path.read_text(encoding="utf-8"))
+        assert set(found) <= {"errors", "training"}, path
