@@ -129,9 +129,9 @@ def interpolated(values_BL: Tensor, observed_BL: Tensor) -> Tensor:
     after_BL = torch.where(observed_BL, step_L, length).flip(1).cummin(dim=1).values.flip(1)
     left_BL = torch.where(before_BL < 0, after_BL, before_BL).clamp(max=length - 1)
     right_BL = torch.where(after_BL >= length, left_BL, after_BL)
-    part_BL = (step_L - left_BL).clamp(min=0) / (right_BL - left_BL).clamp(min=1)
+    part_BL = (step_L - left_BL).clamp(min=0).to(values_BL.dtype) / (right_BL - left_BL).clamp(min=1)
     zeroed_BL = values_BL.masked_fill(~observed_BL, 0.0)
-    return torch.lerp(zeroed_BL.gather(1, left_BL), zeroed_BL.gather(1, right_BL), part_BL.to(values_BL.dtype))
+    return torch.lerp(zeroed_BL.gather(1, left_BL), zeroed_BL.gather(1, right_BL), part_BL)
 
 
 def _taking(kind: str) -> str:
