@@ -112,12 +112,12 @@ def conv_forward(
     if WIDTH > 1:
         if tl.program_id(0) == 0:
             slot = tl.arange(0, KEEP)
-            rank = count - (WIDTH - 1) + slot.to(tl.int64)
+            final_rank = count - (WIDTH - 1) + slot.to(tl.int64)
             value = _input(
-                x + batch * x_b, initial + batch * initial_b, steps, rank, count, d64, on_d, batch, length, WIDTH - 1,
+                x + batch * x_b, initial + batch * initial_b, steps, final_rank, count, d64, on_d, batch, length, WIDTH - 1,
                 x_d, x_l, initial_d, initial_l, REVERSE, HAS_STEPS, HAS_INITIAL,
             )  # fmt: skip
-            kept = _kept(rank, reach, count, batch, length, WIDTH, HAS_STEPS)
+            kept = _kept(final_rank, reach, count, batch, length, WIDTH, HAS_STEPS)
             tl.store(
                 final + batch * final_b + slot[:, None] * final_l + d64[None, :] * final_d,
                 tl.where(kept[:, None], value, 0.0).to(final.dtype.element_ty),
