@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # saving may take at most one part in this many of a run's time, unless asked for by steps
 _SAVING_SHARE = 20
+# several processes agree on saving and stopping at every this many safe points
+_AGREE_EVERY = 10
 
 
 class RunCheckpoints(Checkpoint):
@@ -72,6 +74,7 @@ class RunCheckpoints(Checkpoint):
         self._validated = False
         self._last_is_good = False
         self._saved_at = time.monotonic()
+        self._safe_points = 0
         self._saved_steps = 0
         self._saved_point: tuple[int, ...] = ()
         self._seconds = every_seconds
@@ -134,7 +137,12 @@ class RunCheckpoints(Checkpoint):
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Leave a validation when Ctrl-C was pressed."""
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and self._interrupt.requested and not trainer.fit_loop._should_accumulate():
+        if (
+            fitting
+            and trainer.world_size == 1
+            and self._interrupt.requested
+            and not trainer.fit_loop._should_accumulate()
+        ):
             raise StopRequestedError
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -195,14 +203,18 @@ class RunCheckpoints(Checkpoint):
         Raises:
             StopRequestedError: Ctrl-C was pressed; the state is saved.
         """
-        steps = trainer.global_step
-        due = time.monotonic() - self._saved_at >= self._seconds
-        if self.every_steps is not None:
-            due = due or steps // self.every_steps > self._saved_steps // self.every_steps
-        due = _agreed(trainer, due)
-        if due or force or self._candidate is not None or self._interrupt.requested:
+        every = self.every_steps
+        wanted = force or self._candidate is not None
+        wanted = wanted or (every is not None and trainer.global_step // every > self._saved_steps // every)
+        # clocks and signals differ between processes, which have to agree; that costs a message
+        self._safe_points += 1
+        stop = False
+        if trainer.world_size == 1 or self._safe_points % _AGREE_EVERY == 0:
+            stop = _any(trainer, self._interrupt.requested)
+            wanted = wanted or stop or _any(trainer, time.monotonic() - self._saved_at >= self._seconds)
+        if wanted:
             self.save(trainer, mid_epoch=mid_epoch)
-        if self._interrupt.requested:
+        if stop:
             raise StopRequestedError
 
     def save(
@@ -308,6 +320,8 @@ class RunCheckpoints(Checkpoint):
         if score is None:
             return
         score = score.detach().to("cpu", torch.float64).reshape(())
+        if trainer.world_size > 1:
+            score = trainer.strategy.broadcast(score)  # a metric logged without sync_dist differs between processes
         if not torch.isfinite(score):
             raise NonFiniteLossError(
                 f"the monitored metric {self.monitor} is {score.item()} after step {trainer.global_step}",
@@ -341,9 +355,9 @@ def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _agreed(trainer: pl.Trainer, due: bool) -> bool:
-    """Let the first process decide for all."""
-    return bool(trainer.strategy.broadcast(due)) if trainer.world_size > 1 else due
+def _any(trainer: pl.Trainer, here: bool) -> bool:
+    """Whether something holds in any process."""
+    return trainer.strategy.reduce_boolean_decision(here, all=False) if trainer.world_size > 1 else here
 
 
 def _gathered(position: dict[str, Any]) -> list[dict[str, Any]]:

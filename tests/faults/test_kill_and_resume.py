@@ -17,7 +17,7 @@ PROGRAM = Path(__file__).with_name("training_run.py")
 STEPS = 40
 
 
-def start(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(run_dir: Path, *arguments: str, own_group: bool = False) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), str(run_dir), *arguments],
@@ -25,6 +25,7 @@ def start(run_dir: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        start_new_session=own_group,
     )
 
 
@@ -77,3 +78,17 @@ def test_killed_again_and_again(tmp_path: Path, arguments: tuple[str, ...]) -> N
     for step in steps[1:]:
         run_until(tmp_path / "killed", step, "--resume", *arguments)
     assert finish(tmp_path / "killed", "--resume", *arguments) == whole, f"killed in steps {steps}"
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed(tmp_path: Path) -> None:
+    arguments = ("--options", '{"devices": 2, "strategy": "ddp", "max_steps": 20}', "--save-every", "2")
+    whole = finish(tmp_path / "whole", *arguments)
+    process = start(tmp_path / "killed", *arguments, own_group=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step ") and int(line.split()[1]) >= 9:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.communicate(timeout=60)
+    assert finish(tmp_path / "killed", "--resume", *arguments) == whole
