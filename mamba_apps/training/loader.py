@@ -71,7 +71,7 @@ class ResumableLoader(DataLoader[Any]):
         **options: Further options of `DataLoader`; not sampler, batch_sampler or generator.
 
     Raises:
-        UserError: The dataset is an `IterableDataset`.
+        UserError: The dataset is an `IterableDataset`, or a sampler is given.
     """
 
     def __init__(
@@ -88,6 +88,11 @@ class ResumableLoader(DataLoader[Any]):
             raise UserError(
                 f"ResumableLoader cannot start in the middle of a {type(dataset).__name__}, which has no indices",
                 "give it a dataset with __len__ and __getitem__, or use a loader with state_dict (litdata)",
+            )
+        if taken := options.keys() & {"sampler", "batch_sampler", "generator"}:
+            raise UserError(
+                f"ResumableLoader was given {', '.join(sorted(taken))}, but has its own",
+                "use torch's DataLoader (Lightning's overfit_batches and predict need it too)",
             )
         self._randomness = _Randomness(dataset, seed)
         self._order = ResumableSampler(dataset, shuffle=shuffle, seed=seed)

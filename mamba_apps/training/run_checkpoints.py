@@ -238,6 +238,8 @@ class RunCheckpoints(Checkpoint):
             NonFiniteLossError: Something non-finite was found; nothing is written.
         """
         point = _point(trainer)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if point == self._saved_point and self._candidate is None and not validation_pending:
             return
         self.guard.check(trainer)

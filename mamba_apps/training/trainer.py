@@ -25,6 +25,8 @@ from mamba_apps.training.seeding import seed_everything
 # what a shell reports for a process ended by SIGTERM
 _TERMINATED = 143
 _SHOWN_KEYS = 3
+# no rehearsal of the validation, no table of layers; metrics often enough for short runs
+_DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
 
 
 def make_trainer(
@@ -109,11 +111,7 @@ def make_trainer(
     if progress and not draws and sys.stderr.isatty():
         all_callbacks.append(RunProgress(max_seconds))
         draws = True
-    plugins = lightning_options.pop("plugins", None) or []
-    plugins = list(plugins) if isinstance(plugins, list | tuple) else [plugins]
-    if lightning_options.get("logger", True) is True:
-        lightning_options["logger"] = MetricsFile(run_dir)
-    defaults = {"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
+    _fill_in(lightning_options, run_dir)
     try:
         return RunTrainer(
             checkpoints=checkpoints,
@@ -125,10 +123,9 @@ def make_trainer(
             max_steps=-1 if max_steps is None else max_steps,
             max_time=None if max_seconds is None else {"seconds": max_seconds},
             callbacks=all_callbacks,
-            plugins=[*plugins, AtomicCheckpointIO()],
             default_root_dir=run_dir,
             enable_progress_bar=draws,
-            **(defaults | lightning_options),
+            **lightning_options,
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(
@@ -209,6 +206,17 @@ class RunTrainer(pl.Trainer):
                 "continue it (resume=True, --resume) or choose another folder",
             )
         return None
+
+
+def _fill_in(options: dict[str, Any], run_dir: Path) -> None:
+    """Put our defaults in place of Lightning's; None counts as not given, as a command line gives it."""
+    plugins = options.get("plugins") or []
+    options["plugins"] = [*(plugins if isinstance(plugins, list | tuple) else [plugins]), AtomicCheckpointIO()]
+    if options.get("logger") in (None, True):
+        options["logger"] = MetricsFile(run_dir)
+    for name, value in _DEFAULTS.items():
+        if options.get(name) is None:
+            options[name] = value
 
 
 def _check_budget(**budgets: float | None) -> None:

@@ -132,6 +132,11 @@ def test_stream_is_refused() -> None:
         ResumableLoader(Stream())
 
 
+def test_sampler_of_ones_own_is_refused() -> None:
+    with pytest.raises(UserError, match="was given sampler, but has its own"):
+        ResumableLoader(Random(), sampler=range(3))
+
+
 @pytest.mark.parametrize("length", [1, 7, 8])
 def test_processes_share_the_order_out(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = []

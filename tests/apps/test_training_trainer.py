@@ -226,6 +226,41 @@ def test_one_bar(tmp_path: Path, options: dict[str, Any], steps: int | None) -> 
     assert "━" in last or "━" in drawn
 
 
+class Data(pl.LightningDataModule):
+    """The loaders as a command line makes them."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loaders()[0]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return loaders()[1]
+
+
+def test_lightning_cli_makes_it_with_all_options_of_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    arguments = {"run_dir": tmp_path, "max_steps": 4, "monitor": "val_loss", "gradient_clip_val": 0.5}
+    trainer = LightningCLI(
+        Task,
+        Data,
+        trainer_class=make_trainer,
+        seed_everything_default=False,
+        save_config_callback=None,
+        args=["fit", *(f"--trainer.{name}={value}" for name, value in arguments.items())],
+    ).trainer
+    assert (trainer.global_step, trainer.gradient_clip_val) == (4, 0.5)
+    assert (tmp_path / "best.ckpt").is_file()
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_trial_run_saves_nothing(tmp_path: Path) -> None:
+    assert fit(tmp_path, max_epochs=3, fast_dev_run=2).global_step == 2
+    assert not list(tmp_path.iterdir())
+
+
 PROGRAM = """
     import sys, torch
     from pathlib import Path
