@@ -47,7 +47,7 @@ def test_json_has_the_documented_form(toy_recipe: Path, capsys: pytest.CaptureFi
     learned = rows[0]
     assert learned["train_seconds"] > 0
     assert learned["samples_per_second"] > 0
-    assert 1 < learned["peak_memory_mib"] < 2000
+    assert 0 < learned["peak_memory_mib"] < 500
     assert rows[2]["samples_per_second"] is None
     assert rows[0]["mae"] < rows[2]["mae"]
     assert Path("report.html").exists()

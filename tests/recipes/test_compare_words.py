@@ -140,6 +140,20 @@ def test_the_table_is_sorted_and_whole(tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[3].rstrip() == "x  failed: bad [red]luck[/red]"
 
 
+@pytest.mark.parametrize(("width", "headings"), [(200, 7), (60, 5), (40, 2), (10, 1)])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_figures(
+    width: int, headings: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row("a-model[mamba1]", "mamba", 1234.5), row("t", "transformer", 1.0)]
+    print_table(comparison(tmp_path, rows), width=width)
+    out = capsys.readouterr().out
+    shown = [h for h in ("MAE", "to the best", "parameters", "training s", "points/s", "peak MiB") if h in out]
+    assert len(shown) == headings - 1 or (width == 10 and "…" in out)
+    if width >= 40:
+        assert "…" not in out
+        assert "1,234.5" in out
+
+
 class _Loads(HTMLParser):
     """Collects every attribute by which a browser would fetch something."""
 

@@ -15,9 +15,10 @@ from mamba_recipes.compare.budget import Budget
 class Candidate(Protocol):
     """Something that learns from a recipe's data within a budget and is measured on its test part.
 
-    A candidate may also have ``parameters`` (how many numbers it learned), ``samples_seen`` (training samples that its
-    fit read) and ``train_seconds`` (where its fit knows better than the clock around it, for example because it
-    compiled first); each is asked for after ``fit``.
+    A candidate may also have ``rehearse(data, seed)``, called first and measured by nobody, and after ``fit``:
+    ``parameters`` (how many numbers it learned), ``samples_seen`` (training samples that its fit read),
+    ``train_seconds`` (where it knows better than the clock around ``fit``) and ``step_seconds`` (the part of them that
+    steps took).
     """
 
     def fit(self, data: Any, budget: Budget, seed: int) -> None:

@@ -42,13 +42,15 @@ class LightningCandidate:
         self.train_seconds = 0.0
         self.step_seconds = 0.0
 
-    def fit(self, data: Any, budget: Budget, seed: int) -> None:
-        """Train within ``budget``; a rehearsal on a throwaway copy comes before the clock starts, so that compiling
-        kernels is charged to nobody.
-        """  # noqa: D205
-        rehearsal = self._build(seed)
-        self._trainer(rehearsal, seed, [], "rehearsal", fast_dev_run=1).fit(rehearsal.model, datamodule=data)
+    def rehearse(self, data: Any, seed: int) -> None:
+        """Take a step of training, validation and test on a copy, so that compiling kernels is charged to nobody."""
+        copy = self._build(seed)
+        trainer = self._trainer(copy, seed, [], "rehearsal", fast_dev_run=1)
+        trainer.fit(copy.model, datamodule=data)
+        trainer.test(copy.model, datamodule=data, verbose=False)
 
+    def fit(self, data: Any, budget: Budget, seed: int) -> None:
+        """Train within ``budget``."""
         built = self._build(seed)
         meter = _Meter(budget, self._on_progress)
         self._fitted = self._trainer(built, seed, [meter], "fit", **budget.trainer_options())

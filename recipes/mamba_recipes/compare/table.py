@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mamba_recipes.compare.result import Comparison, Summary
 from mamba_recipes.compare.stats import Spread
 from mamba_recipes.compare.words import figure, relative, spread_figure
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _NO = "–"
+_ENDLESS = 10_000
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column after the model's name."""
+    """One column after the model's name.
+
+    Args:
+        heading: What stands over it.
+        cell: From a candidate to what stands in it.
+        spare: Narrow terminals go without the columns of the highest number; 0 always stays.
+    """
 
     heading: str
     cell: Callable[[Summary], str]
+    spare: int = 0
 
 
 def metric_heading(comparison: Comparison) -> str:
@@ -36,19 +48,23 @@ def columns(comparison: Comparison) -> list[Column]:
     shown = [Column(metric.label, lambda s: _spread(s.metrics.get(metric.name)))]
     best = next((s.metrics[metric.name].mean for s in summaries if metric.name in s.metrics), None)
     if best is not None:
-        shown.append(Column("to the best", lambda s: _to_best(s, metric.name, best)))
+        shown.append(Column("to the best", lambda s: _to_best(s, metric.name, best), spare=4))
     if any(s.paired for s in summaries):
         shown.append(Column("minus best Transformer", _paired))
     others = dict.fromkeys(name for s in summaries for name in s.metrics if name != metric.name)
     for other in others:
-        shown.append(Column(_heading(other), lambda s, other=other: _spread(s.metrics.get(other))))  # type: ignore[misc]
-    shown.append(Column("parameters", lambda s: _whole(s.figures["parameters"])))
+        shown.append(Column(_heading(other), lambda s, other=other: _spread(s.metrics.get(other)), spare=5))  # type: ignore[misc]
+    shown.append(Column("parameters", lambda s: _whole(s.figures["parameters"]), spare=1))
     if comparison.plan.measure == "quality":
-        shown.append(Column("training s", lambda s: _decimal(s.figures["train_seconds"])))
+        shown.append(Column("training s", lambda s: _decimal(s.figures["train_seconds"]), spare=1))
         shown.append(
-            Column(f"{comparison.plan.recipe.card['sample']}s/s", lambda s: _whole(s.figures["samples_per_second"]))
+            Column(
+                f"{comparison.plan.recipe.card['sample']}s/s",
+                lambda s: _whole(s.figures["samples_per_second"]),
+                spare=3,
+            )
         )
-    shown.append(Column("peak MiB", lambda s: _whole(s.figures["peak_memory_mib"])))
+    shown.append(Column("peak MiB", lambda s: _whole(s.figures["peak_memory_mib"]), spare=2))
     return shown
 
 
@@ -62,31 +78,44 @@ def written_paired(comparison: Comparison) -> str:
     )
 
 
-def print_table(comparison: Comparison) -> None:
-    """Print the table to stdout."""
+def print_table(comparison: Comparison, width: int | None = None) -> None:
+    """Print the table to stdout.
+
+    Args:
+        comparison: What to print.
+        width: Columns of the terminal, which the table is fitted to by leaving columns out; None asks stdout. A file
+            or a pipe has no width, and gets all.
+    """
     from rich.console import Console
+
+    endless = width is None and not sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=_ENDLESS if endless else width, highlight=False, markup=False)
+    shown = columns(comparison)
+    table = _table(comparison, shown)
+    endless_console = Console(width=_ENDLESS)
+    while any(column.spare for column in shown) and endless_console.measure(table).minimum > console.width:
+        most = max(column.spare for column in shown)
+        shown = [column for column in shown if column.spare != most]
+        table = _table(comparison, shown)
+    if table.row_count:
+        console.print(table)
+    for summary in comparison.summaries():
+        if summary.errors:
+            console.print(f"{summary.model}  failed: {summary.errors[0]}", style="red", soft_wrap=True)
+
+
+def _table(comparison: Comparison, shown: Sequence[Column]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = columns(comparison)
-    table = Table(title=None, header_style="bold", box=None, pad_edge=False)
+    table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for column in shown:
         table.add_column(column.heading, justify="right", no_wrap=True)
-    failed = []
-    for place, summary in enumerate(comparison.summaries()):
-        if summary.metrics:
-            style = "bold" if place == 0 else ""
-            table.add_row(Text(summary.model), *(column.cell(summary) for column in shown), style=style)
-        if summary.errors:
-            failed.append(f"{summary.model}  failed: {summary.errors[0]}")
-    # A file or a pipe has no width: let the table have what it needs, so that no figure is cut.
-    width = None if sys.stdout.isatty() else 240
-    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, soft_wrap=False)
-    if table.row_count:
-        console.print(table)
-    for line in failed:
-        console.print(line, style="red")
+    for place, summary in enumerate(s for s in comparison.summaries() if s.metrics):
+        cells = (column.cell(summary) for column in shown)
+        table.add_row(Text(summary.model), *cells, style="bold" if place == 0 else "")
+    return table
 
 
 def _spread(value: Spread | None) -> str:

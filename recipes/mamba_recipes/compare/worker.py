@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import sys
@@ -50,17 +49,19 @@ def run_in_process(job: Job, budget: Budget, measure: str, source: str, log_path
 def run(job: Job, budget: Budget, measure: str, source: str, talk: Talk) -> dict[str, Any]:
     """Run ``job`` in this process and return its figures, metrics and panels."""
     from mamba_recipes.build import build
-    from mamba_recipes.memory import resident_mib
     from mamba_recipes.setting import data_words, device_words
 
-    idle = resident_mib()
     built = build(job.config, source)
     accelerator = str(built.trainer_options.get("accelerator", "auto"))
     talk.setting({"data": data_words(built.data), "device": device_words(accelerator)})
+    _touch(built.data)
     if measure == "speed":
-        return _speed(job, budget, source, talk, built, idle)
+        return _speed(job, budget, source, talk, built)
     candidate = _make(job, source, talk)
-    with _peak(idle) as peak:
+    rehearse = getattr(candidate, "rehearse", None)
+    if callable(rehearse):
+        rehearse(built.data, job.seed)
+    with _peak() as peak:
         start = time.perf_counter()
         candidate.fit(built.data, budget, job.seed)
         elapsed = time.perf_counter() - start
@@ -78,7 +79,16 @@ def run(job: Job, budget: Budget, measure: str, source: str, talk: Talk) -> dict
     }
 
 
-def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any, idle: float) -> dict[str, Any]:
+def _touch(data: Any) -> None:
+    """Read a batch of each part, so that loading the data is charged to no candidate."""
+    data.prepare_data()
+    for stage, part in (("fit", data.train_dataloader), ("test", data.test_dataloader)):
+        data.setup(stage)
+        for _ in part():
+            break
+
+
+def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any) -> dict[str, Any]:
     if job.class_path is not None:
         raise UserError(f"{job.model} has no training steps to time", "leave it out with --candidates")
     if budget.kind != "seconds":
@@ -86,10 +96,10 @@ def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any, idle: 
     from mamba_recipes.compare.lightning_candidate import LightningCandidate
 
     candidate = LightningCandidate(job.config, source, talk.progress)
-    with _peak(idle) as train_peak:
+    candidate.rehearse(built.data, job.seed)
+    with _peak() as train_peak:
         trained = candidate.train_speed(built.data, budget.amount, job.seed)
-    gc.collect()
-    with _peak(idle) as predict_peak:
+    with _peak() as predict_peak:
         predicted = candidate.predict_speed(built.data, budget.amount, job.seed)
     metrics = {
         "train_samples_per_second": trained,
@@ -130,15 +140,19 @@ def _make(job: Job, source: str, talk: Talk) -> Any:
 
 
 @contextlib.contextmanager
-def _peak(idle: float) -> Iterator[dict[str, float]]:
-    """Measure the most memory in use inside the block: of the GPU where there is one in use, else of this process
-    above ``idle``, what it took before the candidate and its data existed.
-    """  # noqa: D205
+def _peak() -> Iterator[dict[str, float]]:
+    """Measure the most memory in use inside the block, in MiB.
+
+    On a GPU that is in use: what tensors took there. Else: how far the peak of this process rose above what was
+    resident at the block's beginning, when libraries are loaded, kernels compiled and the data read.
+    """
     import torch
 
-    from mamba_recipes.memory import forget_peak, peak_mib
+    from mamba_recipes.memory import forget_peak, peak_mib, release_free, resident_mib
 
     found: dict[str, float] = {}
+    release_free()
+    idle = resident_mib()
     forget_peak()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

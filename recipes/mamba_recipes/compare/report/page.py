@@ -15,19 +15,21 @@ from mamba_recipes.compare.words import figure, verdict
 
 _HERE = Path(__file__).resolve().parent
 
+_MEMORY = (
+    "Memory is how far the peak of the candidate's process rose above what it held with libraries loaded, kernels "
+    "compiled and the data read (on a GPU: the peak that its tensors took there)."
+)
 _NOTES = {
     "quality": (
         "Every candidate ran alone in a fresh process, one after another, on the same data, with the same budget and "
         "seeds. Learned ones keep the weights that were best on the validation data; the test data decides nothing.",
         "Training time is the whole fit with its validation; compiling kernels comes before the clock starts. Samples "
-        "per second counts training steps only. Memory is the peak of the candidate's process above what it took "
-        "with all libraries loaded and no model or data (on a GPU: the peak that its tensors took there).",
+        f"per second counts training steps only. {_MEMORY}",
     ),
     "speed": (
         "Every candidate ran alone in a fresh process, one after another, on the same data. A figure is the median "
         "over the steps of the timed span, loading left out, after a few steps to warm up.",
-        "Memory is the peak of the candidate's process above what it took with all libraries loaded and no model or "
-        "data (on a GPU: the peak that its tensors took there).",
+        _MEMORY,
     ),
 }
 
