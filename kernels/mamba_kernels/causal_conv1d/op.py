@@ -12,6 +12,7 @@ from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.causal_conv1d.reference import causal_conv1d_reference
 from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import empty_in_order
 
 NAME = "causal_conv1d"
@@ -154,6 +155,7 @@ def _backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]
 
 _convolve.register_autograd(_backward, setup_context=_save)
 refuse_second_derivative(NAME, _differentiate)
+register_decomposition(_convolve)(causal_conv1d_reference)
 
 
 def causal_conv1d(

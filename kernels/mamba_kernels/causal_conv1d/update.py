@@ -51,6 +51,11 @@ def _check(
         f"of rows with conv_state_indices, got {tuple(conv_state.shape)}",
         f"start from torch.zeros({batch}, {channels}, {history})",
     )
+    require(
+        all(stride > 0 or size <= 1 for size, stride in zip(conv_state.shape, conv_state.stride(), strict=True)),
+        f"{NAME}: conv_state must not be expanded, got strides {tuple(conv_state.stride())}",
+        "pass conv_state.contiguous(), which can be written to",
+    )
     if cache_seqlens is not None:
         _check_integers("cache_seqlens", cache_seqlens, batch, x.device)
         require(

@@ -10,6 +10,7 @@ from torch import Tensor
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.checks import require
+from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.norm.op import check_norm, kernels_on
 from mamba_kernels.norm.reference import gated_rms_norm_reference
@@ -86,6 +87,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 
 _gated_rms_norm.register_autograd(_backward, setup_context=_save)
 refuse_second_derivative(NAME, _gated_rms_norm_backward)
+register_decomposition(_gated_rms_norm)(gated_rms_norm_reference)
 
 
 def gated_rms_norm(

@@ -11,6 +11,7 @@ from torch import Tensor
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative
 from mamba_kernels.checks import FLOATS, compute_dtype, require, require_device, require_float, require_shape
+from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import dimension_order, empty_in_order, in_order
 from mamba_kernels.norm.reference import norm_reference
 
@@ -113,6 +114,20 @@ def _backward(ctx: Any, dout: Tensor, dadded: Tensor) -> tuple[Tensor | None, ..
 
 _add_norm.register_autograd(_backward, setup_context=_save)
 refuse_second_derivative("rms_norm and layer_norm", _add_norm_backward)
+
+
+@register_decomposition(_add_norm)
+def _decompose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    centred: bool,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    out, added = norm_reference(x, weight, bias, residual, eps, centred, out_dtype)
+    return out, x.new_empty(0) if residual is None else added
 
 
 def _normalise(
