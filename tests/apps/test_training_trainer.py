@@ -242,6 +242,8 @@ def test_lightning_cli_makes_it_with_all_options_of_the_trainer(
     from lightning.pytorch.cli import LightningCLI
 
     monkeypatch.setattr(sys, "argv", ["program"])
+    # Lightning 2.6 calls what jsonargparse has deprecated
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     arguments = {"run_dir": tmp_path, "max_steps": 4, "monitor": "val_loss", "gradient_clip_val": 0.5}
     trainer = LightningCLI(
         Task,
