@@ -16,19 +16,13 @@ _PAST_HORIZONS = 4
 
 
 def draw(
-    source: Path,
-    freq: str | None,
-    columns: Mapping[str, Any],
-    forecast: pd.DataFrame,
-    name: str,
-    levels: Sequence[float],
+    source: Path, reading: Mapping[str, Any], forecast: pd.DataFrame, name: str, levels: Sequence[float]
 ) -> Figure:
     """Draw the forecasts of the first series of a file.
 
     Args:
         source: The file that was forecast.
-        freq: Its frequency; None infers it.
-        columns: How it is read, as `read_series` takes it.
+        reading: How it is read, as `read_series` takes it.
         forecast: What `Forecaster.predict` returned.
         name: The forecast's column.
         levels: Its intervals, in per cent.
@@ -37,7 +31,7 @@ def draw(
 
     from mamba_datasets.series import read_series
 
-    past = read_series(source, freq=int(freq) if freq is not None and freq.isdigit() else freq, **columns)
+    past = read_series(source, **reading)
     id_col, time_col = (str(column) for column in forecast.columns[:2])
     ids = list(dict.fromkeys(forecast[id_col]))[:_MOST_SERIES]
     figure = Figure(figsize=(9, 2.8 * len(ids)), layout="constrained")

@@ -60,7 +60,8 @@ def test_mamba_wins_in_words(tmp_path: Path) -> None:
     ]
     lines = verdict(comparison(tmp_path, rows))
     assert lines[0].startswith("Mamba wins: the best Mamba, p[mamba1] (MAE 0.9), is 10.0 % lower than the best Trans")
-    assert any("p[mamba1] is better than its attention twin p[attention]" in line for line in lines)
+    assert lines[0].endswith("the best Transformer and its attention twin, p[attention] (MAE 1).")
+    assert not any("Only the mixer swapped" in line for line in lines)  # nothing is said twice
     assert any("best Mamba's is 55.0 % lower" in line for line in lines)
     assert "One seed was run" in lines[-1]
 
@@ -69,18 +70,21 @@ def test_negative_results_are_said_plainly(tmp_path: Path) -> None:
     rows = [
         row("p[mamba1]", "mamba", 2.2, twin="p[attention]"),
         row("p[attention]", "transformer", 2.0),
+        row("s", "mamba", 2.5, twin="i"),
+        row("i", "transformer", 2.3),
         row("ridge", "linear", 1.0),
         row("naive", "naive", 2.1),
         row("broken", "mamba", None, error="out of luck"),
     ]
     lines = verdict(comparison(tmp_path, rows))
     assert lines[0].startswith("The Transformer wins: the best Transformer, p[attention] (MAE 2), is 9.1 % lower than")
+    assert lines[0].endswith("the best Mamba and its twin, p[mamba1] (MAE 2.2).")
     text = "\n".join(lines)
     assert "The best of all is neither: ridge (MAE 1)." in text
-    assert "p[mamba1] is worse than its attention twin" in text
+    assert "Only the mixer swapped: s is worse than its attention twin i (2.5 against 2.3, 8.7 % higher)." in text
     assert "No Mamba beats the best linear model, ridge (MAE 1): the best Mamba's is 120.0 % higher." in text
     assert "No Mamba beats the best baseline without learning, naive" in text
-    assert "Not worth their training here, no better than naive: p[mamba1]." in text
+    assert "Not worth their training here, no better than naive: p[mamba1], i, s." in text
     assert "broken failed (1 seed): out of luck" in text
 
 
@@ -88,7 +92,7 @@ def test_level_is_no_win(tmp_path: Path) -> None:
     rows = [row("m", "mamba", 1.0, twin="t"), row("t", "transformer", 1.004)]
     lines = verdict(comparison(tmp_path, rows))
     assert lines[0].startswith("Level, 0.4 % apart: the best Mamba")
-    assert "m is level with its attention twin t" in lines[1]
+    assert lines[0].endswith("and the best Transformer and its attention twin, t (MAE 1.004).")
 
 
 def test_higher_may_be_better(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def test_files_are_written_and_the_model_goes_on(sales: Path, capsys: pytest.Cap
     first = pd.read_csv("out/f.csv")
     assert Path("f.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in Path("out").iterdir()] == ["f.csv"]
-    assert main(["forecast", "sales.csv", "--model", "model", "--json"]) == 0
+    assert main(["forecast", "sales.csv", "--model", "model", "--json", "--plot", "again.svg"]) == 0
+    assert Path("again.svg").read_text(encoding="utf-8").startswith("<?xml")
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 12
     assert [row["patch"] for row in rows] == pytest.approx(first["patch"].tolist(), rel=1e-5)

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     best = str(getattr(checkpoint, "best_model_path", "") or "")
     if best:
         load_into(built.model, Path(best))
-    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "train" not in key}
     monitor = getattr(checkpoint, "monitor", None)
     score = getattr(checkpoint, "best_model_score", None)
     if monitor and score is not None:

@@ -72,16 +72,16 @@ def main(argv: Sequence[str]) -> int:
     quiet()
     saved = Path(arguments.model)
     if saved.is_dir() or "/" in arguments.model:
-        forecaster = _load(saved, arguments)
+        forecaster, reading = _load(saved, arguments)
         forecast = forecaster.predict(arguments.futr, df=arguments.file)
     else:
-        forecaster = _fit(arguments)
+        reading = {"freq": _freq(arguments.freq), **{name: getattr(arguments, name) for name in _COLUMNS}}
+        forecaster = _fit(arguments, reading)
         forecast = forecaster.predict(arguments.futr)
     if arguments.plot is not None:
         from mamba_recipes.forecast_plot import draw
 
-        columns = {name: getattr(arguments, name) for name in _COLUMNS}
-        picture = draw(arguments.file, arguments.freq, columns, forecast, forecaster.alias, arguments.levels)
+        picture = draw(arguments.file, reading, forecast, forecaster.alias, forecaster.levels)
         _write(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=arguments.plot.suffix[1:]))
     _put(forecast, arguments)
     _last_lines(forecaster, arguments)
@@ -102,7 +102,7 @@ def _check_targets(arguments: Namespace) -> None:
             raise UserError(f"--{name} {path} is a folder", "give a file")
 
 
-def _fit(arguments: Namespace) -> Forecaster:
+def _fit(arguments: Namespace, reading: dict[str, Any]) -> Forecaster:
     from mamba_apps import Forecaster
     from mamba_recipes.setting import device_words
 
@@ -118,26 +118,30 @@ def _fit(arguments: Namespace) -> Forecaster:
         arguments.model,
         horizon=arguments.horizon,
         lookback=arguments.lookback,
-        freq=_freq(arguments.freq),
         levels=arguments.levels,
         model_options=options,
         holidays=arguments.holidays,
         max_steps=arguments.max_steps,
         seed=arguments.seed,
         progress=sys.stderr.isatty(),
-        **{name: getattr(arguments, name) for name in _COLUMNS},
+        **reading,
     )
     words = [f"forecast {arguments.file.name}", arguments.model, f"horizon {arguments.horizon}", device_words()]
     print(" · ".join(words), file=sys.stderr, flush=True)
     return forecaster.fit(arguments.file)
 
 
-def _load(folder: Path, arguments: Namespace) -> Forecaster:
+def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, dict[str, Any]]:
+    """Return a saved forecaster, and how the series of its training were read."""
     from mamba_apps import Forecaster
+    from mamba_apps.training.saved import load_card
     from mamba_recipes.runs import MODEL_NAME
     from mamba_recipes.setting import device_words
 
-    forecaster = Forecaster.load(folder / MODEL_NAME if (folder / MODEL_NAME).is_dir() else folder)
+    inner = folder / MODEL_NAME if (folder / MODEL_NAME).is_dir() else folder
+    forecaster = Forecaster.load(inner)
+    settings = load_card(inner).preprocessing
+    reading = {"freq": settings["columns"]["freq"], "missing": settings["missing"], **settings["columns"]["columns"]}
     if arguments.horizon not in (None, forecaster.horizon):
         raise UserError(
             f"{folder}: the model forecasts {forecaster.horizon} steps, --horizon is {arguments.horizon}",
@@ -146,10 +150,9 @@ def _load(folder: Path, arguments: Namespace) -> Forecaster:
     if arguments.levels and tuple(arguments.levels) != tuple(forecaster.levels):
         known = ",".join(f"{level:g}" for level in forecaster.levels) or "none"
         raise UserError(f"{folder}: the model's levels are {known}", "leave --levels out, or train with others")
-    arguments.levels = list(forecaster.levels)
     words = [f"forecast {arguments.file.name}", f"{forecaster.model} from {folder}", f"horizon {forecaster.horizon}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
-    return forecaster
+    return forecaster, reading
 
 
 def _put(forecast: pd.DataFrame, arguments: Namespace) -> None:
@@ -178,7 +181,8 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _last_lines(forecaster: Forecaster, arguments: Namespace) -> None:
-    lines = [f"{name} {value:.4g} on the part held back" for name, value in list(forecaster.metrics.items())[:1]]
+    held_back = [(name, value) for name, value in forecaster.metrics.items() if name.startswith("val")]
+    lines = [f"{name} {value:.4g} on the part held back" for name, value in held_back[:1]]
     if arguments.save is not None:
         lines.append(f"saved: {forecaster.save(arguments.save)}")
     lines += [f"{name}: {path}" for name, path in (("forecast", arguments.out), ("plot", arguments.plot)) if path]

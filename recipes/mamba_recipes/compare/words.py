@@ -67,9 +67,9 @@ def _value(summary: Summary, metric: Metric) -> float:
     return summary.metrics[metric.name].mean
 
 
-def _written(summary: Summary, metric: Metric) -> str:
-    unit = f" {metric.unit}" if metric.unit else ""
-    return f"{summary.model} ({metric.label} {figure(_value(summary, metric))}{unit})"
+def _written(summary: Summary, metric: Metric, *, unit: bool = False) -> str:
+    name = f" {metric.unit}" if unit and metric.unit else ""
+    return f"{summary.model} ({metric.label} {figure(_value(summary, metric))}{name})"
 
 
 def _first(ended: Sequence[Summary], family: str) -> Summary | None:
@@ -80,54 +80,60 @@ def _main(ended: Sequence[Summary], metric: Metric) -> list[str]:
     best = ended[0]
     mamba, transformer = _first(ended, "mamba"), _first(ended, "transformer")
     if mamba is None or transformer is None:
-        return [f"The best is {_written(best, metric)}."]
-    lead = _pair(mamba, transformer, metric, "the best Mamba", "the best Transformer")
-    lines = [lead]
+        return [f"The best is {_written(best, metric, unit=True)}."]
+    lines = [_best_pair(mamba, transformer, metric)]
     if mamba.paired is not None:
         p = mamba.paired
         kind = "leaves out zero: the difference is clear" if p.clear else "includes zero: the difference may be chance"
         lines.append(
-            f"Over {p.count} seeds {mamba.model} minus {transformer.model} is {p.mean:+.4g} "
-            f"(95 % interval {p.low:+.4g} to {p.high:+.4g}), which {kind}."
+            f"Over {p.count} seeds {mamba.model} minus {transformer.model} is {p.mean:+.3g} "
+            f"(95 % interval {p.low:+.3g} to {p.high:+.3g}), which {kind}."
         )
     if best.model not in (mamba.model, transformer.model):
         lines.append(f"The best of all is neither: {_written(best, metric)}.")
     return lines
 
 
-def _pair(ours: Summary, theirs: Summary, metric: Metric, our_role: str, their_role: str) -> str:
-    a, b = _value(ours, metric), _value(theirs, metric)
-    if b and abs(a / b - 1) < LEVEL:
+def _best_pair(mamba: Summary, transformer: Summary, metric: Metric) -> str:
+    """Say who wins, the best Mamba or the best Transformer, and whether the two are twins."""
+    a, b = _value(mamba, metric), _value(transformer, metric)
+    twins = mamba.twin == transformer.model
+    if _level(a, b):
         gap = f"{abs(a / b - 1):.1%}".replace("%", " %")
-        return (
-            f"Level, {gap} apart: {our_role}, {_written(ours, metric)}, and {their_role}, {_written(theirs, metric)}."
-        )
-    wins = metric.better(a, b)
-    name = our_role if wins else their_role
-    winner, loser, other = (ours, theirs, their_role) if wins else (theirs, ours, our_role)
+        role = "the best Transformer and its attention twin" if twins else "the best Transformer"
+        first = _written(mamba, metric, unit=True)
+        return f"Level, {gap} apart: the best Mamba, {first}, and {role}, {_written(transformer, metric)}."
+    if metric.better(a, b):
+        side, winner, role, loser = "Mamba wins", mamba, "the best Mamba", transformer
+        other = "the best Transformer and its attention twin" if twins else "the best Transformer"
+    else:
+        side, winner, role, loser = "The Transformer wins", transformer, "the best Transformer", mamba
+        other = "the best Mamba and its twin" if twins else "the best Mamba"
     gap = relative(_value(winner, metric), _value(loser, metric))
-    side = "Mamba wins" if wins else "The Transformer wins"
-    return f"{side}: {name}, {_written(winner, metric)}, is {gap} than {other}, {_written(loser, metric)}."
+    first = _written(winner, metric, unit=True)
+    return f"{side}: {role}, {first}, is {gap} than {other}, {_written(loser, metric)}."
 
 
 def _twins(ended: Sequence[Summary], metric: Metric) -> list[str]:
+    """Say for every pair of twins what the mixer alone did, but for the pair that the first sentence is about."""
     by_name = {s.model: s for s in ended}
+    mamba, transformer = _first(ended, "mamba"), _first(ended, "transformer")
     lines = []
     for summary in ended:
         twin = by_name.get(summary.twin or "")
-        if twin is None:
+        if twin is None or (summary is mamba and twin is transformer):
             continue
         a, b = _value(summary, metric), _value(twin, metric)
-        gap = relative(a, b)
-        if b and abs(a / b - 1) < LEVEL:
-            text = "level with"
-        else:
-            text = "better than" if metric.better(a, b) else "worse than"
+        text = "level with" if _level(a, b) else "better than" if metric.better(a, b) else "worse than"
         lines.append(
             f"Only the mixer swapped: {summary.model} is {text} its attention twin {twin.model} "
-            f"({figure(a)} against {figure(b)}, {gap})."
+            f"({figure(a)} against {figure(b)}, {relative(a, b)})."
         )
     return lines
+
+
+def _level(a: float, b: float) -> bool:
+    return b != 0 and abs(a / b - 1) < LEVEL
 
 
 def _simple(ended: Sequence[Summary], metric: Metric) -> list[str]:
