@@ -21,12 +21,12 @@ from mamba_kernels.tiles import flat
 
 # Tasks a scan is cut into where it can be: enough to keep many threads busy, few enough that the partial sums of dB and
 # dC, one for each task of a sequence, stay small.
-TASKS = 32
+TASKS = 16
 
 
 def chunk_steps(state: int) -> int:
     """Return how many steps stay in the cache at once for a state size."""
-    return max(8, min(128, 1024 // state))
+    return max(8, min(128, 2048 // state))
 
 
 def checkpoint_steps(state: int) -> int:
@@ -130,6 +130,14 @@ def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor:
     return (reset * RESET + padding * PADDING).to(torch.uint8).contiguous()
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return zeros from pages the system hands out empty: nothing is written, and no thread of PyTorch's is woken.
+
+    Those spin for milliseconds after an operation, on the cores the kernels are about to use.
+    """
+    return torch.from_numpy(np.zeros(shape, np.float64 if dtype == torch.float64 else np.float32))
+
+
 def _counter() -> np.ndarray:
     return np.zeros(1, np.int64)
 
@@ -190,7 +198,7 @@ def forward(
     batch = u.shape[0]
     blocks = plan.groups * plan.group_blocks
     if initial_state is None:
-        state = torch.zeros(batch, blocks, plan.state, LANES, dtype=dtype)
+        state = _zeros((batch, blocks, plan.state, LANES), dtype)
     else:
         state = _to_blocks(initial_state, plan, dtype)
         state = state.clone() if state.data_ptr() == initial_state.data_ptr() else state
@@ -247,16 +255,16 @@ def backward(
     batch = u.shape[0]
     blocks = plan.groups * plan.group_blocks
     per_state, per_channel = (batch, blocks, plan.state, LANES), (batch, blocks, LANES)
-    initial = torch.zeros(per_state, dtype=dtype) if initial_state is None else _to_blocks(initial_state, plan, dtype)
+    initial = _zeros(per_state, dtype) if initial_state is None else _to_blocks(initial_state, plan, dtype)
     if grad_last_state is None:
-        carry = torch.zeros(per_state, dtype=dtype)
+        carry = _zeros(per_state, dtype)
     else:
         carry = _to_blocks(grad_last_state, plan, dtype)
         carry = carry.clone() if carry.data_ptr() == grad_last_state.data_ptr() else carry
     du, ddelta = empty_in_order(u, dtype), empty_in_order(delta, dtype)
     dz = None if z is None else empty_in_order(z, dtype)
-    dA, dskip, dbias = (torch.zeros(shape, dtype=dtype) for shape in (per_state, per_channel, per_channel))
-    dB, dC = (torch.zeros(per_state, dtype=dtype) if M.dim() == 2 else _partial_sums(M, plan, dtype) for M in (B, C))
+    dA, dskip, dbias = (_zeros(shape, dtype) for shape in (per_state, per_channel, per_channel))
+    dB, dC = (_zeros(per_state, dtype) if M.dim() == 2 else _partial_sums(M, plan, dtype) for M in (B, C))
     gradients = Gradients(
         u=_view(du, dtype),
         delta=_view(ddelta, dtype),

@@ -16,9 +16,8 @@ from mamba_kernels.checks import compute_dtype
 from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import in_order_of
 from mamba_kernels.segments import segment_marks
-from mamba_kernels.selective_scan import cpu
 from mamba_kernels.selective_scan.reference import per_channel
-from mamba_kernels.selective_scan.registered import registered_scan
+from mamba_kernels.selective_scan.registered import checkpoint_shape, registered_scan
 
 
 def _scan(decay_BDNL: Tensor, input_BDNL: Tensor) -> Tensor:
@@ -51,7 +50,7 @@ def selective_scan_decomposition(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what the registered operator returns; what it would save for a backward pass is zeros."""
-    checkpoints = u_BDL.new_zeros(cpu.checkpoint_shape(u_BDL, A_DN, B, C) if save else (0,))
+    checkpoints = u_BDL.new_zeros(checkpoint_shape(u_BDL, A_DN, B, C) if save else (0,))
     order, dtype = u_BDL, compute_dtype(u_BDL, delta_BDL, A_DN, B, C)
     u_BDL, delta_BDL, A_DN = (x.to(dtype) for x in (u_BDL, delta_BDL, A_DN))
     B, C = (per_channel(M.to(dtype), u_BDL.shape[1]) for M in (B, C))
