@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from torchmetrics import Metric, MetricCollection
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import AtomicCheckpointIO, make_trainer, resume_path
@@ -25,7 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "validation across epochs": {"check_val_every_n_epoch": None, "val_check_interval": 5, "plateau": False},
     "validation every other epoch": {"check_val_every_n_epoch": 2, "plateau": False},
     "accumulation": {"accumulate_grad_batches": 3, "max_steps": 15},
-    "clipping": {"gradient_clip_val": 0.5, "plateau": False},
+    "clipping": {"gradient_clip_val": 0.5},
+    "schedule by the budget": {"max_epochs": 4, "plateau": False, "loader": "plain"},
 }
 
 
@@ -253,6 +255,65 @@ def test_two_callbacks_keep_their_states(tmp_path: Path, train: Any, fail: Any, 
     resumed = [Counting("one"), Counting("two")]
     train(tmp_path, resume=True, callbacks=resumed)
     assert [callback.count for callback in resumed] == [40, 40]
+
+
+class Total(Metric):
+    """A sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: torch.Tensor) -> None:
+        self.total = self.total + value.sum()
+
+    def compute(self) -> torch.Tensor:
+        return self.total
+
+
+class Doubled(Total):
+    """Twice the sum: torchmetrics updates one of the two and lends its state to the other."""
+
+    def compute(self) -> torch.Tensor:
+        return 2 * self.total
+
+
+def test_metrics_that_share_a_state_continue(
+    tmp_path: Path, runs: ModuleType, fail: Any, stop_error: type[Exception]
+) -> None:
+    class Scored(runs.Task):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = MetricCollection([Total(), Doubled()])
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.scores.update(batch[0])
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self) -> None:
+            self.log_dict(self.scores.compute())
+            self.scores.reset()
+
+    def run(run_dir: Path, *, stop: int | None = None, resume: bool = False) -> Any:
+        trainer, _, train_loader, val_loader = runs.build(run_dir, resume=resume, save_every_steps=1)
+        task = Scored()
+        task.report = lambda step: fail() if step == stop else None
+        trainer.fit(task, train_loader, val_loader)
+        return runs.fingerprint(task, trainer)
+
+    whole = run(tmp_path / "whole")
+    assert float.fromhex(whole["logged"]["Doubled"]) == 2 * float.fromhex(whole["logged"]["Total"])
+    with pytest.raises(stop_error):
+        run(tmp_path / "broken", stop=38)  # in the last epoch, whose totals are compared
+    assert run(tmp_path / "broken", resume=True) == whole
+
+
+def test_spent_seconds_are_remembered(tmp_path: Path, train: Any) -> None:
+    first = train(tmp_path, max_seconds=0.3)
+    assert first["steps"] > 1
+    again = train(tmp_path, resume=True, max_seconds=0.3)
+    assert again["weights"] == first["weights"]
+    assert train(tmp_path, resume=True, max_seconds=1.0)["steps"] > first["steps"]
 
 
 class Numbers:

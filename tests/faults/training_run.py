@@ -75,7 +75,9 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
         if not self.plateau:
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=200)
+            # asking for the budget makes Lightning build the training loader before the run is restored
+            steps = int(self.trainer.estimated_stepping_batches)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
         return [optimizer], [{"scheduler": plateau, "interval": "epoch", "monitor": "val_loss"}]

@@ -1,0 +1,214 @@
+"""Bad input to the Forecaster: each is answered in one line with a remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mamba_apps import Forecaster
+from mamba_apps.errors import UserError
+from mamba_datasets.errors import DataError
+
+Frame = pd.DataFrame
+
+
+def daily(length: int = 120, name: str = "a") -> Frame:
+    ds = pd.date_range("2021-01-01", periods=length, freq="D")
+    return Frame({"unique_id": name, "ds": ds, "y": np.sin(np.arange(length)) + 5})
+
+
+def make(model: str = "seasonal_naive", **options: Any) -> Forecaster:
+    return Forecaster(model, **{"horizon": 7, "freq": "D", "accelerator": "cpu", "progress": False, **options})
+
+
+def with_value(value: object) -> Frame:
+    frame = daily()
+    frame["y"] = frame["y"].astype(object)
+    frame.loc[40, "y"] = value
+    return frame
+
+
+def refused(call: Callable[[], object], *words: str) -> None:
+    with pytest.raises((UserError, DataError)) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert caught.value.remedy
+    assert text.endswith(caught.value.remedy)
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (lambda: pd.concat([daily(), daily().iloc[[30]]]), ("a",)),
+        (lambda: daily().drop(index=50), ("missing", "2021-02-20")),
+        (lambda: daily().iloc[::-1], ("a",)),
+        (lambda: with_value(np.nan), ("missing",)),
+        (lambda: with_value(np.inf), ("inf",)),
+        (lambda: with_value("many"), ("many",)),
+        (lambda: daily().rename(columns={"y": "sales"}), ("y",)),
+        (lambda: daily().rename(columns={"ds": "day"}), ("ds",)),
+        (lambda: daily().iloc[:0], ()),
+        (lambda: daily(5), ("'a'", "8 steps", "found 5")),
+        (lambda: daily(14), ("'a'", "14 steps")),
+    ],
+    ids=[
+        "duplicate", "gap", "unsorted", "nan", "inf", "text", "no-target", "no-time", "empty", "short",
+        "short-for-validation",
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_used(frame: Callable[[], Frame], words: tuple[str, ...]) -> None:
+    refused(lambda: make().fit(frame()), *words)
+
+
+def test_a_wrong_frequency() -> None:
+    refused(lambda: make(freq="h").fit(daily()), "h")
+    refused(lambda: make(freq="fortnight").fit(daily()), "fortnight")
+
+
+def test_mixed_time_zones() -> None:
+    frame = daily()
+    zones = ["+01:00" if i % 2 else "+02:00" for i in range(len(frame))]
+    frame["ds"] = [f"{stamp:%Y-%m-%dT%H:%M:%S}{zone}" for stamp, zone in zip(frame["ds"], zones, strict=True)]
+    refused(lambda: make().fit(frame))
+
+
+def test_files(tmp_path: Path) -> None:
+    refused(lambda: make().fit(tmp_path / "none.csv"), "none.csv")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("")
+    refused(lambda: make().fit(empty), "empty.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "pacth"}, ("pacth", "patch")),
+        ({"model": "seasonal"}, ("seasonal_naive",)),
+        ({"horizon": 0}, ("horizon", "at least 1")),
+        ({"horizon": -3}, ("horizon",)),
+        ({"horizon": 2.5}, ("horizon",)),
+        ({"lookback": 0}, ("lookback", "at least 1")),
+        ({"levels": [120]}, ("level", "120")),
+        ({"levels": [80, 80]}, ("levels",)),
+        ({"model": "patch", "model_options": {"dmodel": 3}}, ("dmodel", "d_model")),
+        ({"model": "patch", "loss": "mse", "levels": [80]}, ("quantiles",)),
+        ({"model": "patch", "loss": "rmse"}, ("rmse", "mse")),
+        ({"calendar": False, "holidays": "US"}, ("calendar",)),
+    ],
+    ids=str,
+)
+def test_options_are_refused_before_any_data(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    refused(lambda: make(**options), *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "patch", "model_options": {"mixer": "mambo"}}, ("mambo", "mamba1")),
+        ({"model": "patch", "model_options": {"quantiles": [0.5]}}, ("quantiles",)),
+        ({"model": "patch", "lr": -1.0}, ("learning rate",)),
+        ({"model": "patch", "max_steps": -5}, ("max_steps",)),
+        ({"model": "patch", "max_steps": 0}, ("max_steps",)),
+        ({"model": "patch", "patience": 0}, ("patience",)),
+        ({"model": "patch", "seed": -1}, ("seed",)),
+        ({"model": "patch", "batch_size": 0}, ("batch_size",)),
+        ({"model": "dlinear", "past": ["temp"]}, ("past covariates", "patch")),
+        ({"lookback": 200}, ("lookback", "found 120")),
+        ({"model": "patch", "lookback": 113}, ("window",)),
+        ({"val_steps": 3}, ("val_steps", "7")),
+        ({"val_steps": 0}, ("val_steps",)),
+        ({"model_options": {"season": 100}}, ("season", "100")),
+        ({"model_options": {"period": 7}}, ("period",)),
+        ({"past": ["wind"]}, ("wind",)),
+        ({"missing": "drop"}, ("drop",)),
+        ({"holidays": "FR"}, ("FR",)),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_fit_the_data(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    frame = daily().assign(temp=1.0)
+    refused(lambda: make(**options).fit(frame), *words)
+
+
+def test_predict_before_fit() -> None:
+    refused(lambda: make().predict(), "fit")
+    refused(lambda: make().save("nowhere"), "fit")
+
+
+@pytest.fixture
+def fitted() -> Forecaster:
+    frame = pd.concat([daily(name="a"), daily(name="b")]).assign(promo=0.0)
+    return make(future=["promo"]).fit(frame)
+
+
+def ahead(**columns: Any) -> Frame:
+    days = pd.date_range("2021-05-01", periods=7, freq="D")
+    frame = pd.concat([Frame({"unique_id": name, "ds": days, "promo": 0.0}) for name in "ab"], ignore_index=True)
+    return frame.assign(**columns)
+
+
+def test_the_right_future_is_taken(fitted: Forecaster) -> None:
+    assert len(fitted.predict(ahead())) == 14
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (lambda: None, ("promo", "futr_df")),
+        (lambda: ahead().iloc[:10], ("'b'",)),
+        (lambda: ahead()[ahead().unique_id == "a"], ("'b'",)),
+        (lambda: ahead().drop(columns="promo"), ("promo",)),
+        (lambda: ahead(promo=np.nan), ("promo",)),
+        (lambda: ahead(promo="yes"), ("promo",)),
+        (lambda: ahead(unique_id="c"), ("c",)),
+        (lambda: ahead(ds=lambda f: f["ds"] + pd.Timedelta(days=1)), ("2021-05-01",)),
+        (lambda: pd.concat([ahead(), ahead().iloc[[0]]]), ("a",)),
+    ],
+    ids=["none", "too-few", "one-series", "no-column", "nan", "text", "unseen-id", "shifted", "duplicate"],
+)
+def test_futures_that_cannot_be_used(
+    fitted: Forecaster, frame: Callable[[], Frame | None], words: tuple[str, ...]
+) -> None:
+    refused(lambda: fitted.predict(frame()), *words)
+
+
+def test_series_to_continue_that_cannot_be_used(fitted: Forecaster) -> None:
+    unseen = daily(name="c").assign(promo=0.0)
+    refused(lambda: fitted.predict(ahead(unique_id="c").iloc[:7], df=unseen), "'c'")
+    short = daily(10).assign(promo=0.0)
+    refused(lambda: fitted.predict(df=short), "'a'", "lookback")
+    refused(lambda: fitted.predict(df=daily()), "promo")
+
+
+def test_folders_that_hold_no_forecaster(fitted: Forecaster, tmp_path: Path) -> None:
+    refused(lambda: Forecaster.load(tmp_path / "none"), "none")
+    refused(lambda: Forecaster.load(tmp_path), "model")
+    folder = fitted.save(tmp_path / "saved")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    refused(lambda: Forecaster.load(folder), "model.safetensors")
+    flipped = bytearray(whole)
+    flipped[-1] ^= 1
+    weights.write_bytes(bytes(flipped))
+    refused(lambda: Forecaster.load(folder), "model.safetensors")
+    weights.write_bytes(whole)
+    card = folder / "model.json"
+    text = card.read_text()
+    card.write_text(text.replace('"seasonal_naive"', '"patch"'))
+    refused(lambda: Forecaster.load(folder), str(folder))
+    card.write_text(text.replace('"forecasting"', '"classification"'))
+    refused(lambda: Forecaster.load(folder), "classification")
+
+
+def test_a_folder_that_cannot_be_written(fitted: Forecaster, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    refused(lambda: fitted.save(tmp_path / "file"), "file")
