@@ -14,7 +14,6 @@ from mamba_apps.errors import UserError
 from mamba_apps.training import ResumableLoader, ResumableSampler, seed_everything
 from mamba_apps.training.seeding import derive_seed, random_state, set_random_state
 
-
 # Python 3.12 warns when torch forks its workers from a process with threads, which any earlier test may have started
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
