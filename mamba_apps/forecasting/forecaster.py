@@ -119,6 +119,8 @@ class Forecaster:
             )
         Sizes(1 if lookback is None else lookback, horizon)
         check_holidays(calendar, holidays)
+        if val_steps is not None and val_steps < horizon:
+            raise UserError(f"val_steps is {val_steps}, less than the horizon of {horizon}", "give at least that")
         self.model, self.alias = model, alias or model
         self.horizon, self.lookback = horizon, lookback
         self.levels = checked_levels(levels)
@@ -276,11 +278,11 @@ class Forecaster:
         return self._fitted
 
     def _fit_model(self, data: WindowData, options: dict[str, Any]) -> Fitted:
-        max_steps = self.max_steps or default_max_steps(len(data.train), self.batch_size)
+        steps = default_max_steps(len(data.train), self.batch_size) if self.max_steps is None else self.max_steps
         with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
             trainer = make_trainer(
                 run_dir=folder,
-                max_steps=max_steps,
+                max_steps=steps,
                 accelerator=self.accelerator,
                 monitor="val/mae",
                 patience=self.patience,
@@ -289,7 +291,7 @@ class Forecaster:
                 logger=False,
                 gradient_clip_val=1.0,
                 check_val_every_n_epoch=None,
-                val_check_interval=max(max_steps // _CHECKS, 1),
+                val_check_interval=max(steps // _CHECKS, 10),
             )
             task = ForecastTask(
                 self.model,

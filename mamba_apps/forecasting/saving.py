@@ -114,8 +114,8 @@ def load_fitted(directory: str | Path) -> Fitted:
             metrics=card.metrics,
             alias=settings["alias"],
         )
-    except (KeyError, TypeError, RuntimeError) as error:
-        text = " ".join(str(error).split())[:200]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        text = " ".join(str(getattr(error, "message", error)).split())[:200]
         raise UserError(
             f"{directory}: the card and the weights do not fit together ({text})", "save the forecaster again"
         ) from None
