@@ -88,11 +88,17 @@ def _last_lines(comparison: Comparison, out: Path) -> None:
     print(file=sys.stderr)
     for line in verdict(comparison):
         print(line, file=sys.stderr)
-    name = comparison.plan.recipe.name
-    next_command = (
-        f"mamba-apps compare {name} --seeds 3" if len(comparison.plan.seeds) == 1 else f"mamba-apps fit {name}"
-    )
-    print(f"report: {out} ({comparison.seconds:.0f} s in all)\nnext:   {next_command}", file=sys.stderr)
+    print(f"report: {out} ({comparison.seconds:.0f} s in all)\nnext:   {_next(comparison)}", file=sys.stderr)
+
+
+def _next(comparison: Comparison) -> str:
+    plan = comparison.plan
+    command = f"mamba-apps compare {plan.recipe.name}"
+    if any(row.error is not None and not row.mendable for row in comparison.rows):
+        return f"{command} --log log.txt, to keep what the failed ones printed"
+    if plan.measure == "speed" or len(plan.seeds) > 1:
+        return f"mamba-apps fit {plan.recipe.name}"
+    return f"{command} --seeds 3"
 
 
 def _exit_code(comparison: Comparison) -> int:

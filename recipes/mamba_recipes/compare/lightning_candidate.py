@@ -85,7 +85,7 @@ class LightningCandidate:
     def predict_speed(self, data: Any, seconds: float, seed: int) -> float:
         """Run the test step for about ``seconds`` and return samples per second, the median over its steps."""
         meter = _Meter(Budget("seconds", seconds), self._on_progress)
-        trainer = self._trainer(self._built, seed, [meter], "speed", max_epochs=1)
+        trainer = self._trainer(self._built, seed, [meter], "speed", **Budget("epochs", 1).trainer_options())
         while sum(meter.durations) < seconds:
             trainer.test(self._built.model, datamodule=data, verbose=False)
         return meter.samples_per_second()

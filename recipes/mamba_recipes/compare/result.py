@@ -12,7 +12,7 @@ from mamba_recipes.compare.plan import Plan
 from mamba_recipes.compare.stats import Paired, Spread, paired, spread
 from mamba_recipes.recipe import Metric
 
-SPEED = Metric("train_samples_per_second", "max", "training", "samples/s")
+SPEED = Metric("train_samples_per_second", "max", "training speed", "samples/s")
 
 
 @dataclass(frozen=True)

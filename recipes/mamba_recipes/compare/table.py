@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _NO = "–"
 _ENDLESS = 10_000
+_HEADINGS = {"predict_samples_per_second": "inference samples/s", "predict_peak_memory_mib": "inference peak MiB"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,13 @@ def columns(comparison: Comparison) -> list[Column]:
                 spare=3,
             )
         )
-    shown.append(Column("peak MiB", lambda s: _whole(s.figures["peak_memory_mib"]), spare=2))
+    shown.append(
+        Column(
+            "peak MiB" if comparison.plan.measure == "quality" else "training peak MiB",
+            lambda s: _whole(s.figures["peak_memory_mib"]),
+            spare=2,
+        )
+    )
     return shown
 
 
@@ -143,6 +150,8 @@ def _paired(summary: Summary) -> str:
 
 
 def _heading(name: str) -> str:
+    if name in _HEADINGS:
+        return _HEADINGS[name]
     return name.upper() if len(name) <= 5 else name.replace("_", " ")
 
 

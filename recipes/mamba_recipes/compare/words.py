@@ -15,10 +15,8 @@ def figure(value: float) -> str:
     """Write a metric with four significant digits, large ones with thousands separators."""
     if value != value:
         return "n/a"
-    if abs(value) >= 10_000:
-        return f"{value:,.0f}"
     if abs(value) >= 1000:
-        return f"{value:,.1f}"
+        return f"{value:,.0f}"
     if value and abs(value) < 1e-4:
         return f"{value:.2e}"
     return f"{value:.4g}" if abs(value) < 100 else f"{value:.1f}"
