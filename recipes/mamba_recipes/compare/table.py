@@ -100,7 +100,7 @@ def print_table(comparison: Comparison, width: int | None = None) -> None:
     shown = columns(comparison)
     table = _table(comparison, shown)
     endless_console = Console(width=_ENDLESS)
-    while any(column.spare for column in shown) and endless_console.measure(table).minimum > console.width:
+    while any(column.spare for column in shown) and endless_console.measure(table).maximum > console.width:
         most = max(column.spare for column in shown)
         shown = [column for column in shown if column.spare != most]
         table = _table(comparison, shown)
