@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -32,6 +31,9 @@ LANES = 16
 intrinsic: Any = numba_intrinsic
 
 _LN2 = math.log(2.0)
+# ln 2 in two parts, the first of so few bits that its product with an exponent is exact.
+_LN2_32 = (0.693359375, -2.1219444005469057e-4)
+_LN2_64 = (6.93147180369123816490e-1, 1.90821492927058770002e-10)
 
 # 2**f = 1 + f q(f) on [-1/2, 1/2], where q's error is least relative to the result; float64 takes the Taylor series.
 _EXP2_32 = (0.69314718246, 0.24022649229, 0.055503573268, 0.0096182376146, 0.0013390735257, 0.00015403512225)
@@ -140,10 +142,11 @@ class _Emitter:
         """e**x with a relative error that does not grow with x."""
         x = self.larger(self.smaller(x, (self.bias + 1) * _LN2), -self.bias * _LN2)
         magic = self.constant(1.5 * 2.0**self.mantissa)
-        high = float(np.float32(1 / _LN2)) if self.single else 1 / _LN2
-        shifted = self.fma(x, self.constant(high), magic)
-        fraction = self.fma(x, self.constant(high), self.builder.fsub(magic, shifted))
-        return self._power(shifted, self.fma(x, self.constant(1 / _LN2 - high), fraction))
+        shifted = self.fma(x, self.constant(1 / _LN2), magic)
+        whole = self.builder.fsub(magic, shifted)
+        high, low = _LN2_32 if self.single else _LN2_64
+        rest = self.fma(whole, self.constant(low), self.fma(whole, self.constant(high), x))
+        return self._power(shifted, self.builder.fmul(rest, self.constant(1 / _LN2)))
 
     def softplus(self, x: ir.Value) -> ir.Value:
         """log(1 + e**x) = max(x, 0) + log1p(e**-|x|); the identity above 20."""
