@@ -62,6 +62,10 @@ def _dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         raise UserError(f"there is no {kind} {command!r}", nearest(command, COMMANDS))
+    if command != "bench":
+        # OpenMP's threads spin while they wait for each other; where other work shares the cores that made training of
+        # small models 10 to 20 times slower. It is read when torch is imported, which is not yet.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module = importlib.import_module(COMMANDS[command][0])
     argv = words if command in _NAMED else words[1:]
     code = module.main(argv)
