@@ -20,29 +20,29 @@ def require(condition: bool, message: str, remedy: str) -> None:
 
 def require_float(op: str, name: str, x: Tensor) -> None:
     """Require a real floating point tensor."""
-    require(
-        x.dtype in FLOATS,
-        f"{op}: {name} must be a real floating point tensor, got {x.dtype}",
-        f"convert {name}, for example with {name}.float()",
-    )
+    if x.dtype not in FLOATS:
+        raise KernelInputError(
+            f"{op}: {name} must be a real floating point tensor, got {x.dtype}",
+            f"convert {name}, for example with {name}.float()",
+        )
 
 
 def require_shape(op: str, name: str, x: Tensor, shape: Sequence[int], letters: str) -> None:
     """Require the exact ``shape``, written ``letters`` (such as "(B, D, L)") in the error."""
-    require(
-        tuple(x.shape) == tuple(shape),
-        f"{op}: {name} must have shape {letters} = {tuple(shape)}, got {tuple(x.shape)}",
-        f"reshape or slice {name}",
-    )
+    if tuple(x.shape) != tuple(shape):
+        raise KernelInputError(
+            f"{op}: {name} must have shape {letters} = {tuple(shape)}, got {tuple(x.shape)}",
+            f"reshape or slice {name}",
+        )
 
 
 def require_device(op: str, name: str, x: Tensor, device: torch.device) -> None:
     """Require ``x`` to be on ``device``."""
-    require(
-        x.device == device,
-        f"{op}: {name} must be on {device} like the other inputs, got {x.device}",
-        f"move it with {name}.to({str(device)!r})",
-    )
+    if x.device != device:
+        raise KernelInputError(
+            f"{op}: {name} must be on {device} like the other inputs, got {x.device}",
+            f"move it with {name}.to({str(device)!r})",
+        )
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

@@ -141,14 +141,25 @@ def _step_rows(
     B, b = inputs.B.data, inputs.B.strides
     C, c = inputs.C.data, inputs.C.strides
     zero = splat_as(y, 0.0)
+    number = head * plan.width + first
+    B_group, C_group = number // plan.B_rows, number // plan.C_rows
+    # The states read without a detour: whole vectors where they lie side by side, all but A, which may be tied.
+    adjacent = s[3] == 1 and b[2] == 1 and c[2] == 1 and (a[2] == 0 or a[2] == 1)
+    whole = plan.state // LANES * LANES if adjacent else 0
     for i in range(count):
-        number = head * plan.width + first + i
+        # Counting on is cheaper than a division for each row.
+        B_group += number + i == (B_group + 1) * plan.B_rows
+        C_group += number + i == (C_group + 1) * plan.C_rows
         state_start = sequence * s[0] + head * s[1] + (first + i) * s[2]
         A_start = head * a[0] + (first + i) * a[1]
-        B_start = entry * b[0] + number // plan.B_rows * b[1]
-        C_start = entry * c[0] + number // plan.C_rows * c[1]
+        B_start, C_start = entry * b[0] + B_group * b[1], entry * c[0] + C_group * c[1]
         dt_i, input_i, products = splat_at(dt, i), splat_at(dt, LANES + i), zero
-        for n in range(0, plan.state, LANES):
+        for n in range(0, whole, LANES):
+            decay = exp2(dt_i * (splat_at(A, A_start) if a[2] == 0 else load(A, A_start + n)))
+            h = fma(decay, load(state, state_start + n), input_i * load(B, B_start + n))
+            store(state, state_start + n, h)
+            products = fma(h, load(C, C_start + n), products)
+        for n in range(whole, plan.state, LANES):
             states = min(LANES, plan.state - n)
             decay = exp2(dt_i * _gather(A, A_start + n * a[2], a[2], states, scratch))
             h = _gather(state, state_start + n * s[3], s[3], states, scratch)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mamba_kernels import backend as backends
 from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.errors import KernelInputError
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.selective_state_update import cpu
 from mamba_kernels.selective_state_update.reference import selective_state_update_reference
@@ -89,11 +90,11 @@ def _check(
         if t is not None:
             require_float(NAME, name, t)
             require_device(NAME, name, t, state.device)
-            require(
-                not (torch.is_grad_enabled() and t.requires_grad),
-                f"{NAME}: {name} requires a gradient, and a step in place has none",
-                "call it under torch.no_grad(), or use selective_scan to differentiate",
-            )
+            if t.requires_grad and torch.is_grad_enabled():
+                raise KernelInputError(
+                    f"{NAME}: {name} requires a gradient, and a step in place has none",
+                    "call it under torch.no_grad(), or use selective_scan to differentiate",
+                )
     require(
         state.dim() in (3, 4),
         f"{NAME}: state must have shape (B, D, N) or (B, H, P, N), got {tuple(state.shape)}",
