@@ -192,6 +192,8 @@ def test_memory_is_what_the_candidate_took(
         (["--measure", "sped"], "unknown measure 'sped'; did you mean 'speed'"),
         (["--budget", "many"], "budget 'many' is not understood"),
         (["--out", "."], "--out . is a folder"),
+        (["--out", "toy.yaml/report.html"], "toy.yaml"),
+        (["--out", "/proc/none/report.html"], "cannot write to the report's folder /proc/none"),
         (["--modle.lr", "1"], "unknown setting 'modle.lr'"),
     ],
 )

@@ -122,6 +122,7 @@ def test_bad_files_end_with_one_line_and_code_2(
         (["--horizon", "6", "--levels", "180"], "180"),
         (["--horizon", "6", "--freq", "fortnightly"], "fortnightly"),
         (["--horizon", "6", "--out", "f.xlsx"], "unknown ending '.xlsx'"),
+        (["--horizon", "6", "--out", "/proc/none/f.csv"], "cannot write to the folder of --out /proc/none"),
         (["--horizon", "6", "--plot", "f.bmp"], "unknown ending '.bmp'"),
         (["--horizon", "6", "--future", "price"], "price"),
         (["--model", "no/such/model"], "no saved model in no/such/model"),

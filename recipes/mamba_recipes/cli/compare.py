@@ -55,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a folder", "give a file, for example report.html")
 
+    from mamba_apps.training.files import make_directory
     from mamba_recipes.compare.plan import make_plan
     from mamba_recipes.compare.report import write
     from mamba_recipes.compare.runner import run_plan
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
         overrides=overrides,
     )
     command = shlex.join(["mamba-apps", "compare", *argv])
+    make_directory(arguments.out.resolve().parent, "report's folder")  # minutes before it is needed
     with _Bar(plan) as bar:
         comparison = run_plan(plan, command, bar, arguments.log)
     write(comparison, arguments.out)

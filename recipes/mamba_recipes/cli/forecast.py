@@ -90,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _check_targets(arguments: Namespace) -> None:
     """Refuse what could not be written before anything is trained."""
+    from mamba_apps.training.files import make_directory
+
     if not arguments.file.exists():
         raise UserError(f"{arguments.file}: there is no such file", "check the path")
     for name, endings in (("out", (".csv", ".parquet")), ("plot", (".png", ".svg", ".pdf"))):
@@ -100,6 +102,7 @@ def _check_targets(arguments: Namespace) -> None:
             raise UserError(f"--{name} {path}: unknown ending {path.suffix!r}", f"use {', '.join(endings)}")
         if path.is_dir():
             raise UserError(f"--{name} {path} is a folder", "give a file")
+        make_directory(path.resolve().parent, f"folder of --{name}")
 
 
 def _fit(arguments: Namespace, reading: dict[str, Any]) -> Forecaster:
