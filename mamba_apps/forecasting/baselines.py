@@ -22,8 +22,8 @@ from mamba_apps.forecasting.data import WindowData
 from mamba_apps.forecasting.losses import MaskedErrors
 from mamba_apps.forecasting.models import Batch, ForecastModel, Sizes
 from mamba_apps.forecasting.models.base import interpolated, masked_mean
-from mamba_apps.forecasting.models.registry import suggest
 from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
+from mamba_apps.registry import suggest
 from mamba_datasets.series import WindowDataset
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)

@@ -31,10 +31,10 @@ from mamba_apps.forecasting.intervals import (
 )
 from mamba_apps.forecasting.losses import MaskedLoss, point_forecast
 from mamba_apps.forecasting.models import Sizes, names, spec
-from mamba_apps.forecasting.models.registry import suggest
 from mamba_apps.forecasting.reading import check_holidays, read_with_calendar
 from mamba_apps.forecasting.saving import Fitted, load_fitted
 from mamba_apps.forecasting.task import ForecastTask
+from mamba_apps.registry import suggest
 from mamba_apps.training import make_trainer
 from mamba_datasets.errors import DataError
 from mamba_datasets.series import SeriesSet, WindowDataset

@@ -1,0 +1,102 @@
+"""Classes by name, with their options: so that a model, a recipe or the command can say which one it wants."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+from mamba_apps.errors import UserError
+
+T = TypeVar("T")
+_C = TypeVar("_C", bound=type)
+
+
+@dataclass(frozen=True)
+class Spec(Generic[T]):
+    """What a registry knows of a class.
+
+    Args:
+        name: The name it is registered under.
+        cls: The class.
+        summary: The first line of its documentation.
+        options: Its options and their defaults.
+    """
+
+    name: str
+    cls: type[T]
+    summary: str
+    options: dict[str, Any]
+
+
+class Registry(Generic[T]):
+    """Classes of one kind, by name.
+
+    Args:
+        kind: What they are, for errors: "mixer".
+        first: The name of every class's first argument, which the builder gives; the others are its options.
+    """
+
+    def __init__(self, kind: str, first: str) -> None:
+        self._kind, self._first = kind, first
+        self._specs: dict[str, Spec[T]] = {}
+
+    def register(self, name: str) -> Callable[[_C], _C]:
+        """Return a class decorator that registers a class under ``name``.
+
+        Raises:
+            ValueError: If the name is taken, or the first argument is not the one every class of the kind has.
+        """
+
+        def add(cls: _C) -> _C:
+            if name in self._specs:
+                raise ValueError(
+                    f"the {self._kind} {name!r} is already registered, by {self._specs[name].cls.__qualname__}"
+                )
+            parameters = list(inspect.signature(cls).parameters.values())
+            if not parameters or parameters[0].name != self._first:
+                raise ValueError(f"the first argument of {cls.__qualname__} must be {self._first}")
+            summary = (cls.__doc__ or "").strip().partition("\n")[0]
+            self._specs[name] = Spec(name, cls, summary, {p.name: p.default for p in parameters[1:]})
+            return cls
+
+        return add
+
+    def names(self) -> list[str]:
+        """Return the registered names in alphabetical order."""
+        return sorted(self._specs)
+
+    def spec(self, name: str) -> Spec[T]:
+        """Return what is known of a name.
+
+        Raises:
+            UserError: If it is not registered; the error gives the nearest ones.
+        """
+        if name not in self._specs:
+            raise UserError(f"unknown {self._kind} {name!r}", suggest(name, self.names(), f"the {self._kind}s"))
+        return self._specs[name]
+
+    def build(self, name: str, first: Any, options: dict[str, Any]) -> T:
+        """Return an instance of the class called ``name``.
+
+        Raises:
+            UserError: If the name or an option is unknown (with the nearest ones), or the class refuses a value.
+        """
+        known = self.spec(name)
+        for option in options:
+            if option not in known.options:
+                raise UserError(
+                    f"{self._kind} {name!r} has no option {option!r}",
+                    suggest(option, list(known.options), "its options"),
+                )
+        return known.cls(first, **options)  # type: ignore[call-arg]
+
+
+def suggest(word: str, known: list[str], what: str) -> str:
+    """Return the remedy for a word that is not known: the nearest ones, or all."""
+    nearest = get_close_matches(word, known, n=3, cutoff=0.5)
+    if nearest:
+        return f"did you mean {' or '.join(repr(n) for n in nearest)}?"
+    return f"{what} are {', '.join(known)}"
