@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 
 from mamba_kernels.errors import KernelInputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# What CUDA launches at most: programs along every axis of a grid but the first, and programs in all (Triton's launcher
+# multiplies the axes in 32 bits, and launches nothing where that overflows).
+MAX_LATER_AXIS = 65_535
+MAX_PROGRAMS = 2**31 - 1
 
 
 def ceil_divide(a: int, b: int) -> int:
@@ -21,6 +33,34 @@ def next_power_of_2(n: int) -> int:
 def multiprocessors(device: torch.device) -> int:
     """Return the number of the GPU's multiprocessors; 1 where kernels are interpreted on the CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def launch_grid(op: str, *sizes: int) -> tuple[int, ...]:
+    """Return a grid of programs that a GPU can launch; the batch belongs into its first axis, which is the long one.
+
+    Raises:
+        KernelInputError: If an axis or the whole is past what CUDA launches.
+    """
+    if math.prod(sizes) > MAX_PROGRAMS or max(sizes[1:], default=0) > MAX_LATER_AXIS:
+        raise KernelInputError(
+            f"{op}: the inputs need a grid of {' x '.join(map(str, sizes))} GPU programs, which CUDA cannot launch",
+            "split the batch, or pass backend='reference'",
+        )
+    return sizes
+
+
+def on_device_of_inputs(launch: Callable[P, R]) -> Callable[P, R]:
+    """Make a launcher run with its first tensor's GPU as the current one: Triton launches on that GPU's stream."""
+
+    @functools.wraps(launch)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        if device.type != "cuda":
+            return launch(*args, **kwargs)
+        with torch.cuda.device(device):
+            return launch(*args, **kwargs)
+
+    return run
 
 
 def refuse_float64(op: str, *tensors: Tensor | None) -> None:

@@ -10,11 +10,12 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from operator_outcomes import LAYOUTS, dense_stride
 from torch import Tensor
 
 from mamba_kernels import (
@@ -69,8 +70,8 @@ def compare(
             continue
         error = float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max().clamp_min(1e-6))
         assert error < TOLERANCE[dtype], f"{name} is off by {error:.1e}"
-    for k, x in given.items():
-        assert got[list(given).index(k)].dtype == x.dtype
+    for gradient, x in zip(got, given.values(), strict=True):
+        assert (gradient.dtype, gradient.stride()) == (x.dtype, dense_stride(x))
 
 
 def draw(dtype: torch.dtype, *shape: int, last: bool = False) -> Tensor:
@@ -242,6 +243,110 @@ class TestRoute:
         compare(selective_scan_route, inputs, dtype, delta_softplus=True, route=path)
 
 
+@pytest.mark.parametrize("layout", ["every_second", "expanded_batch", "expanded_last", "batch_last"])
+@pytest.mark.usefixtures("_seed")
+class TestLayouts:
+    """Every input, parameters of the channels among them, may have any strides."""
+
+    pytestmark = MARKS
+
+    def lay_out(self, layout: str, inputs: dict[str, Tensor]) -> dict[str, Tensor | None]:
+        return {k: LAYOUTS[layout](v) for k, v in inputs.items()}
+
+    def test_scan(self, layout: str) -> None:
+        inputs = {
+            **{k: draw(torch.float32, 2, 6, 5) * 0.5 for k in ("u", "delta", "z")},
+            "A": -draw(torch.float32, 6, 3).abs() - 0.1,
+            "B": draw(torch.float32, 2, 3, 5),
+            "C": draw(torch.float32, 2, 2, 3, 5),
+            "D": draw(torch.float32, 6),
+            "delta_bias": draw(torch.float32, 6),
+            "initial_state": draw(torch.float32, 2, 6, 3),
+        }
+        inputs = self.lay_out(layout, inputs)
+        compare(selective_scan, inputs, torch.float32, delta_softplus=True, return_last_state=True)
+
+    def test_convolution(self, layout: str) -> None:
+        inputs = {
+            "x": draw(torch.float32, 2, 6, 5),
+            "weight": draw(torch.float32, 6, 3),
+            "bias": draw(torch.float32, 6),
+            "initial_states": draw(torch.float32, 2, 6, 2),
+        }
+        compare(causal_conv1d, self.lay_out(layout, inputs), torch.float32, return_final_states=True, activation="silu")
+
+    def test_norms(self, layout: str) -> None:
+        inputs = {
+            "x": draw(torch.float32, 3, 4, 12),
+            "residual": draw(torch.float32, 3, 4, 12),
+            "weight": draw(torch.float32, 12),
+            "bias": draw(torch.float32, 12),
+        }
+        # Of constant rows and channels the layer norm is 0, and its derivative is rounding alone.
+        norm = rms_norm if layout == "expanded_last" else layer_norm
+        compare(norm, self.lay_out(layout, inputs), torch.float32, prenorm=True)
+        inputs["z"] = inputs.pop("residual")
+        compare(gated_rms_norm, self.lay_out(layout, inputs), torch.float32, group_size=4)
+
+
+@here
+@pytest.mark.usefixtures("_seed")
+def test_rows_past_the_last_add_nothing_where_eps_is_0() -> None:
+    inputs = {"x": draw(torch.float32, 5, 20), "weight": draw(torch.float32, 20)}
+    compare(rms_norm, inputs, torch.float32, eps=0.0)
+
+
+@here
+def test_an_empty_batch_is_empty() -> None:
+    u, A = torch.zeros(0, 3, 8, device=DEVICE, requires_grad=True), -torch.ones(3, 2, device=DEVICE, requires_grad=True)
+    B = torch.zeros(0, 2, 8, device=DEVICE)
+    y, state = selective_scan(u, u, A, B, B, return_last_state=True, backend="triton")
+    assert (y.shape, state.shape) == ((0, 3, 8), (0, 3, 2))
+    du, dA = torch.autograd.grad(y.sum(), (u, A), allow_unused=True)
+    assert (du.shape, dA.abs().sum()) == ((0, 3, 8), 0)
+    weight = torch.ones(3, 4, device=DEVICE, requires_grad=True)
+    y = causal_conv1d(u, weight, backend="triton")
+    assert y.shape == (0, 3, 8)
+    assert torch.autograd.grad(y.sum(), weight)[0].abs().sum() == 0
+
+
+@here
+@pytest.mark.usefixtures("_seed")
+class TestOperators:
+    """What the fake kernels promise of results, the GPU kernels keep."""
+
+    def check(self, name: str, *arguments: object) -> None:
+        operator = getattr(torch.ops.mamba_kernels, name).default
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+    def test_scan(self) -> None:
+        u, delta = draw(torch.bfloat16, 2, 6, 5, last=True), draw(torch.bfloat16, 2, 6, 5)
+        A, B, C = -draw(torch.float32, 6, 3).abs(), draw(torch.bfloat16, 2, 3, 5), draw(torch.float32, 6, 3)
+        state, ids = draw(torch.float32, 2, 6, 3), segments(2, 5, reverse=False)
+        inputs = (u, delta, A, B, C, None, delta, A[:, 0], True, state, ids, False)
+        self.check("selective_scan", *inputs, torch.float32, True)
+        checkpoints = draw(torch.float32, 2, 1, 3, 6)
+        self.check("selective_scan_backward", delta.float(), None, *inputs, checkpoints)
+
+    def test_convolution(self) -> None:
+        x, weight = draw(torch.bfloat16, 2, 6, 5, last=True), draw(torch.float32, 6, 3, last=True)
+        state = draw(torch.float32, 2, 6, 2, last=True)
+        inputs = (x, weight, weight[:, 0], segments(2, 5, reverse=True), state, True, True)
+        self.check("causal_conv1d", *inputs)
+        self.check("causal_conv1d_backward", x, state, *inputs)
+
+    @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32, torch.float64])
+    def test_norm(self, out_dtype: torch.dtype) -> None:
+        x, weight = draw(torch.bfloat16, 4, 6, last=True), draw(torch.float32, 6)
+        self.check("add_norm", x, weight, None, x.float(), 1e-5, True, out_dtype)
+        self.check("add_norm_backward", x.to(out_dtype), None, x, weight, None, 1e-5, True)
+
+    def test_gated_norm(self) -> None:
+        x, z, weight = draw(torch.bfloat16, 4, 6, last=True), draw(torch.float32, 4, 6), draw(torch.float32, 6)
+        self.check("gated_rms_norm", x, weight, weight, z, 1e-5, 3, True)
+        self.check("gated_rms_norm_backward", x, x, weight, weight, z, 1e-5, 3, True)
+
+
 @here
 def test_float64_is_refused() -> None:
     x = torch.randn(2, 3, 8, dtype=torch.float64, device=DEVICE)
@@ -282,6 +387,23 @@ class TestOnTheGpu:
         ):
             torch.testing.assert_close(a, b)
 
+    def test_a_batch_past_the_later_axes_of_a_grid(self) -> None:
+        batch = 70_000
+        u = draw(torch.float32, batch, 2, 3)
+        A, B = -torch.ones(2, 1, device=DEVICE), draw(torch.float32, batch, 1, 3)
+        inputs = {"u": u, "delta": u.abs(), "A": A, "B": B, "C": B}
+        compare(selective_scan, inputs, torch.float32)
+        weight = draw(torch.float32, 2, 2)
+        compare(causal_conv1d, {"x": u, "weight": weight}, torch.float32)
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+    def test_tensors_on_another_gpu_than_the_current_one(self) -> None:
+        inputs = self.scan_inputs()
+        wanted = selective_scan(*inputs, delta_softplus=True)
+        there = selective_scan(*(x.to("cuda:1") for x in inputs), delta_softplus=True)
+        assert there.device == torch.device("cuda:1")
+        assert torch.equal(there.to(wanted.device), wanted)
+
     def test_is_captured_in_a_graph(self) -> None:
         inputs = [x.detach() for x in self.scan_inputs()]
         wanted = selective_scan(*inputs, delta_softplus=True)
@@ -293,5 +415,9 @@ class TestOnTheGpu:
 
 
 @pytest.fixture
-def _seed() -> None:
+def _seed() -> Iterator[None]:
+    """Fix random numbers; in the interpreter what a kernel leaves unwritten is NaN."""
     torch.manual_seed(0)
+    torch.use_deterministic_algorithms(not GPU)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mamba_kernels.causal_conv1d.steps import read_steps
 from mamba_kernels.causal_conv1d.triton_kernels import conv_backward, conv_forward
-from mamba_kernels.gpu import ceil_divide, next_power_of_2, refuse_float64
+from mamba_kernels.gpu import ceil_divide, launch_grid, next_power_of_2, on_device_of_inputs, refuse_float64
 from mamba_kernels.layout import empty_in_order
 
 # Inputs in a tile, and its shorter side.
@@ -44,7 +44,8 @@ class _Convolution:
         self.rows, columns = (long_side, short_side) if along_length else (short_side, long_side)
         self.column_blocks, self.x = ceil_divide(channels, columns), x
         steps, reach, counts = (x, x, x) if seq_idx is None else read_steps(seq_idx, width, reverse)
-        self.inputs = (x, weight, x if bias is None else bias, x if initial is None else initial, steps, reach, counts)
+        bias_D = x if bias is None else bias.contiguous()  # x stands for what is never read.
+        self.inputs = (x, weight, bias_D, x if initial is None else initial, steps, reach, counts)
         initial_strides = (0, 0, 0) if initial is None else initial.stride()
         self.strides = (*x.stride(), *weight.stride(), *initial_strides)
         self.options: dict[str, Any] = {
@@ -58,8 +59,12 @@ class _Convolution:
             "HAS_INITIAL": initial is not None,
         }
 
-    def grid(self, ranks: int) -> tuple[int, int, int]:
-        return (ceil_divide(ranks, self.rows), self.column_blocks, self.x.shape[0])
+    def blocks(self, ranks: int) -> int:
+        """Return into how many tiles ``ranks`` are cut."""
+        return ceil_divide(ranks, self.rows)
+
+    def grid(self, ranks: int) -> tuple[int, ...]:
+        return launch_grid("causal_conv1d", self.x.shape[0] * self.blocks(ranks), self.column_blocks)
 
     def empty(self, like: Tensor) -> Tensor:
         """Return what takes results at all positions: zeros where there may be padding, otherwise uninitialised."""
@@ -67,6 +72,7 @@ class _Convolution:
         return result.zero_() if self.options["HAS_STEPS"] else result
 
 
+@on_device_of_inputs
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -80,13 +86,15 @@ def forward(
     """Return the output in the dimension order of x, and ``final`` filled with the final states."""
     run = _Convolution(x, weight, bias, seq_idx, initial, silu, reverse)
     y = run.empty(x)
-    conv_forward[run.grid(x.shape[2])](
-        *run.inputs, y, final, x.shape[1], x.shape[2], *run.strides, *y.stride(), *final.stride(),
+    length = x.shape[2]
+    conv_forward[run.grid(length)](
+        *run.inputs, y, final, x.shape[1], length, run.blocks(length), *run.strides, *y.stride(), *final.stride(),
         KEEP=next_power_of_2(max(1, weight.shape[1] - 1)), **run.options,
     )  # fmt: skip
     return y, final
 
 
+@on_device_of_inputs
 def backward(
     dy: Tensor,
     dfinal: Tensor,
@@ -102,15 +110,16 @@ def backward(
     run = _Convolution(x, weight, bias, seq_idx, initial, silu, reverse)
     batch, channels, length = x.shape
     width = weight.shape[1]
-    grid = run.grid(length + (0 if initial is None else width - 1))
+    ranks = length + (0 if initial is None else width - 1)
+    blocks = run.blocks(ranks)
     dx = run.empty(x)
-    dweight = torch.empty(batch, grid[0], width, channels, dtype=torch.float32, device=x.device)
-    dbias = torch.empty(batch, grid[0], channels, dtype=torch.float32, device=x.device)
+    dweight = torch.empty(batch, blocks, width, channels, dtype=torch.float32, device=x.device)
+    dbias = torch.empty(batch, blocks, channels, dtype=torch.float32, device=x.device)
     dinitial = None if initial is None else empty_in_order(initial, torch.float32)
     dinitial_strides = (0, 0, 0) if dinitial is None else dinitial.stride()
-    conv_backward[grid](
+    conv_backward[run.grid(ranks)](
         dy, dfinal, *run.inputs, dx, dweight, dbias, dx if dinitial is None else dinitial,
-        channels, length, grid[0], *dy.stride(), *dfinal.stride(), *run.strides, *dx.stride(), *dinitial_strides,
+        channels, length, blocks, *dy.stride(), *dfinal.stride(), *run.strides, *dx.stride(), *dinitial_strides,
         **run.options,
     )  # fmt: skip
     return (

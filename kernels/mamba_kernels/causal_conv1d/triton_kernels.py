@@ -78,7 +78,7 @@ def _kept(rank, reach, count, batch, length, WIDTH: tl.constexpr, HAS_STEPS: tl.
 @triton.jit
 def conv_forward(
     x, weight, bias, initial, steps, reach, counts, y, final,
-    channels, length, x_b, x_d, x_l, weight_d, weight_w, initial_b, initial_d, initial_l, y_b, y_d, y_l,
+    channels, length, blocks, x_b, x_d, x_l, weight_d, weight_w, initial_b, initial_d, initial_l, y_b, y_d, y_l,
     final_b, final_d, final_l, KEEP: tl.constexpr,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_STEPS: tl.constexpr, HAS_INITIAL: tl.constexpr,
@@ -87,8 +87,9 @@ def conv_forward(
 
     ``KEEP`` is a power of two that holds the final states' ``WIDTH - 1``.
     """
-    batch = tl.program_id(2).to(tl.int64)
-    rank = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    block = (tl.program_id(0) % blocks).to(tl.int64)
+    rank = block * ROWS + tl.arange(0, ROWS)
     d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     on_d = d < channels
     d64 = d.to(tl.int64)
@@ -110,12 +111,12 @@ def conv_forward(
         mask=(rank < count)[:, None] & on_d[None, :],
     )  # fmt: skip
     if WIDTH > 1:
-        if tl.program_id(0) == 0:
+        if block == 0:
             slot = tl.arange(0, KEEP)
             final_rank = count - (WIDTH - 1) + slot.to(tl.int64)
             value = _input(
-                x + batch * x_b, initial + batch * initial_b, steps, final_rank, count, d64, on_d, batch, length, WIDTH - 1,
-                x_d, x_l, initial_d, initial_l, REVERSE, HAS_STEPS, HAS_INITIAL,
+                x + batch * x_b, initial + batch * initial_b, steps, final_rank, count, d64, on_d, batch, length,
+                WIDTH - 1, x_d, x_l, initial_d, initial_l, REVERSE, HAS_STEPS, HAS_INITIAL,
             )  # fmt: skip
             kept = _kept(final_rank, reach, count, batch, length, WIDTH, HAS_STEPS)
             tl.store(
@@ -138,8 +139,8 @@ def conv_backward(
 
     With initial states the first tile begins ``WIDTH - 1`` ranks before 0, and writes dinitial there.
     """
-    batch = tl.program_id(2).to(tl.int64)
-    block = tl.program_id(0).to(tl.int64)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    block = (tl.program_id(0) % blocks).to(tl.int64)
     history: tl.constexpr = WIDTH - 1 if HAS_INITIAL else 0
     rank = block * ROWS + tl.arange(0, ROWS) - history
     d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

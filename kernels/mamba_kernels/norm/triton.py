@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mamba_kernels.gpu import ceil_divide, multiprocessors, next_power_of_2, refuse_float64
+from mamba_kernels.checks import compute_dtype
+from mamba_kernels.gpu import (
+    ceil_divide,
+    launch_grid,
+    multiprocessors,
+    next_power_of_2,
+    on_device_of_inputs,
+    refuse_float64,
+)
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
 
@@ -46,6 +54,10 @@ def _tile(width: int) -> dict[str, int]:
     }
 
 
+def _grid(programs: int, groups: int) -> tuple[int, ...]:
+    return launch_grid("norm", programs, groups)
+
+
 def _gate(z: Tensor | None, norm_before_gate: bool) -> int:
     return 0 if z is None else 2 if norm_before_gate else 1
 
@@ -63,14 +75,13 @@ def _forward(
     centred: bool,
     gate: int,
 ) -> None:
-    refuse_float64("norm", x, residual, z, weight, bias)
-    x = _rows(x)
+    x, weight, bias = _rows(x), weight.contiguous(), None if bias is None else bias.contiguous()
     if x.shape[0] == 0:
         return
     residual, z = (x if t is None else _rows(t) for t in (residual, z))
     tile = _tile(group_size)
     stored = out.rows if added is None else added.rows
-    norm_forward[(ceil_divide(x.shape[0], tile["ROWS"]), x.shape[1] // group_size)](
+    norm_forward[_grid(ceil_divide(x.shape[0], tile["ROWS"]), x.shape[1] // group_size)](
         x, residual, z, weight, weight if bias is None else bias, out.rows, stored, x.shape[0], group_size, eps,
         *(t.stride(0) for t in (x, residual, z, out.rows, stored)),
         CENTRED=centred, GATE=gate, HAS_RESIDUAL=added is not None, HAS_BIAS=bias is not None, **tile,
@@ -92,7 +103,7 @@ def _backward(
     gate: int,
 ) -> tuple[Tensor, Tensor]:
     """Write dx and dz, and return the gradients of weight and bias, the latter of size 0 if there is none."""
-    x, dout = _rows(x), _rows(dout)
+    x, dout, scale, shift = _rows(x), _rows(dout), weight.contiguous(), None if bias is None else bias.contiguous()
     z, dadded_rows = (x if t is None else _rows(t) for t in (z, dadded))
     tile, groups = _tile(group_size), x.shape[1] // group_size
     programs = min(
@@ -101,8 +112,8 @@ def _backward(
     parts = [torch.empty(programs, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2)]
     dz_rows = dx.rows if dz is None else dz.rows
     if programs:
-        norm_backward[(programs, groups)](
-            x, z, weight, weight if bias is None else bias, dout, dadded_rows, dx.rows, dz_rows, *parts,
+        norm_backward[_grid(programs, groups)](
+            x, z, scale, scale if shift is None else shift, dout, dadded_rows, dx.rows, dz_rows, *parts,
             x.shape[0], group_size, eps, *(t.stride(0) for t in (x, z, dout, dadded_rows, dx.rows, dz_rows)),
             CENTRED=centred, GATE=gate, HAS_DADDED=dadded is not None, HAS_BIAS=bias is not None, **tile,
         )  # fmt: skip
@@ -110,25 +121,29 @@ def _backward(
     return dweight, weight.new_empty(0) if bias is None else empty_in_order(bias).copy_(parts[1].sum(0))
 
 
+@on_device_of_inputs
 def add_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, eps: float, centred: bool, out: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Return the norm of ``x + residual`` in dtype ``out``, and the sum; of size 0 without residual."""
+    refuse_float64("layer_norm" if centred else "rms_norm", x, weight, bias, residual)
     result = _Result(x, out)
     added = None if residual is None else _Result(residual, residual.dtype)
     _forward(x, residual, None, weight, bias, result, added, eps, x.shape[-1], centred, 0)
     return result.get(), x.new_empty(0) if added is None else added.get()
 
 
+@on_device_of_inputs
 def add_norm_backward(
     dout: Tensor, dadded: Tensor | None, added: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the sum (float32), the weight and the bias."""
-    dx = _Result(added, torch.float32)
+    """Return the gradients of the sum (in the widest dtype of them), the weight and the bias."""
+    dx = _Result(added, compute_dtype(added, weight, bias, dout))
     dweight, dbias = _backward(added, None, weight, bias, dout, dadded, dx, None, eps, added.shape[-1], centred, 0)
     return dx.get(), dweight, dbias
 
 
+@on_device_of_inputs
 def gated_norm(
     x: Tensor,
     weight: Tensor,
@@ -139,11 +154,13 @@ def gated_norm(
     norm_before_gate: bool,
 ) -> Tensor:
     """Return the gated norm of ``x`` in its dtype."""
+    refuse_float64("gated_rms_norm", x, weight, bias, z)
     out = _Result(x, x.dtype)
     _forward(x, None, z, weight, bias, out, None, eps, group_size, False, _gate(z, norm_before_gate))
     return out.get()
 
 
+@on_device_of_inputs
 def gated_norm_backward(
     dout: Tensor,
     x: Tensor,

@@ -13,6 +13,12 @@ GATE_LAST = tl.constexpr(2)
 
 
 @triton.jit
+def _scale(s, is_row, width, eps):
+    """Return what the rows of ``s`` are multiplied by; 1 past the last row, whose mean square and eps may be 0."""
+    return 1.0 / tl.sqrt(tl.where(is_row, tl.sum(s * s, axis=1) / width + eps, 1.0))
+
+
+@triton.jit
 def norm_forward(
     x, residual, z, weight, bias, out, added, rows, width, eps,
     x_row, residual_row, z_row, out_row, added_row,
@@ -35,7 +41,7 @@ def norm_forward(
             s = s * gate
     if CENTRED:
         s = tl.where(inside, s - (tl.sum(s, axis=1) / width)[:, None], 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(s * s, axis=1) / width + eps)
+    scale = _scale(s, row < rows, width, eps)
     w = tl.load(weight + channel, mask=column < width, other=0.0).to(tl.float32)
     y = s * scale[:, None] * w[None, :]
     if HAS_BIAS:
@@ -61,8 +67,8 @@ def norm_backward(
         shift = tl.load(bias + channel, mask=column < width, other=0.0).to(tl.float32)
     dweight_sum = tl.zeros([WIDTH_PAD], tl.float32)
     dbias_sum = tl.zeros([WIDTH_PAD], tl.float32)
-    for first in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
-        row = (first + tl.arange(0, ROWS)).to(tl.int64)
+    for first in range(tl.program_id(0).to(tl.int64) * ROWS, rows, tl.num_programs(0) * ROWS):
+        row = first + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & (column < width)[None, :]
         s = tl.load(x + row[:, None] * x_row + channel[None, :], mask=inside, other=0.0).to(tl.float32)
         dy = tl.load(dout + row[:, None] * dout_row + channel[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -76,7 +82,7 @@ def norm_backward(
                 s = s * silu
         if CENTRED:
             s = tl.where(inside, s - (tl.sum(s, axis=1) / width)[:, None], 0.0)
-        scale = 1.0 / tl.sqrt(tl.sum(s * s, axis=1) / width + eps)
+        scale = _scale(s, row < rows, width, eps)
         unit = s * scale[:, None]
         if GATE == GATE_LAST:
             dgate = dy * (unit * w[None, :] + shift[None, :]) * dsilu

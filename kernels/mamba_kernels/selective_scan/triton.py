@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_kernels.gpu import ceil_divide, multiprocessors, refuse_float64
+from mamba_kernels.gpu import ceil_divide, launch_grid, multiprocessors, on_device_of_inputs, refuse_float64
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.segments import segment_marks
 from mamba_kernels.selective_scan.triton_backward import scan_backward
@@ -43,6 +43,11 @@ def _matrix(M: Tensor) -> _Matrix:
         return _Matrix(M.mT.float().contiguous(), (0, 0, 0, 0), False, 1)
     M = M[:, None] if M.dim() == 3 else M
     return _Matrix(M, tuple(M.stride()), True, M.shape[1])
+
+
+def _vector(x: Tensor | None) -> Tensor | None:
+    """Return a parameter of the channels without gaps: the kernels know no stride of it."""
+    return None if x is None else x.contiguous()
 
 
 def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
@@ -92,13 +97,13 @@ class _Scan:
             self.plan.part_length,
             self.plan.parts,
         )
-        self.grid = (self.plan.blocks, self.plan.parts, batch)
+        self.grid = launch_grid("selective_scan", batch * self.plan.blocks, self.plan.parts)
         self.states_shape = (batch, self.plan.parts, states, channels)
         marks = _marks(seq_idx, reverse)
         missing = u  # A pointer that is never read.
         self.inputs = (
             u, delta, A.mT.float().contiguous(), self.B.values, self.C.values,
-            *(missing if x is None else x for x in (D, z, delta_bias, marks)),
+            *(missing if x is None else x for x in (_vector(D), z, _vector(delta_bias), marks)),
         )  # fmt: skip
         self.strides = (
             *u.stride(), *delta.stride(), *self.B.strides, *self.C.strides, *_strides(z),
@@ -144,6 +149,7 @@ class _Scan:
         return gradient.copy_(grouped.view(M.shape))
 
 
+@on_device_of_inputs
 def forward(
     u: Tensor,
     delta: Tensor,
@@ -186,6 +192,7 @@ def forward(
     return out, leaving.mT.contiguous(), checkpoints
 
 
+@on_device_of_inputs
 def backward(
     grad_out: Tensor,
     grad_last_state: Tensor | None,

@@ -30,9 +30,9 @@ def scan_backward(
     HAS_ENTERING: tl.constexpr, ENDS: tl.constexpr,
 ):  # fmt: skip
     """Walk one part of one sequence back for one block of channels; see `triton.py` for the arguments."""
-    block = tl.program_id(0)
+    block = tl.program_id(0) % blocks
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
-    batch = tl.program_id(2).to(tl.int64)
     d = block * BLOCK + tl.arange(0, BLOCK)
     n = tl.arange(0, N_PAD)
     on_d, on_n = d < channels, n < states

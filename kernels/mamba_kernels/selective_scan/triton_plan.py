@@ -42,7 +42,7 @@ def make_plan(batch: int, channels: int, length: int, states: int, groups: int, 
         block //= 2
     blocks = ceil_divide(channels, block)
     chunks = ceil_divide(length, CHUNK)
-    parts = max(1, min(ceil_divide(processors * WARPS_WANTED, batch * blocks), chunks // 4))
+    parts = max(1, min(ceil_divide(processors * WARPS_WANTED, max(1, batch * blocks)), chunks // 4))
     part_length = ceil_divide(chunks, parts) * CHUNK
     return Plan(state_pad, block, blocks, group_channels, part_length, ceil_divide(length, part_length))
 

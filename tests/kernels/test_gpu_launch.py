@@ -1,0 +1,66 @@
+"""How the GPU kernels are launched, which can be told without a GPU."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from mamba_kernels.errors import KernelInputError
+from mamba_kernels.gpu import launch_grid, on_device_of_inputs
+from mamba_kernels.selective_scan.triton_plan import make_plan
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 3), (2**31 - 1,), (2**15, 65_535)])
+def test_a_grid_that_cuda_launches_is_taken(sizes: tuple[int, ...]) -> None:
+    assert launch_grid("op", *sizes) == sizes
+
+
+@pytest.mark.parametrize("sizes", [(2**31,), (1, 65_536), (2**16, 2**15)])
+def test_a_grid_that_cuda_cannot_launch_is_refused(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(KernelInputError, match=r"op: the inputs need a grid of .* which CUDA cannot launch") as caught:
+        launch_grid("op", *sizes)
+    assert caught.value.remedy
+
+
+def test_large_batches_lie_along_the_first_axis_of_the_grid() -> None:
+    pytest.importorskip("triton")
+    from mamba_kernels.causal_conv1d.triton import _Convolution
+    from mamba_kernels.selective_scan.triton import _Scan
+
+    x, M = torch.zeros(1, 40, 5).expand(70_000, -1, -1), torch.zeros(1, 2, 5).expand(70_000, -1, -1)
+    scan = _Scan(x, x, torch.zeros(40, 2), M, M, None, None, None, False, None, False)
+    assert scan.grid == (140_000, 1)
+    assert _Convolution(x, torch.zeros(40, 4), None, None, None, True, False).grid(5) == (70_000, 2)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3, 4000])
+@pytest.mark.parametrize("length", [1, 64, 1000])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (40, 1), (48, 6), (15, 5)])
+def test_a_plan_covers_the_sequence_and_keeps_groups_apart(batch: int, length: int, channels: int, groups: int) -> None:
+    plan = make_plan(batch, channels, length, 16, groups, 132)
+    assert plan.part_length * (plan.parts - 1) < length <= plan.part_length * plan.parts
+    assert plan.block * (plan.blocks - 1) < channels <= plan.block * plan.blocks
+    assert groups == 1 or plan.group_channels % plan.block == 0
+
+
+def test_a_launcher_runs_on_its_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+
+    def device(of: torch.device) -> AbstractContextManager[None]:
+        chosen.append(of)
+        return nullcontext()
+
+    @on_device_of_inputs
+    def launch(scale: float, x: Tensor) -> float:
+        assert len(chosen) == (x.device.type == "cuda")
+        return scale
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    assert launch(1.0, torch.zeros(2)) == 1.0
+    with FakeTensorMode():
+        assert launch(2.0, x=torch.empty(2, device="cuda:1")) == 2.0
+    assert chosen == [torch.device("cuda:1")]
