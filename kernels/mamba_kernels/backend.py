@@ -42,6 +42,8 @@ def kernels(package: str, device: torch.device) -> ModuleType:
     try:
         return importlib.import_module(f"{package}.triton")
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "triton":
+            raise
         raise BackendError(
             f"the GPU kernels need Triton, which is not installed ({error})",
             f"pip install triton, or set {VARIABLE}=reference to accept the slow path",
@@ -73,7 +75,7 @@ def choose(op: str, device: torch.device, requested: str | None, *, has_triton: 
     if name == "cpu" and device.type not in ("cpu", "meta"):
         raise BackendError(f"{op}: backend 'cpu' was asked for tensors on {device}", "move them to the CPU")
     if name == "triton":
-        if not has_triton:
+        if not has_triton or device.type not in ("cuda", "cpu", "meta"):
             raise BackendError(
                 f"{op}: there is no GPU kernel for {device.type} tensors in this version",
                 f"pass backend='reference' or set {VARIABLE}=reference to accept the slow path",

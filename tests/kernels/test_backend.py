@@ -16,7 +16,7 @@ from mamba_kernels import backend, selective_scan
 from mamba_kernels.errors import BackendError
 from mamba_kernels.threads import run_tasks, run_workers
 
-CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
+CPU, CUDA, META, MPS = (torch.device(name) for name in ("cpu", "cuda", "meta", "mps"))
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +50,7 @@ def test_the_device_chooses_unless_the_caller_does(
         (CPU, "gpu", True, "unknown backend 'gpu'"),
         (CUDA, None, False, "no GPU kernel for cuda tensors"),
         (CUDA, "triton", False, "no GPU kernel for cuda tensors"),
+        (MPS, None, True, "no GPU kernel for mps tensors"),
         (CUDA, "cpu", True, "backend 'cpu' was asked for tensors on cuda"),
         (CPU, "triton", True, "backend 'triton' was asked for tensors on the CPU"),
     ],
@@ -67,6 +68,20 @@ def test_interpreted_kernels_stand_in_for_those_of_the_cpu(monkeypatch: pytest.M
     assert backend.choose("op", CPU, None, has_triton=True) == "triton"
     assert backend.choose("op", CPU, None, has_triton=False) == "cpu"
     assert backend.choose("op", CPU, "reference", has_triton=True) == "reference"
+
+
+def test_a_module_that_is_missing_is_triton_or_our_own_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(backend.importlib, "import_module", fail)
+    missing = "triton.language"
+    with pytest.raises(BackendError, match="Triton, which is not installed") as caught:
+        backend.kernels("mamba_kernels.selective_scan", CUDA)
+    assert caught.value.remedy
+    missing = "mamba_kernels.selective_scan.triton"
+    with pytest.raises(ModuleNotFoundError, match="selective_scan"):
+        backend.kernels("mamba_kernels.selective_scan", CUDA)
 
 
 def _in_a_process(code: str, **environment: str) -> str:
