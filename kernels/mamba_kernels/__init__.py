@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mamba_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update, causal_conv1d_varlen_states
+from mamba_kernels.errors import BackendError, KernelInputError
 from mamba_kernels.export import decompositions
 from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
 from mamba_kernels.routes import Readings, Route, route_scan, selective_scan_route
@@ -10,6 +11,8 @@ from mamba_kernels.selective_scan import selective_scan
 from mamba_kernels.selective_state_update import selective_state_update
 
 __all__ = [
+    "BackendError",
+    "KernelInputError",
     "causal_conv1d",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
