@@ -47,18 +47,19 @@ class MaskedLoss:
             target_BH1: The target; where it was not observed its value does not matter.
             observed_BH1: bool, whether the target counts.
         """
-        weight_BH1 = observed_BH1.to(forecast.dtype)
         target_BH1 = target_BH1.masked_fill(~observed_BH1, 0.0)
         if self.quantiles is not None:
             error = target_BH1[..., None] - forecast
-            levels_Q = torch.tensor(self.quantiles, dtype=forecast.dtype, device=forecast.device)
+            levels_Q = torch.tensor(self.quantiles, dtype=error.dtype, device=error.device)
             each = 2 * torch.maximum(levels_Q * error, (levels_Q - 1) * error).mean(dim=-1)
         elif self.kind == "mae":
             each = (forecast - target_BH1).abs()
         elif self.kind == "mse":
             each = (forecast - target_BH1) ** 2
         else:
-            each = F.huber_loss(forecast, target_BH1, reduction="none", delta=0.2)
+            each = F.huber_loss(forecast.to(target_BH1.dtype), target_BH1, reduction="none", delta=0.2)
+        # Differences have the target's precision, also where the forecast was made in half of it.
+        weight_BH1 = observed_BH1.to(each.dtype)
         return (each * weight_BH1).sum() / weight_BH1.sum().clamp(min=1)
 
 

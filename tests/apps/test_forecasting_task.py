@@ -138,6 +138,19 @@ def test_training_learns(model: str, quantiles: Any, tmp_path: Path) -> None:
     assert 0 < found["test/mae"] <= found["test/rmse"]
 
 
+@pytest.mark.parametrize("model", names())
+@pytest.mark.parametrize("loss", ["mae", "huber"])
+def test_half_precision_trains(model: str, loss: str, tmp_path: Path) -> None:
+    data = data_of(waves())
+    trainer = make_trainer(
+        run_dir=tmp_path, max_steps=3, accelerator="cpu", progress=False, logger=False, precision="bf16-mixed"
+    )
+    task = ForecastTask(model, model_options=SMALL[model], loss=loss)
+    trainer.fit(task, datamodule=data)
+    assert trainer.callback_metrics["train/loss"].dtype == torch.float32
+    assert all(parameter.isfinite().all() for parameter in task.parameters())
+
+
 def test_scores_are_in_the_unit_of_the_data(tmp_path: Path) -> None:
     data = data_of(waves(missing=30))
     task = train(tmp_path, data, 2)
