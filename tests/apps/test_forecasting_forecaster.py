@@ -13,12 +13,16 @@ import pytest
 import torch
 
 from mamba_apps import Forecaster
+from mamba_apps.errors import UserError
+from mamba_apps.forecasting import ForecastTask, SeriesData
 from mamba_apps.forecasting.baselines import BASELINES
 from mamba_apps.forecasting.defaults import default_lookback, default_options, default_val_steps
 from mamba_apps.forecasting.history import from_history_state, history_state
+from mamba_apps.forecasting.losses import point_forecast
 from mamba_apps.forecasting.models import names
+from mamba_apps.training import make_trainer, save_model
 from mamba_datasets.errors import DataError
-from mamba_datasets.series import read_series
+from mamba_datasets.series import WindowDataset, read_series
 
 SMALL: dict[str, dict[str, Any]] = {
     "patch": {"d_model": 16, "layers": 1, "decoder": 8},
@@ -180,6 +184,30 @@ def test_a_loaded_forecaster_learns_again(tmp_path: Path) -> None:
     again = Forecaster.load(tmp_path)
     again.max_steps, again.progress = 5, False
     assert again.fit(daily((160,))).predict()["ds"].max() == pd.Timestamp("2021-06-16")
+
+
+@pytest.mark.parametrize("quantiles", [None, [0.1, 0.5, 0.9], [0.3, 0.5]])
+def test_a_model_trained_by_a_recipe_forecasts_too(quantiles: list[float] | None, tmp_path: Path) -> None:
+    frame = daily((150, 120))
+    frame.to_csv(tmp_path / "sales.csv", index=False)
+    data = SeriesData(str(tmp_path / "sales.csv"), lookback=28, horizon=7, freq="D", val_steps=14, test_steps=14)
+    trainer = make_trainer(run_dir=tmp_path / "run", max_steps=3, accelerator="cpu", progress=False, logger=False)
+    task = ForecastTask("patch", model_options={**SMALL["patch"], "patch": 7}, quantiles=quantiles)
+    trainer.fit(task, datamodule=data)
+    save_model(tmp_path / "model", task, task.model_card(data, {"val/mae": 1.0}))
+    loaded = Forecaster.load(tmp_path / "model")
+    assert loaded.metrics == {"val/mae": 1.0}
+    with pytest.raises(UserError, match="pass df"):
+        loaded.predict()
+    got = loaded.predict(df=frame)
+    intervals = ["patch-lo-80", "patch-hi-80"] if quantiles == [0.1, 0.5, 0.9] else []
+    assert list(got.columns) == ["unique_id", "ds", "patch", *intervals]
+    last = data.series_set.last(28).extend_future(None, 7)
+    batch = WindowDataset(data.scaler.transform(last), 28, 7, origins="last").batch([0, 1])
+    with torch.no_grad():
+        point = point_forecast(task.eval()(batch), task.quantiles)
+    expected = data.scaler.inverse_y(point, batch["series"]).flatten().numpy()
+    np.testing.assert_allclose(got["patch"], expected, rtol=1e-5)
 
 
 def test_many_series_at_once() -> None:
