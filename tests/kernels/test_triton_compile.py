@@ -52,6 +52,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "carry_states": (carry_states, {"BACKWARD": True, "HAS_START": True, "BLOCK": 128}),
     "conv_forward": (conv_forward, {**CONV, "KEEP": 4}),
     "conv_backward": (conv_backward, CONV),
+    "conv_forward_wide": (conv_forward, {**CONV, "WIDTH": 64, "KEEP": 64}),
+    "conv_backward_wide": (conv_backward, {**CONV, "WIDTH": 64}),
     "norm_forward": (norm_forward, {**NORM, "HAS_RESIDUAL": True}),
     "norm_backward": (norm_backward, {**NORM, "GATE": 1, "HAS_DADDED": False}),
 }

@@ -10,6 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Taps up to which loops over them are unrolled. The backward finds all taps again for each, and the compiler takes
+# minutes over the square of a wide filter.
+UNROLLED = tl.constexpr(4)
+
 
 @triton.jit
 def _place(steps, rank, batch, length, REVERSE: tl.constexpr, HAS_STEPS: tl.constexpr, inside):
@@ -52,7 +56,7 @@ def _before_activation(
     total = bias_d[None, :] + tl.zeros([rank.shape[0], d64.shape[0]], tl.float32)
     if HAS_STEPS:
         reachable = tl.load(reach + batch * length + rank, mask=(rank >= 0) & (rank < count), other=0)
-    for back in tl.static_range(WIDTH):
+    for back in (tl.static_range if WIDTH <= UNROLLED else tl.range)(WIDTH):
         tap = _input(
             x, initial, steps, rank - back, count, d64, on_d, batch, length, WIDTH - 1, x_d, x_l,
             initial_d, initial_l, REVERSE, HAS_STEPS, HAS_INITIAL,
@@ -160,7 +164,7 @@ def conv_backward(
     )  # fmt: skip
     into = tl.zeros([ROWS, COLUMNS], tl.float32)
     part = (batch * blocks + block) * WIDTH * channels
-    for ahead in tl.static_range(WIDTH):
+    for ahead in (tl.static_range if WIDTH <= UNROLLED else tl.range)(WIDTH):
         later = rank + ahead
         inside = (later >= 0) & (later < count)
         at = _place(steps, later, batch, length, REVERSE, HAS_STEPS, inside)
