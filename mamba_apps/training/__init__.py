@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mamba_apps.training.chatter import quiet
     from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
     from mamba_apps.training.guard import NonFiniteGuard, NonFiniteLossError
     from mamba_apps.training.loader import ResumableLoader, ResumableSampler
-    from mamba_apps.training.quiet import quiet
     from mamba_apps.training.saved import ModelCard, load_card, load_weights, save_model
     from mamba_apps.training.seeding import seed_everything
     from mamba_apps.training.trainer import make_trainer
@@ -39,7 +39,7 @@ _HOMES = {
     "seed_everything": "seeding",
     "ResumableLoader": "loader",
     "ResumableSampler": "loader",
-    "quiet": "quiet",
+    "quiet": "chatter",
     "AtomicCheckpointIO": "checkpoint",
     "NonFiniteGuard": "guard",
     "NonFiniteLossError": "guard",

@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from mamba_apps.errors import UserError
+from mamba_apps.training.chatter import quiet
 from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
 from mamba_apps.training.files import clean_stale, make_directory
 from mamba_apps.training.interrupt import StopRequestedError
 from mamba_apps.training.loops import SafeEpochLoop, SafeFitLoop
 from mamba_apps.training.metrics_file import MetricsFile
 from mamba_apps.training.progress import RunProgress
-from mamba_apps.training.quiet import quiet
 from mamba_apps.training.run_checkpoints import RunCheckpoints
 from mamba_apps.training.seeding import seed_everything
 

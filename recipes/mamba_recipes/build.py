@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from mamba_apps.errors import UserError
-from mamba_apps.training.quiet import quiet
+from mamba_apps.training.chatter import quiet
 from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.trainer import make_trainer
 from mamba_recipes import safety

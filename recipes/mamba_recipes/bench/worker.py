@@ -11,25 +11,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mamba_recipes.memory import forget_peak, peak_mib, release_free, resident_mib
+
 Step = Callable[[], None]
-
-
-def status_mib(field: str) -> float:
-    """Return a memory field of this process (`VmRSS`: resident now, `VmHWM`: its peak) in MiB."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def forget_peak() -> None:
-    """Set this process's peak to what is resident now, so that imports and compilation do not hide a case's own."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def scan_inputs(shape: tuple[int, ...], *, channel_last: bool) -> list[Tensor]:
@@ -153,8 +141,9 @@ def measure(job: dict) -> dict[str, object]:
     first = time.perf_counter()
     build(SMALL[job["op"]])()
     first_call = time.perf_counter() - first
+    release_free()
     forget_peak()
-    idle = status_mib("VmRSS")
+    idle = resident_mib()
 
     step = build(tuple(job["shape"]))
     for _ in range(3):
@@ -171,7 +160,7 @@ def measure(job: dict) -> dict[str, object]:
         "max_ms": max(times),
         "first_call_s": first_call,
         "idle_mib": idle,
-        "peak_above_idle_mib": status_mib("VmHWM") - idle,
+        "peak_above_idle_mib": peak_mib() - idle,
     }
 
 

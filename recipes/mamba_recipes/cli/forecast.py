@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(list(argv))
     _check_targets(arguments)
 
-    from mamba_apps.training.quiet import quiet
+    from mamba_apps.training.chatter import quiet
 
     quiet()
     saved = Path(arguments.model)
