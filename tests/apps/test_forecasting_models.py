@@ -79,6 +79,12 @@ def test_patch_passes_options_to_its_mixer() -> None:
     assert not looks_both_ways.layers[0].mixer.causal
 
 
+@pytest.mark.parametrize("d_model", [10, 32, 50, 97])
+def test_attention_has_heads_at_any_width(d_model: int) -> None:
+    model = create("patch", 24, 6, mixer="attention", d_model=d_model)
+    assert model(batch_of(24, 6)).shape == (2, 6, 1)
+
+
 def test_patch_without_a_mixer_of_that_name() -> None:
     with pytest.raises(UserError, match="mamba1"):
         create("patch", 24, 6, mixer="mamba")
@@ -108,7 +114,18 @@ def test_the_seasonal_skip_reads_the_past_patches() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"patch": 0}, {"patch": 25}, {"norm": "batch"}, {"mixer_options": {"no_such": 1}}, {"no_such": 1}],
+    [
+        {"d_model": 0},
+        {"layers": 0},
+        {"decoder": 0},
+        {"dropout": 1.0},
+        {"d_model": 2.5},
+        {"patch": 0},
+        {"patch": 25},
+        {"norm": "batch"},
+        {"mixer_options": {"no_such": 1}},
+        {"no_such": 1},
+    ],
 )
 def test_patch_refuses_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(UserError):
@@ -180,6 +197,10 @@ def test_dlinear_individual_maps() -> None:
         lambda: PatchTST(8, 6, patch=9),
         lambda: PatchTST(24, 6, d_model=15),
         lambda: PatchTST(24, 6, stride=0),
+        lambda: PatchTST(24, 6, layers=0),
+        lambda: SMamba(24, 6, d_model=0),
+        lambda: SMamba(24, 6, d_ff=-1),
+        lambda: ITransformer(24, 6, dropout=-0.1),
         lambda: ITransformer(24, 6, activation="tanh"),
         lambda: ITransformer(24, 6, d_model=16, heads=3),
     ],

@@ -17,6 +17,24 @@ from mamba_apps.mixers import Mixer
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
 
+def check_options(model: str, *, dropout: float, **counts: int) -> None:
+    """Refuse options that no network can have.
+
+    Args:
+        model: The model's name, for the error.
+        dropout: A probability.
+        counts: Whole numbers of at least 1, by name.
+
+    Raises:
+        UserError: One is out of range.
+    """
+    if not 0 <= dropout < 1:
+        raise UserError(f"{model}: dropout is {dropout}", "give a probability in [0, 1)")
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{model}: {name} is {value!r}", "give a whole number of at least 1")
+
+
 class PostNormLayer(nn.Module):
     """Mix the tokens, add, normalise; transform each token, add, normalise.
 

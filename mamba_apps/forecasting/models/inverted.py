@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mamba_apps.forecasting.models.encoder import PostNormLayer, instance_statistics
+from mamba_apps.forecasting.models.encoder import PostNormLayer, check_options, instance_statistics
 from mamba_apps.mixers import AttentionMixer, Mamba1Mixer, Mixer, RoutedMixer
 
 
@@ -49,6 +49,7 @@ class Inverted(nn.Module):
         use_norm: bool,
     ) -> None:
         super().__init__()
+        check_options(type(self).__name__, dropout=dropout, d_model=d_model, d_ff=d_ff, layers=layers)
         self.use_norm = use_norm
         self.embedding = nn.Linear(lookback, d_model)
         self.dropout = nn.Dropout(dropout)

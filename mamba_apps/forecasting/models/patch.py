@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes, increasing, masked_mean
+from mamba_apps.forecasting.models.encoder import check_options
 from mamba_apps.forecasting.models.registry import register
 from mamba_apps.mixers import create
 
@@ -33,8 +34,8 @@ class PatchForecaster(ForecastModel):
     Args:
         sizes: The shape of the problem.
         mixer: A registered mixer, such as "mamba1" or "attention".
-        mixer_options: That mixer's options. Attention looks both ways and has heads of 16 channels unless they say
-            otherwise.
+        mixer_options: That mixer's options. Attention looks both ways and has heads of about 16 channels unless they
+            say otherwise.
         patch: Steps a patch; None for 24, or the lookback where that is shorter. A season is a good choice.
         d_model: Model channels.
         layers: Number of layers.
@@ -69,6 +70,7 @@ class PatchForecaster(ForecastModel):
         quantiles: Sequence[float] | None = None,
     ) -> None:
         super().__init__(sizes, quantiles)
+        check_options("patch", dropout=dropout, d_model=d_model, layers=layers, decoder=decoder)
         patch = min(24, sizes.lookback) if patch is None else patch
         if not 1 <= patch <= sizes.lookback:
             raise UserError(f"patch is {patch} with a lookback of {sizes.lookback}", "give from 1 step to the lookback")
@@ -166,4 +168,7 @@ class _PreNormLayer(nn.Module):
 
 def _defaults(mixer: str, d_model: int) -> dict[str, Any]:
     """Return the options that attention needs to be a fair twin: it may look both ways, with several heads."""
-    return {"causal": False, "heads": max(1, d_model // 16)} if mixer == "attention" else {}
+    if mixer != "attention":
+        return {}
+    heads = next(heads for heads in range(max(1, d_model // 16), 0, -1) if d_model % heads == 0)
+    return {"causal": False, "heads": heads}

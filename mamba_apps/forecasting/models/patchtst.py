@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.models.encoder import PostNormLayer, instance_statistics
+from mamba_apps.forecasting.models.encoder import PostNormLayer, check_options, instance_statistics
 from mamba_apps.mixers import AttentionMixer
 
 
@@ -54,6 +54,8 @@ class PatchTST(nn.Module):
         activation: str = "gelu",
     ) -> None:
         super().__init__()
+        d_ff = 2 * d_model if d_ff is None else d_ff
+        check_options("patchtst", dropout=dropout, d_model=d_model, d_ff=d_ff, layers=layers)
         if not 1 <= patch <= lookback or stride < 1:
             raise UserError(
                 f"patchtst: patches of {patch} steps every {stride} do not fit a lookback of {lookback}",
@@ -69,7 +71,7 @@ class PatchTST(nn.Module):
         self.layers = nn.ModuleList(
             PostNormLayer(
                 AttentionMixer(d_model, heads=heads, causal=False, qkv_bias=True, bias=True, dropout=dropout),
-                2 * d_model if d_ff is None else d_ff,
+                d_ff,
                 dropout,
                 activation,
                 mixer_dropout=dropout,
