@@ -102,10 +102,10 @@ SCANS = {
     "one_step": {"length": 1},
     "one_state": {"states": 1},
     "odd_states": {"states": 20, "channels": 40, "length": 9},
-    "time_in_parts": {"length": 64 * 9 + 3, "channels": 3, "states": 2, "batch": 1},
-    "time_in_parts_segments": {"length": 64 * 9 + 3, "channels": 3, "states": 2, "seq_idx": True, "reverse": True},
+    "time_in_parts": {"length": 64 * 8 + 3, "channels": 3, "states": 2, "seq_idx": True, "reverse": True},
 }
 LARGE_SCANS = {
+    "time_in_parts_plain": {"length": 64 * 9 + 3, "channels": 3, "states": 2, "batch": 1},
     "long": {"length": 2001, "channels": 96, "states": 16},
     "wide_state": {"length": 300, "channels": 70, "states": 100, "seq_idx": True},
     "largest_state": {"length": 100, "channels": 8, "states": 256},
