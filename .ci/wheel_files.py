@@ -15,7 +15,7 @@ ROOTS = {
     "mamba_apps": ".",
     "mamba_recipes": "recipes",
 }
-SUFFIXES = {".py", ".yaml", ".csv", ".md", ".css", ".html", ".json", ".typed"}
+SUFFIXES = {".py", ".yaml", ".csv", ".md", ".css", ".js", ".html", ".json", ".typed"}
 
 
 def expected(root: Path) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import cast
 
 from mamba_recipes import environment
+from mamba_recipes.cli.arguments import Parser
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def run() -> list[Finding]:
 
 def main(argv: list[str]) -> int:
     """Run `mamba-apps doctor` with the given arguments; 0 if there is no problem, else 1."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mamba-apps doctor", description="Say what this installation can do here, and what to do about the rest."
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from mamba_recipes import environment
+from mamba_recipes.cli.arguments import Parser
 
 
 def main(argv: list[str]) -> int:
     """Run `mamba-apps bench` with the given arguments and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mamba-apps bench",
         description="Time the operators, forward and backward, with the memory they need. On the CPU each case runs in "
         "a fresh process, and where the PyPI package mambapy is installed it runs beside ours.",
