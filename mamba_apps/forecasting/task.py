@@ -12,13 +12,14 @@ from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.data import WindowData
+from mamba_apps.forecasting.decay import parameter_groups
 from mamba_apps.forecasting.intervals import quantile_levels
 from mamba_apps.forecasting.losses import MaskedErrors, MaskedLoss, point_forecast
 from mamba_apps.forecasting.models import ForecastModel, Sizes, create, spec
 from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
 from mamba_apps.forecasting.saving import Fitted
-from mamba_apps.forecasting.schedule import budget_spent, parameter_groups, rate_factor
 from mamba_apps.training import ModelCard
+from mamba_apps.training.schedule import budget_spent, rate_factor
 
 
 class ForecastTask(pl.LightningModule):

@@ -15,9 +15,10 @@ import torch
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting import ForecastTask, SeriesData, WindowData
+from mamba_apps.forecasting.decay import parameter_groups
 from mamba_apps.forecasting.models import Sizes, names
-from mamba_apps.forecasting.schedule import parameter_groups, rate_factor
 from mamba_apps.training import make_trainer
+from mamba_apps.training.schedule import rate_factor
 from mamba_datasets.errors import DataError
 from mamba_datasets.series import SeriesSet, read_series
 

@@ -1,0 +1,47 @@
+"""The moving average of a model's weights, by which it is validated, tested and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mamba_apps.errors import UserError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+class Ema(WeightAveraging):
+    """Keep an exponential moving average of weights and buffers; short runs average over less.
+
+    After step n the decay is at most (1 + n) / (10 + n), so that the average forgets where training began.
+
+    Args:
+        decay: How much of the average stays at each step, in (0, 1).
+
+    Raises:
+        UserError: If the decay is out of range.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise UserError(f"the decay of the weights' average is {decay}", "give a number in (0, 1), such as 0.999")
+
+        @torch.no_grad()
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], seen: Tensor | int) -> None:
+            count = int(seen)
+            get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, seen)
+
+        super().__init__(multi_avg_fn=average)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average beside the model, on its device."""
+        # Lightning calls the module's own setup, which may make its layers, and moves it to its device only later.
+        pl_module.setup(stage)
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
