@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mamba_datasets.errors import DataError
-from mamba_datasets.samples import load_metro_traffic, metro_traffic_path
+from mamba_datasets.samples import load_digits, load_metro_traffic, metro_traffic_path
 from mamba_datasets.series import WindowDataset
 
 
@@ -43,3 +43,12 @@ def test_missing_hours_are_refused_where_asked() -> None:
     with pytest.raises(DataError, match="104 such rows"):
         load_metro_traffic(missing="error")
     assert load_metro_traffic(missing="seasonal").observed.all()
+
+
+def test_digits() -> None:
+    images, digits = load_digits()
+    assert images.shape == (1797, 8, 8)
+    assert images.dtype == np.uint8
+    assert images.max() == 255
+    assert np.bincount(digits).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert images[0].tolist()[0] == [0, 0, 80, 207, 143, 16, 0, 0]  # 5, 13, 9, 1 sixteenths

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mamba_datasets.series.data import SeriesSet
 
-__all__ = ["metro_traffic_path", "load_metro_traffic"]
+__all__ = ["metro_traffic_path", "load_metro_traffic", "load_digits"]
 
 
 def metro_traffic_path() -> Path:
@@ -42,3 +44,17 @@ def load_metro_traffic(missing: Literal["error", "mask", "seasonal"] = "mask") -
         season=168 if missing == "mask" else 24,
     )
     return read.with_calendar(holidays="US")
+
+
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Read scikit-learn's handwritten digits.
+
+    Returns:
+        1,797 grey images (1797, 8, 8), bytes from 0 (paper) to 255 (ink), and their digits (1797,), from 0 to 9.
+    """
+    import numpy as np
+
+    rows = np.loadtxt(Path(__file__).with_name("digits.csv"), delimiter=",", dtype=np.uint8)
+    # the file counts the black ones of 16 pixels
+    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)
+    return images.reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
