@@ -6,6 +6,7 @@ from mamba_apps.mixers.attention import AttentionMixer, AttentionState
 from mamba_apps.mixers.base import Mixer, State, no_weight_decay
 from mamba_apps.mixers.block import MixerBlock
 from mamba_apps.mixers.mamba1 import Mamba1Mixer, Mamba1State
+from mamba_apps.mixers.mambavision import MambaVisionMixer
 from mamba_apps.mixers.norms import LayerNorm, RMSNorm, create_norm
 from mamba_apps.mixers.registry import MixerSpec, create, names, register, spec
 from mamba_apps.mixers.route_conv import causal_conv1d_route
@@ -22,6 +23,7 @@ __all__ = [
     "no_weight_decay",
     "Mamba1Mixer",
     "Mamba1State",
+    "MambaVisionMixer",
     "AttentionMixer",
     "AttentionState",
     "RoutedMixer",

@@ -1,0 +1,7 @@
+"""Image backbones with Mamba inside: importing this registers them with timm, whose protocol they speak."""
+
+from __future__ import annotations
+
+from mamba_apps.vision.mambavision import MambaVision
+
+__all__ = ["MambaVision"]

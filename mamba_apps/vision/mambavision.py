@@ -1,0 +1,182 @@
+"""MambaVision's released models and small ones, by timm's names, and the adapter of the released weights.
+
+The released weights are NVIDIA's, under CC-BY-NC-SA-4.0: not for commercial use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from mamba_apps.vision.mambavision_model import MambaVision
+from mamba_apps.vision.pretrained import checked, unwrapped
+
+_RENAMED = (
+    (re.compile(r"^patch_embed\.conv_down\."), "stem."),
+    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),
+)
+_DOWNSAMPLE = re.compile(r"^levels\.(\d+)\.downsample\.reduction\.0\.")
+
+
+def adapt(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict of a MambaVision checkpoint, released or our own, under our names.
+
+    Args:
+        checkpoint: The state dict, or what holds it under "state_dict" or "model".
+        model: The model it is for.
+
+    Raises:
+        UserError: If a key is missing, unexpected or of the wrong shape.
+    """
+    found = unwrapped(checkpoint, "module.", "encoder.", "model.")
+    return checked({our_name(name): tensor for name, tensor in found.items()}, model)
+
+
+def our_name(name: str) -> str:
+    """Return our name of a parameter or buffer that the released weights call ``name``."""
+    for pattern, ours in _RENAMED:
+        name = pattern.sub(ours, name)
+    # Ours stands at the head of the level it leads to.
+    return _DOWNSAMPLE.sub(lambda match: f"levels.{int(match[1]) + 1}.downsample.", name)
+
+
+def _cfg(hub: str = "", size: int = 224, crop_pct: float = 1.0, **more: Any) -> dict[str, Any]:
+    released = {
+        "hf_hub_id": f"nvidia/MambaVision-{hub}",
+        "license": "cc-by-nc-sa-4.0",
+        "origin_url": "https://github.com/NVlabs/MambaVision",
+        "paper_ids": "arXiv:2407.08083",
+    }
+    return {
+        "input_size": (3, size, size),
+        "crop_pct": crop_pct,
+        "first_conv": "stem.0",
+        "classifier": "head",
+        **(released if hub else {}),
+        **more,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "mambavision_tiny.in1k": _cfg("T-1K"),
+        "mambavision_tiny2.in1k": _cfg("T2-1K", crop_pct=0.98),
+        "mambavision_small.in1k": _cfg("S-1K", crop_pct=0.93),
+        "mambavision_base.in1k": _cfg("B-1K"),
+        "mambavision_large.in1k": _cfg("L-1K"),
+        "mambavision_large2.in1k": _cfg("L2-1K"),
+        "mambavision_base_21k.in21k_ft_in1k": _cfg("B-21K"),
+        "mambavision_large_21k.in21k_ft_in1k": _cfg("L-21K"),
+        "mambavision_large2_512_21k.in21k_ft_in1k": _cfg("L2-512-21K", 512),
+        "mambavision_large3_256_21k.in21k_ft_in1k": _cfg("L3-256-21K", 256),
+        "mambavision_large3_512_21k.in21k_ft_in1k": _cfg("L3-512-21K", 512),
+        "mambavision_micro_32": _cfg(size=32, num_classes=10),
+        "mambavision_nano_8": _cfg(size=8, num_classes=10),
+    }
+)
+
+_BASE = {
+    "dim": 128, "stem_dim": 64, "conv_depths": (3, 3), "depths": (10, 5), "layer_scale": 1e-5, "drop_path_rate": 0.3
+}  # fmt: skip
+_LARGE = {**_BASE, "dim": 196, "heads": (16, 32)}
+_LARGE2 = {**_LARGE, "depths": (12, 5)}
+_LARGE3 = {**_LARGE, "dim": 256, "depths": (20, 10), "drop_path_rate": 0.5}
+
+
+def _create(variant: str, pretrained: bool, options: dict[str, Any], **arguments: Any) -> MambaVision:
+    return build_model_with_cfg(
+        MambaVision,
+        variant,
+        pretrained,
+        pretrained_filter_fn=adapt,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**arguments, **options},
+    )
+
+
+@register_model
+def mambavision_tiny(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-T, 31.8 M parameters."""
+    return _create("mambavision_tiny", pretrained, options, drop_path_rate=0.2)
+
+
+@register_model
+def mambavision_tiny2(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-T2, 35.1 M parameters."""
+    return _create("mambavision_tiny2", pretrained, options, depths=(11, 4), drop_path_rate=0.2)
+
+
+@register_model
+def mambavision_small(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-S, 50.1 M parameters."""
+    sizes = {"dim": 96, "stem_dim": 64, "conv_depths": (3, 3), "depths": (7, 5), "drop_path_rate": 0.2}
+    return _create("mambavision_small", pretrained, options, **sizes)
+
+
+@register_model
+def mambavision_base(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-B, 97.7 M parameters."""
+    return _create("mambavision_base", pretrained, options, **_BASE)
+
+
+@register_model
+def mambavision_base_21k(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-B as pretrained on ImageNet-21k, 97.7 M parameters."""
+    return _create("mambavision_base_21k", pretrained, options, **_BASE)
+
+
+@register_model
+def mambavision_large(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-L, 228.0 M parameters."""
+    return _create("mambavision_large", pretrained, options, **_LARGE)
+
+
+@register_model
+def mambavision_large_21k(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-L as pretrained on ImageNet-21k, 228.0 M parameters."""
+    return _create("mambavision_large_21k", pretrained, options, **_LARGE)
+
+
+@register_model
+def mambavision_large2(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-L2, 241.6 M parameters."""
+    return _create("mambavision_large2", pretrained, options, **_LARGE2)
+
+
+@register_model
+def mambavision_large2_512_21k(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-L2 for 512 pixels, pretrained on ImageNet-21k, 241.6 M parameters."""
+    return _create("mambavision_large2_512_21k", pretrained, options, windows=(32, 16), **_LARGE2)
+
+
+@register_model
+def mambavision_large3_256_21k(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-L3 for 256 pixels, pretrained on ImageNet-21k, 739.6 M parameters."""
+    return _create("mambavision_large3_256_21k", pretrained, options, windows=(16, 8), **_LARGE3)
+
+
+@register_model
+def mambavision_large3_512_21k(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build MambaVision-L3 for 512 pixels, pretrained on ImageNet-21k, 739.6 M parameters."""
+    return _create("mambavision_large3_512_21k", pretrained, options, windows=(32, 16), **_LARGE3)
+
+
+@register_model
+def mambavision_micro_32(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build a small MambaVision for images of 32 pixels, 6.6 M parameters."""
+    sizes = {"dim": 40, "stem_strides": (1, 1), "depths": (6, 3), "windows": (8, 4), "heads": (4, 8)}
+    return _create("mambavision_micro_32", pretrained, options, **sizes)
+
+
+@register_model
+def mambavision_nano_8(pretrained: bool = False, **options: Any) -> MambaVision:
+    """Build a tiny MambaVision for images of 8 pixels, such as scikit-learn's digits."""
+    sizes = {
+        "dim": 32, "stem_dim": 16, "stem_strides": (1, 1), "conv_depths": (1,), "depths": (4,), "windows": (4,),
+        "heads": (4,),
+    }  # fmt: skip
+    return _create("mambavision_nano_8", pretrained, options, **sizes)
