@@ -32,7 +32,7 @@ class MambaVisionMixer(Mixer):
     Args:
         d_model: Channels of the input and of the output.
         d_state: States per scanned channel (N).
-        d_conv: Width of the convolution (W); where it is even, the extra tap looks ahead.
+        d_conv: Width of the convolution (W), at least 2; where it is even, the extra tap looks ahead.
         expand: Channels of both halves together per model channel; their product is rounded down.
         dt_rank: Rank of the step sizes (R), or "auto" for a sixteenth of ``d_model``, rounded up.
         backend: The operators' implementation to force ("reference", "cpu", "triton"); None lets each choose.
@@ -61,9 +61,9 @@ class MambaVisionMixer(Mixer):
         super().__init__(d_model, backend)
         d_inner = int(expand * d_model)
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
-        for name, size in (("d_state", d_state), ("d_conv", d_conv), ("dt_rank", rank)):
-            if not isinstance(size, int) or size < 1:
-                raise UserError(f"mambavision: {name} is {size!r}", "give a whole number of at least 1")
+        for name, size, least in (("d_state", d_state, 1), ("d_conv", d_conv, 2), ("dt_rank", rank, 1)):
+            if not isinstance(size, int) or size < least:
+                raise UserError(f"mambavision: {name} is {size!r}", f"give a whole number of at least {least}")
         if d_inner < 2 or d_inner % 2:
             raise UserError(
                 f"mambavision: expand * d_model is {d_inner}",

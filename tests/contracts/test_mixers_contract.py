@@ -17,7 +17,7 @@ from mamba_kernels import Route
 D = 12
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mamba1": [{"d_conv": 1}, {"d_conv": 3, "d_state": 5, "dt_rank": 2, "bias": True, "conv_bias": False}],
-    "mambavision": [{"d_conv": 1}, {"d_conv": 4, "d_state": 3, "expand": 2, "dt_rank": 2}],
+    "mambavision": [{"d_conv": 2}, {"d_conv": 4, "d_state": 3, "expand": 2, "dt_rank": 2}],
     "attention": [{"heads": 3, "rotary": True, "qkv_bias": True, "bias": True}, {"heads": 2, "causal": False}],
 }
 CASES = [(name, options) for name in names() for options in ({}, *VARIANTS.get(name, []))]
