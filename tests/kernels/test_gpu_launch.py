@@ -56,11 +56,13 @@ def test_a_launcher_runs_on_its_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> 
 
     @on_device_of_inputs
     def launch(scale: float, x: Tensor) -> float:
-        assert len(chosen) == (x.device.type == "cuda")
+        assert len(chosen) == (x.device.index == 1)
         return scale
 
     monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert launch(1.0, torch.zeros(2)) == 1.0
     with FakeTensorMode():
+        assert launch(3.0, torch.empty(2, device="cuda:0")) == 3.0
         assert launch(2.0, x=torch.empty(2, device="cuda:1")) == 2.0
     assert chosen == [torch.device("cuda:1")]

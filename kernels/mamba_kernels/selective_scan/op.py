@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from mamba_kernels import backend as backends
+from mamba_kernels.autograd import wants_gradient
 from mamba_kernels.checks import FLOATS, cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.memo import per_layout
 from mamba_kernels.selective_scan.reference import selective_scan_reference
-from mamba_kernels.selective_scan.registered import registered_scan
+from mamba_kernels.selective_scan.registered import scan
 
 NAME = "selective_scan"
 MAX_STATE = 256
@@ -35,6 +37,7 @@ def _check_matrix(name: str, M: Tensor, u: Tensor, state: int) -> None:
     require_shape(NAME, name, M, shapes[M.dim()], letters[M.dim()])
 
 
+@per_layout
 def _check(
     u: Tensor,
     delta: Tensor,
@@ -163,9 +166,8 @@ def selective_scan(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, reverse, out_dtype
         )
     else:
-        differentiable = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-        save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in differentiable)
-        out, last_state, _ = registered_scan(
+        save = wants_gradient(u, delta, A, B, C, D, z, delta_bias, initial_state)
+        out, last_state, _ = scan(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, reverse, out_dtype, save
         )
     return (out, last_state) if return_last_state else out

@@ -1,7 +1,7 @@
 """The selective scan as operators that PyTorch knows, so that compilers and exporters can carry it along.
 
 ``mamba_kernels::selective_scan`` and its backward pass run the kernels of the device. Both passes of one device
-agree on the checkpoints between them, whatever these are.
+agree on the checkpoints between them, whatever these are. `scan` is the operator as it is to be called.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mamba_kernels import backend as backends
-from mamba_kernels.autograd import refuse_second_derivative
+from mamba_kernels.autograd import refuse_second_derivative, register_derivative
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.selective_scan import cpu, triton_plan
@@ -139,7 +139,7 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | 
     *tensors, initial_state, seq_idx, checkpoints = ctx.saved_tensors
     if grad_out is None:
         grad_out = torch.zeros_like(tensors[0], dtype=ctx.out_dtype)
-    gradients = registered_backward(
+    gradients = scan_backward(
         grad_out, grad_last_state, *tensors, ctx.softplus, initial_state, seq_idx, ctx.reverse, checkpoints
     )
     present = [*tensors, initial_state]
@@ -149,5 +149,5 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, grad_last_state: Tensor | 
     return du, ddelta, dA, dB, dC, dD, dz, dbias, None, dinitial, None, None, None, None
 
 
-registered_scan.register_autograd(_differentiate, setup_context=_setup_context)
-refuse_second_derivative("selective_scan", registered_backward)
+scan = register_derivative(registered_scan, _differentiate, setup_context=_setup_context)
+scan_backward = refuse_second_derivative("selective_scan", registered_backward)

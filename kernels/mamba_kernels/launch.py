@@ -1,0 +1,93 @@
+"""Launching Triton kernels again and again: what a call's shapes decide is worked out once.
+
+Triton examines and classifies every argument at every call, which costs more than many of our kernels run. A `Launch`
+is a kernel with its grid, its numbers and its constants; a call gives it the tensors, whose addresses are all that
+changes::
+
+    @per_layout
+    def plan(x: Tensor, silu: bool) -> Launch:  # reads shapes, strides and dtypes alone
+        return Launch(kernel, (x.shape[0],), x.shape[1], *x.stride(), SILU=silu, num_warps=4)
+
+    plan(x, silu)(x, out)
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from triton import knobs
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+# Addresses that are multiples of it are what Triton compiles another kernel for.
+ALIGNMENT = 16
+
+
+class _Compiled(NamedTuple):
+    """A compiled kernel on one GPU, as Triton's own launcher takes it, and all its arguments after the tensors."""
+
+    run: Any
+    function: Any
+    metadata: Any
+    rest: tuple[Any, ...]
+
+
+class Launch:
+    """A kernel with its grid and all arguments but the tensors, to be called with these.
+
+    The first call for each GPU, dtypes and alignment of the tensors goes through Triton, which compiles; later ones
+    hand the addresses to the compiled kernel. It runs on the current GPU's current stream, in a captured graph as well,
+    and goes through Triton each time where kernels are interpreted or somebody's hooks watch launches. Triton's debug
+    settings and globals that kernels read are looked at by the first call alone.
+
+    Args:
+        kernel: The kernel, made by ``triton.jit`` or Gluon's; its parameters are tensors, then numbers, then constants.
+        grid: Programs along 1 to 3 axes.
+        *numbers: The arguments after the tensors, in order: sizes, strides, other integers and floats.
+        **constants: Compile-time constants, and Triton's options such as ``num_warps``.
+    """
+
+    def __init__(self, kernel: Any, grid: tuple[int, ...], *numbers: float, **constants: Any) -> None:
+        self.kernel, self.grid, self.numbers, self.constants = kernel, grid, numbers, constants
+        self._axes = (*grid, 1, 1)[:3]
+        self._compiled: dict[Any, _Compiled] = {}
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Launch the kernel on tensors, all on the current GPU."""
+        if not isinstance(self.kernel, JITFunction) or _is_watched(self.kernel):
+            self._through_triton(tensors)
+            return
+        addresses = [x.data_ptr() for x in tensors]
+        device = driver.active.get_current_device()
+        key: Any = (device, *[x.dtype for x in tensors])
+        union = 0
+        for address in addresses:
+            union |= address
+        if union % ALIGNMENT:
+            key = (*key, *[address % ALIGNMENT == 0 for address in addresses])
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            made = self._through_triton(tensors)
+            if made is not None:
+                self._compiled[key] = _Compiled(made.run, made.function, made.packed_metadata, self._rest(len(tensors)))
+            return
+        compiled.run(
+            *self._axes, driver.active.get_current_stream(device), compiled.function, compiled.metadata,
+            None, None, None, *addresses, *compiled.rest,
+        )  # fmt: skip
+
+    def _through_triton(self, tensors: tuple[Tensor, ...]) -> Any:
+        return self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
+
+    def _rest(self, tensors: int) -> tuple[Any, ...]:
+        """Return what the compiled kernel takes after the tensors: the numbers, and a value for every constant."""
+        names = self.kernel.arg_names[tensors + len(self.numbers) :]
+        defaults = self.kernel.signature.parameters
+        return (*self.numbers, *(self.constants.get(name, defaults[name].default) for name in names))
+
+
+def _is_watched(kernel: JITFunction) -> bool:
+    """Return whether somebody, such as a profiler, has hooks around launches, which Triton alone knows how to call."""
+    around = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+    return bool(kernel.pre_run_hooks) or any(hook is not None and getattr(hook, "calls", True) for hook in around)

@@ -1,0 +1,196 @@
+"""Launches that are prepared once hand a GPU's launcher what Triton itself would; a stand-in for the driver listens."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("nothing is launched where kernels are interpreted", allow_module_level=True)
+
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime.driver import driver
+
+from mamba_kernels.launch import Launch
+
+
+@triton.jit
+def scale(x, y, length, start, eps, BLOCK: tl.constexpr, ROUND: tl.constexpr = False, SHIFT: tl.constexpr = None):
+    """Write x / (eps + 1), from ``start`` on."""
+    i = start + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    values = tl.load(x + i, mask=i < length) / (eps + 1)
+    if ROUND:
+        values = tl.floor(values.to(tl.float32))
+    tl.store(y + i, values, mask=i < length)
+
+
+class _Launcher:
+    """Stands for the C function that launches: keeps what it is given."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        pass
+
+    def __call__(self, *arguments: Any) -> None:
+        driver.active.launched.append(arguments)
+
+
+class _Binaries:
+    def __init__(self) -> None:
+        self.functions = itertools.count(100)
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232_448, "multiprocessor_count": 132}
+
+    def load_binary(self, *arguments: Any) -> tuple[int, int, int, int, int]:
+        return 0, next(self.functions), 32, 0, 1024
+
+
+class _Driver(DriverBase):
+    """A driver of GPUs of type sm_90 that are not there; tensors of the CPU stand for theirs."""
+
+    launcher_cls = _Launcher
+
+    def __init__(self) -> None:
+        self.utils, self.launched, self.device, self.stream = _Binaries(), [], 0, 7
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_stream(self, device: int) -> int:
+        return self.stream
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> _Driver:
+    listening = _Driver()
+    monkeypatch.setattr(driver, "_active", listening)
+    scale.device_caches.clear()
+    return listening
+
+
+def addresses(arguments: tuple[Any, ...]) -> list[Any]:
+    """Return what a launcher was given, but for hooks: those that nobody set are left out or empty."""
+    seen = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    return [*seen[:6], *seen[9:]]
+
+
+X, Y = torch.zeros(64), torch.zeros(64)
+
+
+@pytest.mark.parametrize(
+    ("grid", "numbers", "constants"),
+    [
+        ((3,), (64, 0, 0.5), {"BLOCK": 16}),
+        ((3, 2), (1, 17, 1.0), {"BLOCK": 32, "ROUND": True, "num_warps": 2}),
+        ((2**31 - 1, 2, 1), (2**40, 16, 0.0), {"BLOCK": 16, "SHIFT": 3, "num_stages": 2}),
+        ((0,), (64, 1, 0.5), {"BLOCK": 16}),
+    ],
+)
+def test_every_launch_hands_over_what_triton_does(
+    gpu: _Driver, grid: tuple[int, ...], numbers: tuple[float, ...], constants: dict[str, Any]
+) -> None:
+    launch = Launch(scale, grid, *numbers, **constants)
+    for x in (X, X[4:], X[1:], X.bfloat16()):
+        for _ in range(3):
+            launch(x, Y)
+        scale[grid](x, Y, *numbers, **constants)
+        first, *later, tritons = [addresses(arguments) for arguments in gpu.launched]
+        assert first == tritons
+        assert later == [tritons, tritons]
+        gpu.launched.clear()
+
+
+def test_only_the_first_launch_goes_through_triton(gpu: _Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(scale, (1,), 64, 0, 0.5, BLOCK=16)
+    launch(X, Y)
+    monkeypatch.setattr(triton.JITFunction, "run", None)
+    launch(X[8:], Y)
+    assert len(gpu.launched) == 2
+    assert X[8:].data_ptr() in gpu.launched[1]
+    for tensors in ((X[1:], Y), (X, Y[1:]), (X.double(), Y)):
+        with pytest.raises(TypeError, match="NoneType"):
+            launch(*tensors)
+
+
+def test_kernels_are_the_current_gpus_and_run_on_its_current_stream(gpu: _Driver) -> None:
+    launch = Launch(scale, (1,), 64, 0, 0.5, BLOCK=16)
+    for device, stream in ((0, 7), (0, 8), (1, 9), (1, 9), (0, 7)):
+        gpu.device, gpu.stream = device, stream
+        launch(X, Y)
+    streams, functions = zip(*[arguments[3:5] for arguments in gpu.launched], strict=True)
+    assert streams == (7, 8, 9, 9, 7)
+    assert functions == (100, 100, 101, 101, 100)
+
+
+def test_hooks_see_every_launch(gpu: _Driver) -> None:
+    launch, seen = Launch(scale, (1,), 64, 0, 0.5, BLOCK=16), []
+
+    def watch(*arguments: Any, **options: Any) -> None:
+        seen.append(arguments)
+
+    launch(X, Y)
+    knobs.runtime.launch_enter_hook.add(watch)
+    try:
+        launch(X, Y)
+        assert gpu.launched[-1][7].calls == [watch]
+    finally:
+        knobs.runtime.launch_enter_hook.remove(watch)
+    scale.add_pre_run_hook(watch)
+    try:
+        launch(X, Y)
+        assert len(seen) == 1
+    finally:
+        scale.pre_run_hooks.clear()
+    launch(X, Y)
+    assert (len(seen), len(gpu.launched)) == (1, 4)
+
+
+def test_what_triton_did_not_compile_is_not_remembered(gpu: _Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(scale, (1,), 64, 0, 0.5, BLOCK=16)
+    with monkeypatch.context() as patched:
+        patched.setattr(knobs.runtime, "jit_cache_hook", lambda **_: True)
+        launch(X, Y)
+    assert gpu.launched == []
+    launch(X, Y)
+    assert len(gpu.launched) == 1
+
+
+def test_what_triton_does_not_compile_is_called_each_time() -> None:
+    class Interpreted:
+        def __init__(self) -> None:
+            self.calls: list[Any] = []
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *arguments, **constants: self.calls.append((grid, arguments, constants))
+
+    kernel = Interpreted()
+    launch = Launch(kernel, (2, 3), 5, BLOCK=16)
+    launch(X)
+    launch(Y)
+    assert kernel.calls == [((2, 3), (X, 5), {"BLOCK": 16}), ((2, 3), (Y, 5), {"BLOCK": 16})]
