@@ -11,6 +11,7 @@ from mamba_apps.mixers.norms import LayerNorm, RMSNorm, create_norm
 from mamba_apps.mixers.registry import MixerSpec, create, names, register, spec
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_apps.mixers.routed import RoutedMixer
+from mamba_apps.mixers.ss2d import SS2D
 
 __all__ = [
     "Mixer",
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionMixer",
     "AttentionState",
     "RoutedMixer",
+    "SS2D",
     "causal_conv1d_route",
     "MixerBlock",
     "RMSNorm",

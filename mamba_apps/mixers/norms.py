@@ -30,9 +30,9 @@ class _Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(width, device=device, dtype=dtype)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension of ``x``."""
-        return self.operator(x, self.weight, self.bias, eps=self.eps, backend=self.backend)
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Normalise the last dimension of ``x``; the result has the dtype ``out_dtype``, or that of ``x``."""
+        return self.operator(x, self.weight, self.bias, eps=self.eps, out_dtype=out_dtype, backend=self.backend)
 
     def add(self, x: Tensor, residual: Tensor | None, residual_in_fp32: bool = False) -> tuple[Tensor, Tensor]:
         """Add ``residual`` to ``x`` where there is one, and normalise the sum.

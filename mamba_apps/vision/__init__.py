@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from mamba_apps.vision.mambavision import MambaVision
+from mamba_apps.vision.vmamba import VMamba
 
-__all__ = ["MambaVision"]
+__all__ = ["MambaVision", "VMamba"]

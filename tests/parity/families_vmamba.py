@@ -1,0 +1,124 @@
+"""VMamba, whole, as a backbone and its mixer alone, against the published code's numbers and its checkpoints' keys."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from parity_cards import Card, UnsupportedCardError
+from parity_compare import Comparison
+from parity_families import family
+from torch import Tensor, nn
+
+from mamba_apps.mixers import SS2D
+from mamba_apps.vision import VMamba
+from mamba_apps.vision.vmamba_adapter import from_reference
+
+# The published constructors' arguments and ours; and those of which we have one value alone.
+_MIXER = {
+    "d_model": "d_model", "d_state": "d_state", "ssm_ratio": "expand", "dt_rank": "dt_rank", "d_conv": "d_conv",
+    "conv_bias": "conv_bias", "forward_type": "forward_type",
+}  # fmt: skip
+_MIXER_FIXED = {"initialize": "v0"}
+_MODEL = {
+    "patch_size": "patch_size", "in_chans": "in_chans", "num_classes": "num_classes", "depths": "depths",
+    "dims": "dims", "ssm_d_state": "d_state", "ssm_ratio": "expand", "ssm_dt_rank": "dt_rank", "ssm_conv": "d_conv",
+    "ssm_conv_bias": "conv_bias", "ssm_drop_rate": "mixer_drop_rate", "forward_type": "forward_type",
+    "mlp_ratio": "mlp_ratio", "mlp_drop_rate": "mlp_drop_rate", "gmlp": "gated_mlp",
+    "drop_path_rate": "drop_path_rate", "patch_norm": "patch_norm", "downsample_version": "downsample_version",
+    "patchembed_version": "patch_version", "posembed": "pos_embed", "imgsize": "img_size",
+    "out_indices": "feature_norms",
+}  # fmt: skip
+_MODEL_FIXED = {"ssm_act_layer": "silu", "ssm_init": "v0", "mlp_act_layer": "gelu", "use_checkpoint": False}
+
+
+@family("ss2d_*")
+def check_mixer(card: Card) -> None:
+    theirs = card.options("constructor", *_MIXER, *_MIXER_FIXED, "channel_first")
+    channel_first = theirs.pop("channel_first")
+    mixer = SS2D(**_ours(card, theirs, _MIXER, _MIXER_FIXED)).eval()
+    mixer.load_state_dict(card.group("param."), strict=True)
+    comparison = Comparison(card)
+
+    def run(x: Tensor) -> Tensor:
+        return mixer(x.movedim(1, -1)).movedim(-1, 1) if channel_first else mixer(x)
+
+    _check_gradients(card, comparison, mixer, run)
+    comparison.finish()
+
+
+@family("vmamba_*")
+def check_model(card: Card) -> None:
+    theirs = card.options("constructor", *_MODEL, *_MODEL_FIXED, "norm_layer")
+    channel_first = {"ln": False, "ln2d": True}.get(theirs.pop("norm_layer"))
+    if channel_first is None:
+        raise UnsupportedCardError(f"{card.name}: unsupported option norm_layer")
+    model = VMamba(**_ours(card, theirs, _MODEL, _MODEL_FIXED)).eval()
+    comparison = Comparison(card)
+    taps: dict[str, nn.Module] = {"patch_embed": model.patch_embed, "classifier_norm": model.classifier.norm}
+    for i, stage in enumerate(model.layers):
+        taps |= {f"stage{i}_blocks": stage.blocks, f"stage{i}_down": stage.downsample}
+    for name, module in taps.items():
+        if f"feat.{name}" in card.expected:
+            module.register_forward_hook(partial(_near, card, comparison, f"feat.{name}", channel_first))
+    if "out_indices" in theirs:
+        model.prune_intermediate_layers(theirs["out_indices"], prune_norm=True)
+        model.load_state_dict(from_reference(card.group("param."), model))
+        features = model.forward_intermediates(card.tensors["input.x"], intermediates_only=True)
+        for i, feature in zip(theirs["out_indices"], features, strict=True):
+            comparison.near(f"output.{i}", feature, **_tolerance(card, ""))
+    else:
+        model.load_state_dict(from_reference(card.group("param."), model))
+        _check_gradients(card, comparison, model, model)
+    comparison.finish()
+
+
+@family("keys_vmamba_*")
+def check_keys(card: Card) -> None:
+    """A released checkpoint's keys load through the adapter, and every value arrives."""
+    name = card.name.removeprefix("keys_")
+    if not timm.is_model(name):
+        raise UnsupportedCardError(f"{card.name}: unsupported model ({card.entries['_meta']['official_entry']})")
+    random = torch.Generator().manual_seed(0)
+    released = {key: torch.randn(shape, generator=random) for key, (shape, _) in card.entries["keys"].items()}
+    overlay = {"state_dict": {"model": released}}
+    loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    assert sum(tensor.numel() for tensor in loaded.values()) == card.entries["_meta"]["n_params"]
+    assert loaded.keys() == released.keys()
+    for key, tensor in released.items():
+        assert torch.equal(loaded[key], tensor), key
+
+
+def _ours(card: Card, theirs: dict[str, Any], names: dict[str, str], fixed: dict[str, Any]) -> dict[str, Any]:
+    for name, value in fixed.items():
+        if theirs.pop(name, value) != value:
+            raise UnsupportedCardError(f"{card.name}: unsupported option {name}, but for {value!r}")
+    return {names[name]: value for name, value in theirs.items()}
+
+
+def _near(
+    card: Card, comparison: Comparison, name: str, channel_first: bool, module: nn.Module, inputs: Any, x: Tensor
+) -> None:
+    comparison.near(name, x.movedim(-1, 1) if channel_first else x, **_tolerance(card, ""))
+
+
+def _check_gradients(card: Card, comparison: Comparison, module: nn.Module, run: Any) -> None:
+    """Compare the output and, where the card has a loss, every gradient it holds."""
+    x = card.group("input.")["x"].requires_grad_()
+    y = run(x)
+    comparison.near("output", y, **_tolerance(card, ""))
+    if "loss" not in card.tensors:
+        return
+    loss = (y * card.tensors["lossw.output"]).sum() / y.numel() ** 0.5
+    comparison.near("loss", loss.reshape(1), **_tolerance(card, ""))
+    loss.backward()
+    comparison.near("grad.input.x", x.grad, **_tolerance(card, "grad_"))
+    for name in (name for name in card.expected if name.startswith("grad.param.")):
+        parameter = module.get_parameter(name.removeprefix("grad.param."))
+        comparison.near(name, parameter.grad, **_tolerance(card, "grad_"))
+
+
+def _tolerance(card: Card, kind: str) -> dict[str, float]:
+    return {name: card.entries["expected_tolerance"][kind + name] for name in ("atol", "rtol")}
