@@ -12,6 +12,7 @@ from mamba_apps.mixers.registry import MixerSpec, create, names, register, spec
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_apps.mixers.routed import RoutedMixer
 from mamba_apps.mixers.ss2d import SS2D
+from mamba_apps.mixers.vim import VimMixer
 
 __all__ = [
     "Mixer",
@@ -29,6 +30,7 @@ __all__ = [
     "AttentionState",
     "RoutedMixer",
     "SS2D",
+    "VimMixer",
     "causal_conv1d_route",
     "MixerBlock",
     "RMSNorm",

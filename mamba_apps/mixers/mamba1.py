@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,24 @@ class Mamba1State(NamedTuple):
     ssm_state: Tensor
 
 
+class ScanParameters(NamedTuple):
+    """What one reading derives its scan from.
+
+    Args:
+        x_weight: (R + 2N, E) the projection to low-rank step sizes, B and C.
+        dt_weight: (E, R) the projection from there to step sizes.
+        dt_bias: (E,) their bias.
+        A_log: (E, N) logarithms of the decay rates.
+        D: (E,) skip weights.
+    """
+
+    x_weight: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+
+
 @register("mamba1")
 class Mamba1Mixer(Mixer):
     """Mamba-1's selective state space, with mamba-ssm's options and initialisation.
@@ -69,8 +87,8 @@ class Mamba1Mixer(Mixer):
 
     causal = True
     routes = ROUTE_NAMES
-    shared_projections = ("in_proj", "out_proj")
-    undecayed = ("A_log", "D")
+    shared_projections: ClassVar[tuple[str, ...]] = ("in_proj", "out_proj")
+    undecayed: ClassVar[tuple[str, ...]] = ("A_log", "D")
 
     def __init__(
         self,
@@ -190,7 +208,7 @@ class Mamba1Mixer(Mixer):
             ssm_state,
             u_BE,
             F.linear(dt_BR, self.dt_proj.weight),
-            self._A(),
+            _rates(self.A_log),
             B_BN,
             C_BN,
             _wide(self.D),
@@ -214,23 +232,11 @@ class Mamba1Mixer(Mixer):
             activation="silu",
             backend=self.backend,
         )
-        weight_KEO = torch.stack([m.x_proj.weight.mT for m in mixers])
-        dt, B, C = (u.flatten(2, -2) @ weight_KEO).unflatten(2, u.shape[2:-1]).split(self._widths, dim=-1)
-        y = selective_scan_route(
-            u,
-            dt,
-            torch.cat([m._A() for m in mixers]),
-            B,
-            C,
-            torch.cat([_wide(m.D) for m in mixers]),
-            z,
-            torch.cat([_wide(m.dt_proj.bias) for m in mixers]),
-            True,
-            route=route,
-            delta_weight=torch.stack([m.dt_proj.weight for m in mixers]),
-            backend=self.backend,
-        )
-        return self.out_proj(y)
+        return self.out_proj(scan_readings(u, z, [m.scan_parameters() for m in mixers], route, self.backend))
+
+    def scan_parameters(self) -> ScanParameters:
+        """Return what this mixer scans a reading with."""
+        return ScanParameters(self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
         u_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, dim=-1)
@@ -263,7 +269,7 @@ class Mamba1Mixer(Mixer):
             u_BEL,
             # Without its bias: the scan adds that in float32.
             F.linear(dt_BLR, self.dt_proj.weight).transpose(1, 2),
-            self._A(),
+            _rates(self.A_log),
             B_BLN.transpose(1, 2),
             C_BLN.transpose(1, 2),
             _wide(self.D),
@@ -277,8 +283,46 @@ class Mamba1Mixer(Mixer):
         )
         return self.out_proj(y_BEL.transpose(1, 2)), ssm_state
 
-    def _A(self) -> Tensor:
-        return -_wide(self.A_log).exp()
+
+def scan_readings(
+    u: Tensor, z: Tensor, readings: Sequence[ScanParameters], route: Route, backend: str | None = None
+) -> Tensor:
+    """Scan a grid along each reading of a route with that reading's own parameters, merge, and gate once.
+
+    Args:
+        u: What each reading scans, (B, K, *spatial, E).
+        z: The gate (B, *spatial, E), before its activation.
+        readings: The parameters of the K readings.
+        route: The route.
+        backend: The scan's implementation to force.
+
+    Returns:
+        (B, *spatial, E).
+    """
+    x_weight_KEO = torch.stack([reading.x_weight.mT for reading in readings])
+    dt_weight_KER = torch.stack([reading.dt_weight for reading in readings])
+    A_KEN = torch.stack([_rates(reading.A_log) for reading in readings])
+    widths = (dt_weight_KER.shape[-1], A_KEN.shape[-1], A_KEN.shape[-1])
+    dt, B, C = (u.flatten(2, -2) @ x_weight_KEO).unflatten(2, u.shape[2:-1]).split(widths, dim=-1)
+    return selective_scan_route(
+        u,
+        dt,
+        A_KEN.flatten(0, 1),
+        B,
+        C,
+        torch.cat([_wide(reading.D) for reading in readings]),
+        z,
+        # Apart from its weight: the scan adds it in float32.
+        torch.cat([_wide(reading.dt_bias) for reading in readings]),
+        True,
+        route=route,
+        delta_weight=dt_weight_KER,
+        backend=backend,
+    )
+
+
+def _rates(A_log: Tensor) -> Tensor:
+    return -_wide(A_log).exp()
 
 
 def _wide(parameter: Tensor) -> Tensor:

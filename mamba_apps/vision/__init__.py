@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mamba_apps.vision.mambavision import MambaVision
+from mamba_apps.vision.vim import Vim
 from mamba_apps.vision.vmamba import VMamba
 
-__all__ = ["MambaVision", "VMamba"]
+__all__ = ["MambaVision", "Vim", "VMamba"]

@@ -1,0 +1,137 @@
+"""Vision Mamba's sequence: patches in row-major order, class tokens among them, and what says where each lies.
+
+Dimensions in names: B batch, L length of the sequence, M patches, T class tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import build_rotary_pos_embed
+from torch import Tensor, nn
+
+from mamba_apps.errors import UserError
+
+Place = Literal["middle", "front", "double", "none"]
+ResizeRule = Literal["grid", "official"]
+Grid = tuple[int, int]
+
+# The grid of the rotary positions' unit: on others they are stretched to its extent.
+_ROTARY_GRID = [14, 14]
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches, which overlap where the stride is smaller than the patch, and project each.
+
+    Args:
+        in_chans: Channels of the image.
+        embed_dim: Channels of a token.
+        patch_size: Edge of a patch in pixels.
+        stride: Distance of neighbouring patches in pixels.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, stride: int) -> None:
+        super().__init__()
+        self.patch_size, self.stride = patch_size, stride
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
+
+    def grid(self, img_size: Grid) -> Grid:
+        """Return how many patches an image has along each axis; pixels left over at the far edges belong to none.
+
+        Raises:
+            UserError: If the image is smaller than a patch.
+        """
+        if min(img_size) < self.patch_size:
+            raise UserError(
+                f"an image of {img_size[0]} x {img_size[1]} pixels is smaller than a patch of {self.patch_size}",
+                "give larger images, or a model with smaller patches",
+            )
+        height, width = ((size - self.patch_size) // self.stride + 1 for size in img_size)
+        return height, width
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the patches (B, D, *grid)."""
+        return self.proj(x_BCHW)
+
+
+class TokenLayout:
+    """Where the class tokens stand in the sequence.
+
+    Args:
+        place: "middle" before patch M // 2, "front" before the first, "double" at both ends, or "none".
+    """
+
+    def __init__(self, place: Place) -> None:
+        if place not in ("middle", "front", "double", "none"):
+            raise UserError(f"class_token is {place!r}", 'choose "middle", "front", "double" or "none"')
+        self.place = place
+        self.count = {"none": 0, "double": 2}.get(place, 1)
+
+    def insert(self, patch_BMD: Tensor, class_BTD: Tensor) -> Tensor:
+        """Return the sequence (B, M + T, D) of patches and class tokens."""
+        if self.count == 0:
+            return patch_BMD
+        cut = self._before(patch_BMD.shape[1])
+        head, tail = class_BTD[:, :1], class_BTD[:, 1:]
+        return torch.cat([patch_BMD[:, :cut], head, patch_BMD[:, cut:], tail], dim=1)
+
+    def split(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the patches (B, M, D) and the class tokens (B, T, D) of a sequence."""
+        if self.count == 0:
+            return x_BLD, x_BLD[:, :0]
+        patches = x_BLD.shape[1] - self.count
+        cut = self._before(patches)
+        patch_BMD = torch.cat([x_BLD[:, :cut], x_BLD[:, cut + 1 : patches + 1]], dim=1)
+        return patch_BMD, torch.cat([x_BLD[:, cut : cut + 1], x_BLD[:, patches + 1 :]], dim=1)
+
+    def _before(self, patches: int) -> int:
+        """Return how many patches stand before the first class token."""
+        return patches // 2 if self.place == "middle" else 0
+
+
+def resize_position_embedding(
+    embedding_1LD: Tensor, layout: TokenLayout, old: Grid, new: Grid, rule: ResizeRule = "grid"
+) -> Tensor:
+    """Interpolate learned positions to another grid, by cubic convolution of each channel.
+
+    Args:
+        embedding_1LD: The positions, in the order of the sequence.
+        layout: Where the class tokens stand in it; their positions are kept.
+        old: The grid it was learned on.
+        new: The grid wanted.
+        rule: "grid" takes each patch's position where it is. "official" does what Vim's own fine-tuning does: it takes
+            the first rows for the class tokens' wherever these stand, so that with one in the middle the patches before
+            it are shifted by one.
+
+    Returns:
+        The positions (1, L', D); the same tensor where the grid does not change.
+    """
+    if old == new:
+        return embedding_1LD
+    if rule == "official":
+        class_1TD, patch_1MD = embedding_1LD[:, : layout.count], embedding_1LD[:, layout.count :]
+    else:
+        patch_1MD, class_1TD = layout.split(embedding_1LD)
+    patch_1DHW = patch_1MD.mT.unflatten(-1, old).float()
+    resized_1DHW = F.interpolate(patch_1DHW, size=new, mode="bicubic", align_corners=False)
+    resized_1MD = resized_1DHW.flatten(2).mT.to(embedding_1LD.dtype)
+    if rule == "official":
+        return torch.cat([class_1TD, resized_1MD], dim=1)
+    return layout.insert(resized_1MD, class_1TD)
+
+
+def rotary_positions(layout: TokenLayout, grid: Grid, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return sine and cosine (L, D) by which a sequence turns: a patch by its row and column, a class token not at all.
+
+    The first half of the channels turns with the row and the second with the column, in pairs of neighbours.
+    """
+    angles = build_rotary_pos_embed(
+        list(grid), dim=channels, in_pixels=False, ref_feat_shape=_ROTARY_GRID, device=device
+    )
+    sin_LD, cos_LD = (
+        layout.insert(angle_MD[None], torch.full((1, layout.count, channels), still, device=device))[0]
+        for angle_MD, still in zip(angles, (0.0, 1.0), strict=True)
+    )
+    return sin_LD, cos_LD
