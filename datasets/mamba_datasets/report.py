@@ -72,18 +72,19 @@ class Collector:
         self.findings: list[Finding] = []
         self.notes: list[str] = []
 
-    def add(self, where: str, expected: str, remedy: str) -> None:
+    def add(self, where: str, expected: str, remedy: str, path: str | Path | None = None) -> None:
         """Take one finding.
 
         Args:
             where: The place inside the file.
             expected: What was expected there, and what was found.
             remedy: What the person can do about it.
+            path: The file, where it is another than the collector's.
 
         Raises:
             DataError: The finding itself, unless findings are kept.
         """
-        finding = Finding(self.path, where, expected, remedy)
+        finding = Finding(self.path if path is None else str(path), where, expected, remedy)
         if not self.keep:
             raise finding.error()
         self.findings.append(finding)

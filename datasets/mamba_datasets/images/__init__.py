@@ -1,0 +1,25 @@
+"""Images: read and checked, sorted into classes or paired with masks, streamed from chunks."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mamba_datasets.images.read import read_image
+
+if TYPE_CHECKING:
+    from mamba_datasets.images.folder import ImageFolder
+    from mamba_datasets.images.masks import read_mask
+    from mamba_datasets.images.pairs import ImagePairs
+
+__all__ = ["read_image", "ImageFolder", "read_mask", "ImagePairs"]
+
+# What needs torch is imported when it is asked for, so that checking a folder does not wait for it.
+_LAZY = {"ImageFolder": "folder", "ImagePairs": "pairs", "read_mask": "masks"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its module."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,125 @@
+"""Pairs of an image and its mask: found by their names, and read as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mamba_datasets.errors import DataError
+from mamba_datasets.images.masks import MaskRules, read_mask
+from mamba_datasets.images.read import REPLACE, read_image
+from mamba_datasets.images.tree import SPLITS, folders_in, image_files, is_image_name, split_folder
+from mamba_datasets.report import Collector
+
+MASK_FOLDERS = ("masks", "labels", "annotations")
+
+
+def find_pairs(
+    root: str | Path,
+    sink: Collector,
+    *,
+    split: str | None = None,
+    images: str | Path = "images",
+    masks: str | Path | None = None,
+    left_out: frozenset[str] = frozenset(),
+) -> list[tuple[str, str]]:
+    """Find the images of a folder and the mask of each.
+
+    Args:
+        root: The folder of the whole data set, which links must not leave.
+        sink: Takes what is wrong.
+        split: The split's folder, either within the root or within both the images' and the masks' folder.
+        images: The images' folder within the root.
+        masks: The masks' folder within the root; None takes the one of `MASK_FOLDERS` that exists.
+        left_out: Paths to pass over, with their partners.
+
+    Returns:
+        The pairs, sorted.
+
+    Raises:
+        DataError: There are no such folders.
+    """
+    base: str | Path = root
+    if split is not None and split in folders_in(root):
+        base, split = split_folder(root, split), None
+    image_folder = os.path.join(base, images)
+    if not os.path.isdir(image_folder):
+        inside = ", ".join(folders_in(base)) or "none"
+        raise DataError(base, "layout", f"expected a folder {str(images)!r}, found {inside}", "name it: images=...")
+    mask_folder = os.path.join(base, _mask_folder(base) if masks is None else masks)
+    if not os.path.isdir(mask_folder):
+        raise DataError(base, "layout", f"there is no folder {str(masks)!r}", "name it: masks=...")
+    if split is not None:
+        image_folder, mask_folder = split_folder(image_folder, split), split_folder(mask_folder, split)
+    elif (inside_images := folders_in(image_folder)) and SPLITS.issuperset(inside_images):
+        raise DataError(image_folder, "layout", f"holds splits ({', '.join(inside_images)})", "name one: split=...")
+
+    found_images = _by_stem(image_folder, root, sink, left_out)
+    found_masks = _by_stem(mask_folder, root, sink, left_out)
+    dropped = {stem for folder in (image_folder, mask_folder) for stem in _stems(left_out, folder)}
+    pairs = []
+    for stem in sorted((found_images.keys() | found_masks.keys()) - dropped):
+        image, mask = found_images.get(stem), found_masks.get(stem)
+        if image is not None and mask is not None:
+            pairs.append((image, mask))
+        elif image is not None:
+            sink.add("mask", f"{mask_folder} has none of this name", "add it, or leave out the image", image)
+        else:
+            sink.add("image", f"{image_folder} has none of this name", "add it, or leave out the mask", mask)
+    if not pairs and not sink.findings:
+        sink.add("layout", f"{image_folder} holds no image", "fill it", root)
+    return pairs
+
+
+def read_pair(image_path: str, mask_path: str, rules: MaskRules) -> tuple[Image.Image, np.ndarray]:
+    """Read an image and its mask.
+
+    Args:
+        image_path: The image.
+        mask_path: Its mask.
+        rules: What the mask's values mean.
+
+    Returns:
+        The RGB image, and the class numbers, int64 (H, W).
+
+    Raises:
+        DataError: One of them is broken, or their sizes differ.
+    """
+    image, mask_HW = read_image(image_path), read_mask(mask_path, rules)
+    height, width = mask_HW.shape
+    if image.size != (width, height):
+        expected = f"expected {image.width}x{image.height} as in {image_path}, found {width}x{height}"
+        raise DataError(mask_path, "size", expected, REPLACE)
+    return image, mask_HW
+
+
+def _mask_folder(base: str | Path) -> str:
+    found = [name for name in MASK_FOLDERS if name in folders_in(base)]
+    if len(found) != 1:
+        expected = f"expected a folder of masks ({' or '.join(MASK_FOLDERS)}), found {' and '.join(found) or 'none'}"
+        raise DataError(base, "layout", expected, "name it: masks=...")
+    return found[0]
+
+
+def _by_stem(folder: str, root: str | Path, sink: Collector, left_out: frozenset[str]) -> dict[str, str]:
+    """Return the images of a folder by their path in it without the ending."""
+    files: dict[str, str] = {}
+    for path in image_files(folder, root, sink, left_out):
+        stem = _stem(path, folder)
+        if stem in files:
+            sink.add("name", f"its partner is ambiguous: {files[stem]} has this name too", "rename or remove one", path)
+        files.setdefault(stem, path)
+    return files
+
+
+def _stems(paths: Iterable[str], folder: str) -> set[str]:
+    inside = os.path.join(folder, "")
+    return {_stem(path, folder) for path in paths if path.startswith(inside) and is_image_name(path)}
+
+
+def _stem(path: str, folder: str) -> str:
+    return os.path.splitext(os.path.relpath(path, folder))[0]

@@ -1,0 +1,166 @@
+"""What lies in a folder of images: files in a fixed order, splits and classes; what does not belong is a finding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mamba_datasets.errors import DataError
+from mamba_datasets.images.read import REPLACE, SUFFIXES
+from mamba_datasets.report import Collector, nearest
+
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+# What operating systems leave behind, besides names that begin with a dot.
+_LITTER = frozenset({"thumbs.db", "desktop.ini"})
+
+
+@dataclass
+class ClassTree:
+    """The images of a folder that has a folder a class.
+
+    Args:
+        classes: The names; a class is its index.
+        paths: The files, class by class, sorted.
+        targets: The class of each file.
+    """
+
+    classes: list[str]
+    paths: list[str] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file's ending, in any case, is an image's."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def folders_in(folder: str | Path) -> list[str]:
+    """Return the sorted names of the folders directly in a folder."""
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def split_folder(root: str | Path, split: str) -> str:
+    """Return the folder of a split, or raise a `DataError` that names the splits there are."""
+    if split not in folders_in(root):
+        raise DataError(root, f"split {split!r}", "there is no such folder", nearest(split, folders_in(root)))
+    return os.path.join(root, split)
+
+
+def image_files(folder: str | Path, root: str | Path, sink: Collector, left_out: frozenset[str]) -> Iterator[str]:
+    """Yield the images in a folder and the folders below it, sorted.
+
+    Args:
+        folder: The folder.
+        root: The folder of the whole data set, which links must not leave.
+        sink: Takes links that lead out of it and files that are no images by their name.
+        left_out: Paths to pass over.
+
+    Yields:
+        The paths, each beginning with `folder`.
+    """
+    for entry in _entries(folder):
+        if entry.path in left_out or _leads_astray(entry, root, sink):
+            continue
+        if entry.is_dir():
+            yield from image_files(entry.path, root, sink, left_out)
+        elif is_image_name(entry.name):
+            yield entry.path
+        else:
+            expected = f"expected an image's ending ({' '.join(SUFFIXES)})"
+            sink.add("name", expected, "rename or remove it, or leave it out (--write-broken)", entry.path)
+
+
+def scan_classes(
+    folder: str | Path,
+    root: str | Path,
+    sink: Collector,
+    *,
+    classes: Sequence[str] | None = None,
+    left_out: frozenset[str] = frozenset(),
+) -> ClassTree:
+    """Find the classes of a folder and their images.
+
+    Args:
+        folder: Holds a folder a class.
+        root: The folder of the whole data set, which links must not leave.
+        sink: Takes what is wrong.
+        classes: The classes in the order of their indices, where that is fixed; None takes the sorted folders.
+        left_out: Paths to pass over.
+
+    Returns:
+        The classes and files.
+    """
+    found = []
+    for entry in _entries(folder):
+        if entry.path in left_out or _leads_astray(entry, root, sink):
+            continue
+        if entry.is_dir():
+            found.append(entry.name)
+        elif is_image_name(entry.name):
+            sink.add("class", "this image lies in no class", "move it to its class's folder", entry.path)
+        else:
+            sink.note(f"{entry.path} is no image and was passed over")
+    _check_classes(folder, found, classes, sink)
+    tree = ClassTree(found if classes is None else list(classes))
+    index = {name: number for number, name in enumerate(tree.classes)}
+    for name in found:
+        if name not in index:
+            continue
+        before = len(tree.paths)
+        tree.paths += image_files(os.path.join(folder, name), root, sink, left_out)
+        if len(tree.paths) == before:
+            sink.add("class", "holds no image", "fill this class or remove its folder", os.path.join(folder, name))
+        tree.targets += [index[name]] * (len(tree.paths) - before)
+    return tree
+
+
+def _check_classes(folder: str | Path, found: list[str], classes: Sequence[str] | None, sink: Collector) -> None:
+    path = str(folder)
+    if found and SPLITS.issuperset(found):
+        sink.add("classes", f"its folders are splits ({', '.join(found)})", "name one: split=...", path)
+    elif not found:
+        sink.add("classes", "expected a folder a class, found none", "sort the images into class folders", path)
+    elif classes is None:
+        if len(found) == 1:
+            sink.add("classes", f"found one class only, {found[0]!r}", "give at least two class folders", path)
+        by_case: dict[str, str] = {}
+        for name in found:
+            other = by_case.setdefault(name.casefold(), name)
+            if other != name:
+                sink.add("classes", f"{other!r} and {name!r} differ in case only", "merge or rename one", path)
+    else:
+        if len(set(classes)) < len(classes):
+            sink.add("classes", "the given classes repeat a name", "give each class once", path)
+        for name in sorted(set(classes) - set(found)):
+            sink.add("classes", f"class {name!r} has no folder", "add it, or leave it out of classes", path)
+        for name in sorted(set(found) - set(classes)):
+            sink.add("classes", f"folder {name!r} is none of the given classes", nearest(name, classes), path)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, sorted by name, without hidden files and an operating system's litter."""
+    try:
+        with os.scandir(folder) as entries:
+            kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _LITTER]
+    except OSError as error:
+        raise DataError(folder, "folder", f"cannot be read: {error.strerror}", "check the path") from None
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _leads_astray(entry: os.DirEntry[str], root: str | Path, sink: Collector) -> bool:
+    """Report a link that leaves the data set, loops or ends nowhere."""
+    if not entry.is_symlink():
+        return False
+    target, inside = os.path.realpath(entry.path), os.path.realpath(root) + os.sep
+    if not os.path.exists(target):
+        found = "is a link to nothing"
+    elif not target.startswith(inside):
+        found = f"is a link that leaves the data set, to {target}"
+    elif os.path.isdir(target):
+        found = "is a link to a folder, which may count images twice"
+    else:
+        return False
+    sink.add("link", found, f"put the file itself there (cp -rl costs no space); or {REPLACE}", entry.path)
+    return True
