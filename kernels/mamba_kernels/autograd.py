@@ -42,12 +42,14 @@ def register_derivative(
         return results
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    differentiable = type(operator._name, (torch.autograd.Function,), members)
+    function = type(operator._name, (torch.autograd.Function,), members)
+    # What `Function.apply` does before calling this is looking for function transforms, as `is_eager` has done.
+    differentiable = super(torch.autograd.Function, function).apply
 
     def call(*args: Any) -> Any:
         if not is_eager(*args):
             return operator(*args)
-        return (differentiable.apply if wants_gradient(*args) else implementation)(*args)
+        return (differentiable if wants_gradient(*args) else implementation)(*args)
 
     return call
 

@@ -15,7 +15,8 @@ def is_eager(*args: Any) -> bool:
     """Return whether a call with these arguments only computes.
 
     That is: no compiler, exporter or tracer follows it, no mode or function transform would change what it does, and
-    its tensors are PyTorch's own with their numbers in memory as they read.
+    its tensors are PyTorch's own with their numbers in memory as they read: no meta tensors, none that outlived a
+    function transform, and no imaginary part of a conjugate, whose numbers lie in memory with the other sign.
     """
     if (
         torch.compiler.is_compiling()
@@ -27,7 +28,8 @@ def is_eager(*args: Any) -> bool:
     ):
         return False
     for x in args:
-        # The imaginary part of a conjugate is a view whose numbers lie in memory with the other sign.
-        if isinstance(x, Tensor) and (type(x) not in _PLAIN or x.is_meta or x.is_neg()):
+        if isinstance(x, Tensor) and (
+            type(x) not in _PLAIN or x.is_meta or x.is_neg() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        ):
             return False
     return True

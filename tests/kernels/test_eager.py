@@ -57,10 +57,17 @@ def test_plain_tensors_are_eager(x: object) -> None:
         assert is_eager(None, x)
 
 
+def outlived() -> Tensor:
+    """Return what a function transform made and left behind."""
+    kept = []
+    torch.func.grad(lambda x: kept.append(x * 2) or x.sum())(X)
+    return kept[0]
+
+
 @pytest.mark.parametrize(
     "x",
-    [X.as_subclass(Subclass), X.to("meta"), torch.ones(3, dtype=torch.complex64).conj().imag],
-    ids=["subclass", "meta", "negative"],
+    [X.as_subclass(Subclass), X.to("meta"), torch.ones(3, dtype=torch.complex64).conj().imag, outlived()],
+    ids=["subclass", "meta", "negative", "outlived"],
 )
 def test_tensors_that_are_not_what_lies_in_memory_are_not(x: Tensor) -> None:
     assert not is_eager(X, x)
@@ -203,3 +210,9 @@ def test_views_with_the_other_sign_in_memory_are_read_as_they_are() -> None:
     negative = torch.complex(torch.zeros(2, 6, 9), -plain["u"]).conj().imag
     assert negative.is_neg()
     torch.testing.assert_close(selective_scan(**{**plain, "u": negative}), selective_scan(**plain))
+
+
+def test_what_outlived_a_transform_is_read() -> None:
+    plain, kept = inputs(), []
+    torch.func.grad(lambda u: kept.append(u * 1) or u.sum())(plain["u"])
+    torch.testing.assert_close(selective_scan(**{**plain, "u": kept[0]}), selective_scan(**plain))

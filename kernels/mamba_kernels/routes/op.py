@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_kernels import backend as backends
-from mamba_kernels.autograd import refuse_second_derivative
+from mamba_kernels.autograd import refuse_second_derivative, register_derivative, wants_gradient
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import dimension_order, empty_in_order
 from mamba_kernels.routes.checks import NAME, cast_route_inputs, check_route_inputs
@@ -178,13 +178,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 def _backward(ctx: Any, dout: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     inputs = ctx.saved_tensors[:_INPUTS]
     *options, _out_dtype, save = ctx.flags
-    gradients = _differentiate(dout, *ctx.saved_tensors, *options, save)
+    gradients = _run_backward(dout, *ctx.saved_tensors, *options, save)
     wanted = [g if part is not None else None for part, g in zip(inputs, gradients, strict=True)]
     return (*wanted, *[None] * len(ctx.flags))
 
 
-_scan_route.register_autograd(_backward, setup_context=_save)
-refuse_second_derivative(NAME, _differentiate)
+_run = register_derivative(_scan_route, _backward, setup_context=_save)
+_run_backward = refuse_second_derivative(NAME, _differentiate)
 
 
 def selective_scan_route(
@@ -244,6 +244,6 @@ def selective_scan_route(
         )  # fmt: skip
     tensors = (x, delta, A, B, C, D, z, delta_bias, delta_weight)
     # Whether anything is kept for a backward pass is a part of the call, for the operator itself cannot see autograd.
-    trains = torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in tensors)
+    trains = wants_gradient(*tensors)
     options = (delta_softplus, route.name, route.merge, route.widths(len(dims.grid)), out_dtype or x.dtype, trains)
-    return _scan_route(*tensors, *options)[0]
+    return _run(*tensors, *options)[0]

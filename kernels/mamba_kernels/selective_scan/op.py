@@ -158,8 +158,9 @@ def selective_scan(
             than "reference".
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, out_dtype)
-    u, delta, B, C = (cast_for_autocast(x) for x in (u, delta, B, C))
-    z = None if z is None else cast_for_autocast(z)
+    if u.device.type != "meta" and torch.is_autocast_enabled(u.device.type):
+        u, delta, B, C = (cast_for_autocast(x) for x in (u, delta, B, C))
+        z = None if z is None else cast_for_autocast(z)
     out_dtype = u.dtype if out_dtype is None else out_dtype
     if backends.choose(NAME, u.device, backend, has_triton=True) == "reference":
         out, last_state = selective_scan_reference(
