@@ -79,6 +79,7 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
+_TINY = {"conv_depths": (1, 3), "depths": (8, 4)}
 _BASE = {
     "dim": 128, "stem_dim": 64, "conv_depths": (3, 3), "depths": (10, 5), "layer_scale": 1e-5, "drop_path_rate": 0.3
 }  # fmt: skip
@@ -87,14 +88,16 @@ _LARGE2 = {**_LARGE, "depths": (12, 5)}
 _LARGE3 = {**_LARGE, "dim": 256, "depths": (20, 10), "drop_path_rate": 0.5}
 
 
-def _create(variant: str, pretrained: bool, options: dict[str, Any], **arguments: Any) -> MambaVision:
+def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: Any) -> MambaVision:
+    arguments = {**_TINY, **sizes, **options}
+    levels = len(arguments["conv_depths"]) + len(arguments["depths"])
     return build_model_with_cfg(
         MambaVision,
         variant,
         pretrained,
         pretrained_filter_fn=adapt,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**arguments, **options},
+        feature_cfg={"out_indices": tuple(range(levels)), "feature_cls": "getter"},
+        **arguments,
     )
 
 

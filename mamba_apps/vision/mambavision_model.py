@@ -9,7 +9,7 @@ Dimensions in names: B batch, C channels, H height, W width; N windows of all im
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.mixers import RoutedMixer, create, no_weight_decay, spec
+from mamba_apps.mixers.routed import Share
 from mamba_kernels import Route
 
 
@@ -44,9 +45,11 @@ class MambaVision(nn.Module):
         heads: Heads of attention, for each level of windows.
         mlp_ratio: Hidden channels of the MLPs per channel.
         layer_scale: Where the learned scales of the blocks in windows start; None for no scales.
-        mixer: The mixer of the other blocks, by its registered name; one that can be told to look ahead is.
-        route: How that mixer reads a window. Along several readings the projections are shared where the mixer can
-            share them, else everything is, and the results are averaged.
+        mixer: What mixes tokens in the other blocks: "mamba1" for MambaVision's own shell around Mamba-1's scan, or
+            another registered mixer in its place, looking ahead where it has the choice.
+        mixer_options: That mixer's options.
+        route: How a window is read, a route or its name. Along several readings the projections are shared where the
+            mixer can share them, else everything is; a route by its name averages the readings.
         drop_rate: Probability of dropping a channel before the classifier.
         drop_path_rate: Probability of skipping the last block in training; the first is never skipped.
 
@@ -68,8 +71,9 @@ class MambaVision(nn.Module):
         heads: Sequence[int] = (8, 16),
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
-        mixer: str = "mambavision",
-        route: str = "forward",
+        mixer: str = "mamba1",
+        mixer_options: Mapping[str, Any] | None = None,
+        route: Route | str = "forward",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
@@ -93,7 +97,7 @@ class MambaVision(nn.Module):
             else:
                 attention_from = len(level_rates) - len(level_rates) // 2
                 mixers = [
-                    _mixer(mixer, width, route) if j < attention_from else _attention(width, heads[w])
+                    _mixer(mixer, width, mixer_options or {}, route) if j < attention_from else _attention(width, heads[w])
                     for j in range(len(level_rates))
                 ]
                 blocks = [
@@ -323,13 +327,14 @@ def _attention(dim: int, heads: int) -> nn.Module:
     return Attention(dim, heads, qkv_bias=True).apply(_init_linear)
 
 
-def _mixer(name: str, dim: int, route: str) -> nn.Module:
-    known = spec(name)
-    options = {"causal": False} if "causal" in known.options else {}
-    if route == "forward":
-        return create(name, dim, **options)
-    share = "projections" if known.cls.shared_projections else "all"
-    return _RoutedWindow(lambda: create(name, dim, **options), Route(route, merge="mean"), share, rank=2)
+def _mixer(name: str, dim: int, options: Mapping[str, Any], route: Route | str) -> nn.Module:
+    known = spec("mambavision" if name == "mamba1" else name)
+    options = {**({"causal": False} if "causal" in known.options else {}), **options}
+    route = Route(route, merge="mean") if isinstance(route, str) else route
+    if route.name == "forward":
+        return create(known.name, dim, **options)
+    share: Share = "projections" if known.cls.shared_projections else "all"
+    return _RoutedWindow(lambda: create(known.name, dim, **options), route, share, rank=2)
 
 
 def _init_linear(module: nn.Module) -> None:

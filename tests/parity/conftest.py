@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 _HERE = Path(__file__).parent
 if str(_HERE) not in sys.path:
@@ -25,6 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="names of cards to check (default '*'); repeatable",
     )
 
+    group.addoption("--device", default=None, metavar="DEVICE", help="cpu (default), or cuda: float32, then autocast")
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "card" not in metafunc.fixturenames:
@@ -36,4 +40,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cards = find_cards(Path(folder), patterns)
     except FileNotFoundError as error:
         raise pytest.UsageError(str(error)) from error
-    metafunc.parametrize("card", cards, ids=[card.name for card in cards])
+    device = metafunc.config.getoption("device", default=None) or "cpu"
+    precisions = (None,) if device == "cpu" else (None, torch.bfloat16)
+    runs = [replace(card, device=device, autocast=dtype) for card in cards for dtype in precisions]
+    missing = device.startswith("cuda") and not torch.cuda.is_available()
+    here = pytest.mark.skipif(missing, reason=f"--device {device}: PyTorch finds no GPU here")
+    metafunc.parametrize(
+        "card",
+        [pytest.param(card, id=card.name + ("-autocast" if card.autocast else ""), marks=here) for card in runs],
+    )

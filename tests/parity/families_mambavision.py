@@ -1,12 +1,14 @@
-"""MambaVision, whole and its mixer alone, against the published code's numbers, through the adapter of its weights."""
+"""MambaVision, whole and its mixer alone, against the published code's numbers and the keys of its checkpoints."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from parity_cards import Card
 from parity_compare import Comparison
 from parity_families import family
+from parity_models import check_keys, check_run, tolerance
 from torch import Tensor, nn
 
 from mamba_apps.mixers import MambaVisionMixer
@@ -24,7 +26,7 @@ def check_mixer(card: Card) -> None:
     mixer = MambaVisionMixer(**card.options("constructor", "d_model", "d_state", "d_conv", "expand"))
     mixer.load_state_dict(card.group("param."), strict=True)
     comparison = Comparison(card)
-    _check(card, comparison, mixer, {name: name for name, _ in mixer.named_parameters()})
+    check_run(card, comparison, mixer, mixer.get_parameter)
     comparison.finish()
 
 
@@ -33,16 +35,23 @@ def check_model(card: Card) -> None:
     model = MambaVision(**_arguments(card.options("constructor", *_MODEL))).eval()
     model.load_state_dict(adapt(card.group("param."), model))
     comparison = Comparison(card)
+    last = len(model.levels) - 1
     # The card's levels end with the convolution that leads to the next one, where ours begin with it.
-    taps: dict[str, nn.Module] = {"patch_embed": model.stem, "norm": model.norm}
-    for i in range(len(model.levels) - 1):
-        taps[f"level{i}"] = model.levels[i + 1].downsample
-    taps[f"level{len(model.levels) - 1}"] = model.levels[-1]
-    for name, module in taps.items():
-        module.register_forward_hook(_near(comparison, f"feat.{name}", card))
-    wanted = [name.removeprefix("grad.param.") for name in card.expected if name.startswith("grad.param.")]
-    _check(card, comparison, model, {name: our_name(name) for name in wanted})
+    taps = {f"level{i}": model.levels[i + 1].downsample for i in range(last)}
+    for name, module in {
+        "patch_embed": model.stem,
+        **taps,
+        f"level{last}": model.levels[last],
+        "norm": model.norm,
+    }.items():
+        module.register_forward_hook(partial(_near, card, comparison, f"feat.{name}"))
+    check_run(card, comparison, model, lambda theirs: model.get_parameter(our_name(theirs)))
     comparison.finish()
+
+
+@family("keys_mambavision_*")
+def check_released_keys(card: Card) -> None:
+    check_keys(card, card.name.removeprefix("keys_"), our_name)
 
 
 def _arguments(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -51,27 +60,5 @@ def _arguments(theirs: dict[str, Any]) -> dict[str, Any]:
     return {**ours, "windows": theirs.pop("window_size")[2:], "heads": theirs.pop("num_heads")[2:], **theirs}
 
 
-def _near(comparison: Comparison, name: str, card: Card) -> Any:
-    def compare(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        comparison.near(name, output, **_tolerance(card, ""))
-
-    return compare
-
-
-def _check(card: Card, comparison: Comparison, module: nn.Module, names: dict[str, str]) -> None:
-    """Compare the output and, where the card has a loss, gradients; ``names`` has the parameters', theirs to ours."""
-    x = card.group("input.")["x"].requires_grad_()
-    y = module(x)
-    comparison.near("output", y, **_tolerance(card, ""))
-    if "loss" not in card.tensors:
-        return
-    loss = (y * card.tensors["lossw.output"]).sum() / y.numel() ** 0.5
-    comparison.near("loss", loss.reshape(1), **_tolerance(card, ""))
-    loss.backward()
-    comparison.near("grad.input.x", x.grad, **_tolerance(card, "grad_"))
-    for theirs, ours in names.items():
-        comparison.near(f"grad.param.{theirs}", module.get_parameter(ours).grad, **_tolerance(card, "grad_"))
-
-
-def _tolerance(card: Card, kind: str) -> dict[str, float]:
-    return {name: card.entries["expected_tolerance"][kind + name] for name in ("atol", "rtol")}
+def _near(card: Card, comparison: Comparison, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    comparison.near(name, output, **tolerance(card))

@@ -30,10 +30,19 @@ class UnsupportedCardError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Card:
-    """One case: the card's entries and, loaded when first asked for, its tensors."""
+    """One case: the card's entries and, loaded when first asked for, its tensors.
+
+    Args:
+        path: Of the JSON file.
+        entries: What it holds.
+        device: Where the tensors are loaded to, and the case is run.
+        autocast: The dtype that the case is run in where PyTorch chooses precisions; None for full precision.
+    """
 
     path: Path
     entries: dict[str, Any]
+    device: str = "cpu"
+    autocast: torch.dtype | None = None
 
     @property
     def name(self) -> str:
@@ -52,7 +61,7 @@ class Card:
         if "sha256" in self.entries:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             assert digest == self.entries["sha256"], f"{path.name}: not the file that the card describes"
-        return load_file(path)
+        return load_file(path, device=self.device)
 
     @property
     def expected(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable
 
+import torch
 from parity_cards import Card, UnsupportedCardError
 
 Check = Callable[[Card], None]
@@ -23,7 +24,7 @@ def family(*patterns: str) -> Callable[[Check], Check]:
 
 
 def check_card(card: Card) -> None:
-    """Check one card with its family.
+    """Check one card with its family, on the card's device and in its precision.
 
     Raises:
         UnsupportedCardError: If no family of this project checks such cards, naming the card.
@@ -34,4 +35,9 @@ def check_card(card: Card) -> None:
         raise UnsupportedCardError(
             f"{card.name}: unsupported family ({card.kind or 'the card does not say what it is'})"
         )
-    _families[max(fitting, key=len)](card)
+    with (
+        torch.device(card.device),
+        torch.autocast(card.device, card.autocast, enabled=card.autocast is not None),
+        torch.backends.cudnn.flags(allow_tf32=False),
+    ):
+        _families[max(fitting, key=len)](card)

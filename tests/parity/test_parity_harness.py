@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import families_operators  # noqa: F401  registers its families
@@ -115,6 +116,19 @@ def test_tokens_are_compared_exactly(tmp_path: Path) -> None:
     comparison = Comparison(card)
     comparison.same("out.greedy", torch.tensor([3, 4, 6]))
     with pytest.raises(AssertionError, match=r"out\.greedy: 1 elements differ"):
+        comparison.finish()
+
+
+def test_a_run_in_half_precision_is_held_to_a_part_of_the_largest_value(tmp_path: Path) -> None:
+    expected = torch.tensor([100.0, 0.0])
+    card = read_card(_write(tmp_path, "any", {"in.x": torch.ones(1), "out.y": expected}))
+    assert card is not None
+    card = replace(card, autocast=torch.bfloat16)
+    comparison = Comparison(card)
+    comparison.near("out.y", expected + 2.9, atol=1e-5)
+    comparison.finish()
+    comparison.near("out.y", expected + 3.1, atol=1e-5)
+    with pytest.raises(AssertionError, match=r"out\.y: off by 3\.1"):
         comparison.finish()
 
 
