@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import SelectAdaptivePool2d, to_2tuple, trunc_normal_
+from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -148,9 +148,9 @@ class VMamba(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, dims[0], *grid)) if pos_embed else None
         if self.pos_embed is not None:
             trunc_normal_(self.pos_embed, std=0.02)
-        rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.layers = nn.ModuleList()
-        for i, (depth, width) in enumerate(zip(depths, dims, strict=True)):
+        for i, width in enumerate(dims):
             blocks = [
                 VSSBlock(
                     SS2D(
@@ -158,9 +158,9 @@ class VMamba(nn.Module):
                         forward_type=forward_type, route=route, mixer=mixer, mixer_options=mixer_options,
                         backend=backend,
                     ),
-                    mlp_ratio, gated_mlp, mlp_drop_rate, next(rates),
+                    mlp_ratio, gated_mlp, mlp_drop_rate, rate,
                 )
-                for _ in range(depth)
+                for rate in rates[i]
             ]  # fmt: skip
             last = i == len(dims) - 1
             halve = nn.Identity() if last else downsample(downsample_version, width, dims[i + 1])
@@ -231,6 +231,9 @@ class VMamba(nn.Module):
         taken, deepest = feature_take_indices(len(self.layers), indices)
         shortened = deepest < len(self.layers) - 1
         self.layers = self.layers[: deepest + 1]
+        for i in range(len(self.feature_info)):
+            if i not in taken and hasattr(self, f"outnorm{i}"):
+                delattr(self, f"outnorm{i}")
         if shortened:
             self.layers[-1].downsample = nn.Identity()
             self.num_features = self.head_hidden_size = self.classifier.width = self.feature_info[deepest]["num_chs"]

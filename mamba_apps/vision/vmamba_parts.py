@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from timm.layers import DropPath, GluMlp, Mlp, trunc_normal_
@@ -143,11 +144,17 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, D) from (B, H, W, D)."""
-        mixed = self.drop_path(self.op(self.norm(x)))
+        mixed = self.drop_path(self.op(self.norm(x, out_dtype=_linear_dtype(x))))
         if self.norm2 is None or self.mlp is None:
             return x + mixed
         normed, x = self.norm2.add(mixed, x)  # the sum and its norm in one pass
         return x + self.drop_path(self.mlp(normed))
+
+
+def _linear_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast gives linear layers: a norm that writes it saves them the conversion."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class VMambaStage(nn.Module):
