@@ -23,9 +23,7 @@ _LEGACY = (
 
 
 def resized_pos_embed(pos_embed_BDHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return position embeddings for a grid of another size, bicubic as in the reference."""
-    if pos_embed_BDHW.shape[-2:] == size:
-        return pos_embed_BDHW
+    """Return position embeddings for a grid of any size, bicubic as in the reference: the same for the same size."""
     return F.interpolate(pos_embed_BDHW, size=size, mode="bicubic", align_corners=False)
 
 

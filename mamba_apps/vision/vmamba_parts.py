@@ -28,6 +28,13 @@ class _ChannelsLast(nn.Module):
         return x_BCHW.permute(0, 2, 3, 1).contiguous()
 
 
+class _ResidualNorm(nn.LayerNorm):
+    """A layer norm that gives its weights' dtype under autocast too: the blocks after it add up in full precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 def _channels_first() -> nn.Module:
     return Rearrange("b h w c -> b c h w")
 
@@ -45,13 +52,9 @@ def patch_embed(version: str, in_chans: int, width: int, patch_size: int, norm: 
     Raises:
         UserError: If the version is unknown or has no such patches.
     """
-
-    def norm_of(channels: int) -> nn.Module:
-        return nn.LayerNorm(channels) if norm else nn.Identity()
-
+    last_norm = _ResidualNorm(width) if norm else nn.Identity()
     if version == "v1":
-        conv = nn.Conv2d(in_chans, width, patch_size, patch_size)
-        return nn.Sequential(conv, _ChannelsLast(), norm_of(width))
+        return nn.Sequential(nn.Conv2d(in_chans, width, patch_size, patch_size), _ChannelsLast(), last_norm)
     if version != "v2" or patch_size not in (1, 2, 4):
         raise UserError(
             f"VMamba has no patch embedding {version!r} of {patch_size} pixels", "choose v1, or v2 with 1, 2 or 4"
@@ -60,12 +63,12 @@ def patch_embed(version: str, in_chans: int, width: int, patch_size: int, norm: 
     return nn.Sequential(
         nn.Conv2d(in_chans, width // 2, 3, first, 1),
         _ChannelsLast(),
-        norm_of(width // 2),
+        nn.LayerNorm(width // 2) if norm else nn.Identity(),
         _channels_first(),
         nn.GELU(),
         nn.Conv2d(width // 2, width, 3, second, 1),
         _ChannelsLast(),
-        norm_of(width),
+        last_norm,
     )
 
 
@@ -108,7 +111,7 @@ def downsample(version: str, width: int, out_width: int) -> nn.Module:
     if version not in ("v2", "v3"):
         raise UserError(f"VMamba has no down-sampling {version!r}", "choose v1, v2 or v3")
     conv = nn.Conv2d(width, out_width, 2, 2) if version == "v2" else nn.Conv2d(width, out_width, 3, 2, 1)
-    return nn.Sequential(_channels_first(), conv, _ChannelsLast(), nn.LayerNorm(out_width))
+    return nn.Sequential(_channels_first(), conv, _ChannelsLast(), _ResidualNorm(out_width))
 
 
 class VSSBlock(nn.Module):
