@@ -176,10 +176,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _backward(ctx: Any, dout: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
-    inputs = ctx.saved_tensors[:_INPUTS]
+    saved = ctx.saved_tensors  # once: activation checkpointing hands them out a single time
     *options, _out_dtype, save = ctx.flags
-    gradients = _run_backward(dout, *ctx.saved_tensors, *options, save)
-    wanted = [g if part is not None else None for part, g in zip(inputs, gradients, strict=True)]
+    gradients = _run_backward(dout, *saved, *options, save)
+    wanted = [g if part is not None else None for part, g in zip(saved[:_INPUTS], gradients, strict=True)]
     return (*wanted, *[None] * len(ctx.flags))
 
 
