@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +21,24 @@ Checker = Callable[..., Report]
 class _Reader:
     checker: Checker
     suffixes: tuple[str, ...]
+    fits_folder: Callable[[Path], bool]
 
 
 _readers: dict[str, _Reader] = {}
 
 # The package's own readers, imported when a kind is first asked for.
-_BUILT_IN = ("mamba_datasets.series.check",)
+_BUILT_IN = ("mamba_datasets.series.check", "mamba_datasets.images.check", "mamba_datasets.images.check_pairs")
 
 
-def register_reader(kind: str, suffixes: Sequence[str] = ()) -> Callable[[Checker], Checker]:
+def register_reader(
+    kind: str, suffixes: Sequence[str] = (), fits_folder: Callable[[Path], bool] = lambda folder: False
+) -> Callable[[Checker], Checker]:
     """Register a function that checks one kind of data.
 
     Args:
         kind: The name of the kind, as in `mamba-apps check PATH --as KIND`.
         suffixes: File endings that suggest the kind, such as ".csv".
+        fits_folder: Tells at a glance whether a folder looks like one of the kind.
 
     Returns:
         A decorator for the checker: `checker(path, **options) -> Report`, which gathers every problem it can.
@@ -45,7 +50,7 @@ def register_reader(kind: str, suffixes: Sequence[str] = ()) -> Callable[[Checke
         raise ValueError(f"the kind {kind!r} is registered already")
 
     def add(checker: Checker) -> Checker:
-        _readers[kind] = _Reader(checker, tuple(suffix.lower() for suffix in suffixes))
+        _readers[kind] = _Reader(checker, tuple(suffix.lower() for suffix in suffixes), fits_folder)
         return checker
 
     return add
@@ -59,31 +64,35 @@ def kinds() -> list[str]:
 
 
 def guess_kind(path: str | Path) -> str:
-    """Tell the kind of data from a file's name.
+    """Tell the kind of data from a file's name, or from what lies in a folder.
 
     Args:
-        path: The file.
+        path: The file or folder.
 
     Returns:
-        The one kind whose endings fit.
+        The one kind that fits.
 
     Raises:
         DataError: None or several fit.
     """
     names, name = kinds(), Path(path).name.lower()
-    fitting = [kind for kind in names if name.endswith(_readers[kind].suffixes)]
+    if os.path.isdir(path):
+        fitting = [kind for kind in names if _readers[kind].fits_folder(Path(path))]
+    else:
+        fitting = [kind for kind in names if name.endswith(_readers[kind].suffixes)]
     if len(fitting) == 1:
         return fitting[0]
-    found = f"its name fits the kinds {fitting}" if fitting else "its name fits no kind of data"
+    what = "what it holds" if os.path.isdir(path) else "its name"
+    found = f"{what} fits the kinds {fitting}" if fitting else f"{what} fits no kind of data"
     raise DataError(path, "kind", found, f"name one: --as {' | '.join(fitting or names)}")
 
 
 def check(path: str | Path, kind: str | None = None, **options: Any) -> Report:
-    """Check whether a file can be used, and gather every problem.
+    """Check whether a file or folder can be used, and gather every problem.
 
     Args:
-        path: The file.
-        kind: The kind of data in it; None guesses it from the name.
+        path: The file or folder.
+        kind: The kind of data in it; None guesses it.
         options: What the kind's reader takes, such as `freq` for series.
 
     Returns:

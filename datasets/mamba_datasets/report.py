@@ -29,6 +29,11 @@ class Finding:
     def __str__(self) -> str:
         return str(self.error())
 
+    @classmethod
+    def of(cls, error: DataError) -> Finding:
+        """Return the finding that a raised error is when it is kept."""
+        return cls(error.path, error.where, error.expected, error.remedy)
+
     def error(self) -> DataError:
         """Return the error that this finding is when it is raised."""
         return DataError(self.path, self.where, self.expected, self.remedy)

@@ -119,7 +119,7 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
     (one_class, r"classes: found one class only, 'cat'; "),
     (same_class, r"classes: 'Cat' and 'cat' differ in case only; "),
     (outside, r"lost\.JPG: class: this image lies in no class; "),
-    (unknown_ending, r"a\.heic: name: expected an image's ending \(\.jpg .*; rename or remove it"),
+    (unknown_ending, r"a\.heic: name: expected an image's ending \(\.jpg .*; rename it"),
     (link_outside, r"z\.png: link: is a link that leaves the data set, to .*secret\.png; "),
     (link_to_nothing, r"z\.png: link: is a link to nothing; "),
     (link_to_folder, r"loop: link: is a link to a folder, which may count images twice; "),
@@ -161,7 +161,7 @@ def test_links_within_and_a_linked_root_are_fine(root: Path) -> None:
     assert len(ImageFolder(root.parent / "link")) == 6
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])  # torch waits 5 s for a worker that failed
 def test_training_stops_at_a_broken_image(workers: int, root: Path) -> None:
     broken = root / "dog" / "a.png"
     broken.write_bytes(b"nothing of the kind")

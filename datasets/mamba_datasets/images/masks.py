@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mamba_datasets.errors import DataError
-from mamba_datasets.images.read import REPLACE, load_image, read_bytes
+from mamba_datasets.images.read import LEAVE_OUT, load_image, read_bytes
 
 _SHOWN = 8
 
@@ -88,5 +88,5 @@ def read_mask(path: str | Path, rules: MaskRules | None = None) -> np.ndarray:
         raise DataError(path, "format", "a JPEG changes the values of a mask", "save the original mask as PNG")
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         expected = f"expected one channel of class numbers, found {image.mode}"
-        raise DataError(path, "mode", expected, f"save the class numbers as a PNG of mode L; or {REPLACE}")
+        raise DataError(path, "mode", expected, f"save the class numbers as a PNG of mode L, or {LEAVE_OUT}")
     return (rules or MaskRules()).apply(np.asarray(image), path)

@@ -12,10 +12,25 @@ from PIL import Image
 from mamba_datasets.errors import DataError
 from mamba_datasets.images.masks import MaskRules, read_mask
 from mamba_datasets.images.read import REPLACE, read_image
-from mamba_datasets.images.tree import SPLITS, folders_in, image_files, is_image_name, split_folder
+from mamba_datasets.images.tree import SPLITS, folders_in, holds_images, image_files, is_image_name, split_folder
 from mamba_datasets.report import Collector
 
 MASK_FOLDERS = ("masks", "labels", "annotations")
+
+
+def fits_pairs(folder: Path) -> bool:
+    """Tell at a glance whether a folder holds images and masks."""
+    bases = [folder, *(folder / name for name in SPLITS.intersection(folders_in(folder)))]
+    paired = any((base / "images").is_dir() and any((base / name).is_dir() for name in MASK_FOLDERS) for base in bases)
+    return paired and holds_images(folder)
+
+
+def splits_of(root: str | Path, images: str | Path = "images") -> list[str | None]:
+    """Return the splits of a folder of images and masks; [None] where there is none."""
+    outer = [name for name in folders_in(root) if name in SPLITS and os.path.isdir(os.path.join(root, name, images))]
+    image_folder = os.path.join(root, images)
+    inner = folders_in(image_folder) if os.path.isdir(image_folder) else []
+    return [*(outer or (inner if SPLITS.issuperset(inner) else []))] or [None]
 
 
 def find_pairs(
@@ -90,11 +105,16 @@ def read_pair(image_path: str, mask_path: str, rules: MaskRules) -> tuple[Image.
         DataError: One of them is broken, or their sizes differ.
     """
     image, mask_HW = read_image(image_path), read_mask(mask_path, rules)
-    height, width = mask_HW.shape
-    if image.size != (width, height):
-        expected = f"expected {image.width}x{image.height} as in {image_path}, found {width}x{height}"
-        raise DataError(mask_path, "size", expected, REPLACE)
+    check_sizes(image_path, image.size, mask_path, mask_HW)
     return image, mask_HW
+
+
+def check_sizes(image_path: str, size: tuple[int, int], mask_path: str, mask_HW: np.ndarray) -> None:
+    """Raise a `DataError` unless a mask has its image's width and height."""
+    height, width = mask_HW.shape
+    if size != (width, height):
+        expected = f"expected {size[0]}x{size[1]} as in {image_path}, found {width}x{height}"
+        raise DataError(mask_path, "size", expected, REPLACE)
 
 
 def _mask_folder(base: str | Path) -> str:

@@ -34,8 +34,9 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", "
 # Pillow's own mark, 256 MiB as RGB: beyond it a small file may fill the memory.
 MAX_PIXELS = 89_478_485
 
-REPLACE = "replace it, or leave it out (mamba-apps check --write-broken)"
-_SAVE = "save it as 8- or 16-bit, or leave it out (mamba-apps check --write-broken)"
+LEAVE_OUT = "leave it out (mamba-apps check --write-broken)"
+REPLACE = f"replace it, or {LEAVE_OUT}"
+_SAVE = f"save it as 8- or 16-bit, or {LEAVE_OUT}"
 
 # Warning filters belong to the process, not to the thread.
 _filters = threading.Lock()
@@ -85,13 +86,11 @@ def load_image(file: BinaryIO, name: str | Path) -> Image.Image:
         DataError: As in `read_image`.
     """
     image = _open(file, name)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _bomb(name, f"{width}x{height} pixels")
+    if image.width * image.height > MAX_PIXELS:
+        raise _bomb(name)
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise DataError(
-            name, "image", "expected one picture, found several frames or pages", f"save one of them, or {REPLACE}"
-        )
+        found = "expected one picture, found several frames or pages"
+        raise DataError(name, "image", found, f"save one of them, or {LEAVE_OUT}")
     try:
         image.load()
     except MemoryError:
@@ -149,7 +148,7 @@ def _open(file: BinaryIO, name: str | Path) -> Image.Image:
         with _quiet():
             return Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _bomb(name, "more pixels than that") from None
+        raise _bomb(name) from None
     except Image.UnidentifiedImageError:
         found = f"text ({head[:24].decode()!r})" if _is_text(head) else "something else"
         known = ", ".join(FORMATS)
@@ -167,9 +166,9 @@ def _from_16_bit(image: Image.Image, name: str | Path) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _bomb(name: str | Path, found: str) -> DataError:
-    expected = f"at most {MAX_PIXELS:,} pixels are decoded, found {found} (a decompression bomb?)"
-    return DataError(name, "size", expected, f"scale it down, or {REPLACE}")
+def _bomb(name: str | Path) -> DataError:
+    expected = f"at most {MAX_PIXELS:,} pixels are decoded, its header announces more (a decompression bomb?)"
+    return DataError(name, "size", expected, f"scale it down, or {LEAVE_OUT}")
 
 
 def _is_text(head: bytes) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from mamba_datasets.errors import DataError
-from mamba_datasets.images.read import REPLACE, SUFFIXES
+from mamba_datasets.images.read import LEAVE_OUT, SUFFIXES
 from mamba_datasets.report import Collector, nearest
 
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 # What operating systems leave behind, besides names that begin with a dot.
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
+_GLANCE = 100
 
 
 @dataclass
@@ -36,9 +38,19 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+def holds_images(folder: str | Path) -> bool:
+    """Tell at a glance whether there are images somewhere below a folder."""
+    return any(any(map(is_image_name, files)) for _, _, files in islice(os.walk(folder), _GLANCE))
+
+
 def folders_in(folder: str | Path) -> list[str]:
     """Return the sorted names of the folders directly in a folder."""
     return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def loose_images(folder: str | Path) -> list[str]:
+    """Return the sorted paths of the images directly in a folder."""
+    return [entry.path for entry in _entries(folder) if is_image_name(entry.name) and not entry.is_dir()]
 
 
 def split_folder(root: str | Path, split: str) -> str:
@@ -48,7 +60,9 @@ def split_folder(root: str | Path, split: str) -> str:
     return os.path.join(root, split)
 
 
-def image_files(folder: str | Path, root: str | Path, sink: Collector, left_out: frozenset[str]) -> Iterator[str]:
+def image_files(
+    folder: str | Path, root: str | Path, sink: Collector, left_out: frozenset[str] = frozenset()
+) -> Iterator[str]:
     """Yield the images in a folder and the folders below it, sorted.
 
     Args:
@@ -69,7 +83,7 @@ def image_files(folder: str | Path, root: str | Path, sink: Collector, left_out:
             yield entry.path
         else:
             expected = f"expected an image's ending ({' '.join(SUFFIXES)})"
-            sink.add("name", expected, "rename or remove it, or leave it out (--write-broken)", entry.path)
+            sink.add("name", expected, f"rename it, or {LEAVE_OUT}", entry.path)
 
 
 def scan_classes(
@@ -92,16 +106,18 @@ def scan_classes(
     Returns:
         The classes and files.
     """
-    found = []
+    found, loose = [], []
     for entry in _entries(folder):
         if entry.path in left_out or _leads_astray(entry, root, sink):
             continue
         if entry.is_dir():
             found.append(entry.name)
         elif is_image_name(entry.name):
-            sink.add("class", "this image lies in no class", "move it to its class's folder", entry.path)
+            loose.append(entry.path)
         else:
             sink.note(f"{entry.path} is no image and was passed over")
+    for path in loose if found else ():
+        sink.add("class", "this image lies in no class", "move it to its class's folder", path)
     _check_classes(folder, found, classes, sink)
     tree = ClassTree(found if classes is None else list(classes))
     index = {name: number for number, name in enumerate(tree.classes)}
@@ -162,5 +178,5 @@ def _leads_astray(entry: os.DirEntry[str], root: str | Path, sink: Collector) ->
         found = "is a link to a folder, which may count images twice"
     else:
         return False
-    sink.add("link", found, f"put the file itself there (cp -rl costs no space); or {REPLACE}", entry.path)
+    sink.add("link", found, f"put the file itself there (cp -rl costs no space), or {LEAVE_OUT}", entry.path)
     return True

@@ -30,7 +30,7 @@ def check_series(path: Path | str, *, freq: str | int | None = None, **options: 
         read = read_into(sink, path, freq=freq, **options)
     except DataError as error:
         # What stops the reading altogether, such as a missing column, is the last finding.
-        sink.findings.append(Finding(error.path, error.where, error.expected, error.remedy))
+        sink.findings.append(Finding.of(error))
         read = None
     if read is not None and not sink.findings:
         shortest, longest = int(read.lengths.min()), int(read.lengths.max())

@@ -1,4 +1,4 @@
-"""`mamba-apps check PATH`: ask the readers whether a file can be used, and list every problem they find."""
+"""`mamba-apps check PATH`: ask the readers whether a file or folder can be used, and list every problem they find."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mamba_recipes.settings import parse_value
 
 def main(argv: Sequence[str]) -> int:
     """Run `mamba-apps check`; problems in the file make the exit code 2."""
-    parser = Parser(prog="mamba-apps check", description="Check a data file and list every problem, with its remedy.")
-    parser.add_argument("path", type=Path, metavar="PATH", help="the file")
+    parser = Parser(prog="mamba-apps check", description="Check data and list every problem, with its remedy.")
+    parser.add_argument("path", type=Path, metavar="PATH", help="the file or folder")
     parser.add_argument("--as", dest="kind", metavar="KIND", help="what it holds, for example series (by its name)")
     parser.add_argument(
         "--set",
@@ -25,6 +25,12 @@ def main(argv: Sequence[str]) -> int:
         default=[],
         metavar="KEY=VALUE",
         help="an option of the reader, for example freq=h or target_col=sales; may be repeated",
+    )
+    parser.add_argument(
+        "--write-broken",
+        type=Path,
+        metavar="FILE",
+        help="write the list of a folder's broken files, which a data set's leave_out reads",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args(argv)
@@ -35,8 +41,9 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--set {word!r} is not understood", "write it like --set freq=h")
         options[key] = parse_value(value)
     if not arguments.path.exists():
-        raise UserError(f"{arguments.path}: there is no such file", "check the path")
+        raise UserError(f"{arguments.path}: there is no such file or folder", "check the path")
 
+    from mamba_datasets.broken import write_broken
     from mamba_datasets.registry import check
 
     try:
@@ -45,6 +52,9 @@ def main(argv: Sequence[str]) -> int:
         if "unexpected keyword argument" not in str(error):
             raise
         raise UserError(f"check: {error}", "see the reader's documentation for its options") from None
+    if arguments.write_broken is not None:
+        count = write_broken(report, arguments.write_broken)
+        print(f"mamba-apps: {arguments.write_broken}: lists {count} files to leave out", file=sys.stderr)
     if arguments.json:
         print(json.dumps(asdict(report), indent=1, default=str))
     else:
