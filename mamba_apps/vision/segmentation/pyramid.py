@@ -59,11 +59,12 @@ class Pyramid(nn.Module):
         taken = _evenly(len(strides)) if flat else _last_of_each(strides)
         # Position embeddings and window masks are made for the one size that the model will see.
         sized = {"img_size": size} if "img_size" in inspect.signature(type(plan).__init__).parameters else {}
-        self.body = timm.create_model(
+        body: Any = timm.create_model(
             name, pretrained=pretrained, features_only=True, out_indices=taken, **{**sized, **self.options}
         )
-        self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"
-        self.channels: list[int] = self.body.feature_info.channels()
+        self.body = body
+        self.channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
+        self.channels: list[int] = body.feature_info.channels()
         # Where a backbone normalises before each block, its residual stream has no scale of its own.
         self.norms = nn.ModuleList(LayerNorm2d(count) for count in self.channels)
         shift = round(math.log2(strides[0] / _VIT_STRIDE))
@@ -90,7 +91,7 @@ class Pyramid(nn.Module):
         """
         # The wrapper that gives features has renamed the parameters and lost the model's knowledge of its layers.
         plan = self._plan()
-        undecayed = getattr(plan, "no_weight_decay", set)()
+        undecayed: set[str] = getattr(plan, "no_weight_decay", set)()
         names = {id(parameter): _flat_name(name) for name, parameter in plan.named_parameters()}
         here = {_flat_name(name): parameter for name, parameter in self.body.named_parameters()}
         groups = param_groups_layer_decay(plan, weight_decay, undecayed, layer_decay=layer_decay)
@@ -99,7 +100,7 @@ class Pyramid(nn.Module):
             group["params"] = [here[name] for name in wanted if name in here]
         return [group for group in groups if group["params"]]
 
-    def _plan(self) -> nn.Module:
+    def _plan(self) -> Any:
         """Return the whole model without memory behind it."""
         if not timm.is_model(self.name):
             raise UserError(
@@ -107,7 +108,7 @@ class Pyramid(nn.Module):
             )
         try:
             with torch.device("meta"):
-                plan: nn.Module = timm.create_model(self.name, **self.options)
+                plan = timm.create_model(self.name, **self.options)
         except TypeError as error:
             raise UserError(f"backbone {self.name!r}: {error}", "correct backbone_options") from None
         if not getattr(plan, "feature_info", None):

@@ -54,23 +54,17 @@ def slide(
     across = torch.zeros(padded.shape[-1])
     for left in lefts:
         across[left : left + window[1]] += 1
-    band: Tensor | None = None  # the sum of the scores of window[0] rows, and how many windows added to each row
-    down = torch.zeros(window[0])
+    down = torch.zeros(window[0])  # how many windows have added to each row that is held
+    held: Tensor | None = None
     for top, following in pairwise([*tops, padded.shape[-2]]):
         down += 1
-        for first in range(0, len(lefts), batch_size):
-            some = lefts[first : first + batch_size]
-            windows = [padded[:, top : top + window[0], left : left + window[1]] for left in some]
-            scores = predict(torch.stack(windows)).float()
-            if band is None:
-                band = scores.new_zeros(scores.shape[1], window[0], padded.shape[-1])
-            for left, score in zip(some, scores, strict=True):
-                band[:, :, left : left + window[1]] += score
+        band = _row_of_windows(predict, padded[:, top : top + window[0]], lefts, window[1], batch_size)
+        if held is not None:
+            band += held
         done = following - top
         count = (down[:done, None] * across).to(band.device)
         yield (band[:, :done] / count)[:, : height - top, :width]
-        band = F.pad(band[:, done:], (0, 0, 0, done))
-        down = F.pad(down[done:], (0, done))
+        held, down = F.pad(band[:, done:], (0, 0, 0, done)), F.pad(down[done:], (0, done))
 
 
 def resized_labels(scores_KHW: Tensor, size: Sequence[int]) -> Tensor:
@@ -86,6 +80,20 @@ def resized_labels(scores_KHW: Tensor, size: Sequence[int]) -> Tensor:
         best = torch.where(higher, larger, best)
         labels.masked_fill_(higher, number)
     return labels
+
+
+def _row_of_windows(
+    predict: Callable[[Tensor], Tensor], rows_ChW: Tensor, lefts: Sequence[int], width: int, batch_size: int
+) -> Tensor:
+    """Return the sum of the scores (K, h, W) of the windows that begin at ``lefts``."""
+    for first in range(0, len(lefts), batch_size):
+        some = lefts[first : first + batch_size]
+        scores = predict(torch.stack([rows_ChW[..., left : left + width] for left in some])).float()
+        if first == 0:
+            total = scores.new_zeros(*scores.shape[1:3], rows_ChW.shape[-1])
+        for left, score in zip(some, scores, strict=True):
+            total[..., left : left + width] += score
+    return total
 
 
 def _starts(side: int, part: int, overlap: float) -> list[int]:

@@ -156,7 +156,8 @@ class SegmentationTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log test/miou, test/accuracy and test/iou_<label>, and draw pictures."""
         self._log_scores("test")
-        if self.overlays is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.overlays is not None and self.trainer.is_global_zero and not rehearsed:
             self._draw(Path(self.overlays))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
