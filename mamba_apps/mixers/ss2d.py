@@ -91,7 +91,7 @@ class SS2D(Mixer):
     Args:
         d_model: Channels of the input and of the output.
         d_state: States per inner channel (N).
-        expand: Inner channels per model channel; their product is rounded down.
+        expand: Inner channels per model channel, VMamba's ssm_ratio; their product is rounded down.
         dt_rank: Rank of the step sizes (R), or "auto" for a sixteenth of ``d_model``, rounded up.
         d_conv: Width of the depthwise convolution, odd; 1 for none.
         conv_bias: Whether the convolution has a bias.

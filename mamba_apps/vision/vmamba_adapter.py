@@ -1,4 +1,4 @@
-"""Weights of VMamba's releases under our names: classification checkpoints and backbones of detection, old and new."""
+"""Weights of VMamba's releases under our names, whichever release they come from."""
 
 from __future__ import annotations
 

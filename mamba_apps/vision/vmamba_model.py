@@ -8,7 +8,7 @@ Dimensions in names: B batch, C channels, H height, W width, D channels of a sta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, to_2tuple, trunc_normal_
@@ -19,12 +19,12 @@ from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import no_weight_decay
 from mamba_apps.mixers.ss2d import SS2D
 from mamba_apps.vision.vmamba_adapter import resized_pos_embed
-from mamba_apps.vision.vmamba_parts import VMambaStage, VSSBlock, downsample, patch_embed
+from mamba_apps.vision.vmamba_parts import VMambaStage, VSSBlock, downsample, patch_embed, reset_linear
 from mamba_kernels import Route
 
 
 class VMambaHead(nn.Module):
-    """Normalise, pool, drop and classify a grid (B, H, W, D).
+    """The norm of the last grid (B, H, W, D), and what classifies it: pool, drop, project.
 
     Args:
         width: Channels of the grid.
@@ -44,16 +44,10 @@ class VMambaHead(nn.Module):
         """Replace the classifier, and the pooling unless it is None."""
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool), input_fmt="NHWC")
-        pooled = self.width * self.global_pool.feat_mult()
-        if num_classes == 0:
-            self.head: nn.Module = nn.Identity()
-            return
-        # Where a trained model gets a new head, the head joins the others' device and dtype.
-        like = next(self.norm.parameters(), torch.empty(0))
-        head = nn.Linear(pooled, num_classes, device=like.device, dtype=like.dtype)
-        trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        self.head = head
+        self.head: nn.Module = nn.Identity()
+        if num_classes:
+            self.head = nn.Linear(self.width * self.global_pool.feat_mult(), num_classes)
+            reset_linear(self.head)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Classify a normalised grid."""
@@ -148,7 +142,7 @@ class VMamba(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, dims[0], *grid)) if pos_embed else None
         if self.pos_embed is not None:
             trunc_normal_(self.pos_embed, std=0.02)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates = cast(list[list[float]], calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True))
         self.layers = nn.ModuleList()
         for i, width in enumerate(dims):
             blocks = [
@@ -172,7 +166,7 @@ class VMamba(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised last grid (B, H, W, D) of images (B, C, H, W)."""
         x = self._embed(x)
-        for stage in self.layers:
+        for stage in self._stages:
             x = stage(x)
         return self.classifier.norm(x)
 
@@ -211,7 +205,7 @@ class VMamba(nn.Module):
         taken, deepest = feature_take_indices(len(self.layers), indices)
         features = []
         x = self._embed(x)
-        for i, stage in enumerate(self.layers):
+        for i, stage in enumerate(self._stages):
             x = stage.run_blocks(x)
             if i in taken:
                 feature = self.classifier.norm(x) if norm and i == len(self.layers) - 1 else x
@@ -235,7 +229,7 @@ class VMamba(nn.Module):
             if i not in taken and hasattr(self, f"outnorm{i}"):
                 delattr(self, f"outnorm{i}")
         if shortened:
-            self.layers[-1].downsample = nn.Identity()
+            self._stages[-1].downsample = nn.Identity()
             self.num_features = self.head_hidden_size = self.classifier.width = self.feature_info[deepest]["num_chs"]
         if prune_norm or shortened:
             self.classifier.norm = nn.Identity()
@@ -251,6 +245,7 @@ class VMamba(nn.Module):
         """Replace the classifier by a new one, and the pooling unless ``global_pool`` is None."""
         self.num_classes = num_classes
         self.classifier.reset(num_classes, global_pool)
+        self.classifier.head.to(next(self.parameters()))  # the device and dtype of the others
         self.head_hidden_size = self.classifier.width * self.classifier.global_pool.feat_mult()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -269,11 +264,15 @@ class VMamba(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the blocks' activations again in the backward pass instead of keeping them, or keep them."""
-        for stage in self.layers:
+        for stage in self._stages:
             stage.grad_checkpointing = enable
+
+    @property
+    def _stages(self) -> list[VMambaStage]:
+        return cast(list[VMambaStage], list(self.layers))
 
     def _embed(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         if self.pos_embed is not None:
-            x = x + resized_pos_embed(self.pos_embed, tuple(x.shape[1:3])).permute(0, 2, 3, 1)
+            x = x + resized_pos_embed(self.pos_embed, (x.shape[1], x.shape[2])).permute(0, 2, 3, 1)
         return x

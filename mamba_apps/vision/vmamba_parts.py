@@ -35,6 +35,13 @@ class _ResidualNorm(nn.LayerNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+def reset_linear(layer: nn.Linear) -> None:
+    """Draw a projection's weights from a narrow normal, and zero its biases."""
+    trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def _channels_first() -> nn.Module:
     return Rearrange("b h w c -> b c h w")
 
@@ -84,7 +91,7 @@ class PatchMerging(nn.Module):
         super().__init__()
         self.reduction = nn.Linear(4 * width, out_width, bias=False)
         self.norm = nn.LayerNorm(4 * width)
-        trunc_normal_(self.reduction.weight, std=0.02)
+        reset_linear(self.reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, ceil(H / 2), ceil(W / 2), D') from (B, H, W, D)."""
@@ -140,9 +147,9 @@ class VSSBlock(nn.Module):
                 if gated_mlp
                 else Mlp(width, hidden, drop=mlp_drop)
             )
-            for layer in (self.mlp.fc1, self.mlp.fc2):
-                trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+            for layer in self.mlp.modules():
+                if isinstance(layer, nn.Linear):
+                    reset_linear(layer)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

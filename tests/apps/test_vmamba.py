@@ -181,6 +181,13 @@ def test_checkpointed_blocks_have_the_same_gradients() -> None:
         torch.testing.assert_close(again, plain)
 
 
+def test_a_pruned_model_can_classify_again() -> None:
+    model = build().double()
+    assert model.prune_intermediate_layers([0]) == [0]
+    model.reset_classifier(3, "avg")
+    assert model(images(2, 3, 8, 8).double()).shape == (2, 3)
+
+
 def test_positions_fit_images_of_any_size() -> None:
     model = build(pos_embed=True, img_size=(8, 12))
     assert model.pos_embed is not None
