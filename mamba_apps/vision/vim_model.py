@@ -165,7 +165,7 @@ class Vim(nn.Module):
 
         inner = {"backend": backend, **(mixer_options or {})}
         # The block before the last norm takes the full rate, whatever the depth.
-        rates = [*torch.linspace(0, drop_path_rate, depth).tolist()[:-1], drop_path_rate]
+        rates = [*torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()[:-1], drop_path_rate]
         self.layers = nn.ModuleList(
             VimBlock(
                 _create_mixer(mixer, embed_dim, route, window, bimamba_type, divide_out, inner),

@@ -33,7 +33,7 @@ BACKBONES = {
     PLAIN: (4, 8, 16, 32),
     "vmamba_nano_8": (1, 2),
     "mambavision_nano_8": None,
-    "vim_nano_patch1_8": None,
+    "vim_nano_patch2_8": None,
 }
 
 
