@@ -40,7 +40,6 @@ default_cfgs = generate_default_cfgs(
         "vim_small_patch16_stride8_224.in1k": _cfg("Vim-small-midclstok", "vim_s_midclstok_ft_81p6acc.pth"),
         "vim_micro_patch4_32": _cfg(input_size=(3, 32, 32), num_classes=10),
         "vim_nano_patch2_8": _cfg(input_size=(3, 8, 8), num_classes=10),
-        "vim_nano_patch2_8": _cfg(input_size=(3, 8, 8), num_classes=10),
     }
 )
 
@@ -95,10 +94,4 @@ def vim_micro_patch4_32(pretrained: bool = False, **options: Any) -> Vim:
 @register_model
 def vim_nano_patch2_8(pretrained: bool = False, **options: Any) -> Vim:
     """Build a tiny Vim for images of 8 pixels, such as scikit-learn's digits, 0.2 M parameters."""
-    return _create("vim_nano_patch2_8", pretrained, options, embed_dim=64, depth=4, patch_size=2)
-
-
-@register_model
-def vim_nano_patch2_8(pretrained: bool = False, **options: Any) -> Vim:
-    """Build the same with patches of 2 pixels, a fourth of the tokens: it learns the digits in a minute on a CPU."""
     return _create("vim_nano_patch2_8", pretrained, options, embed_dim=64, depth=4, patch_size=2)
