@@ -3,7 +3,7 @@
 Written from the paper (Hatamizadeh and Kautz, arXiv 2407.08083) and from published facts about the model; the original
 code was not used.
 
-Dimensions in names: B batch, C channels, H height, W width; N windows of all images, L tokens of a window, D channels.
+Dimensions in names: B batch, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -12,17 +12,23 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from einops import rearrange
-from timm.layers import Attention, DropPath, LayerScale, Mlp, calculate_drop_path_rates, create_classifier
-from timm.models import checkpoint_seq
+from timm.layers import calculate_drop_path_rates, create_classifier
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import RoutedMixer, create, no_weight_decay, spec
-from mamba_apps.mixers.routed import Share
+from mamba_apps.mixers import no_weight_decay
+from mamba_apps.vision.mambavision_parts import (
+    ConvBlock,
+    Level,
+    WindowBlock,
+    WindowLevel,
+    attention,
+    init_linear,
+    stem,
+    window_mixer,
+)
 from mamba_kernels import Route
 
 
@@ -52,6 +58,7 @@ class MambaVision(nn.Module):
             mixer can share them, else everything is; a route by its name averages the readings.
         drop_rate: Probability of dropping a channel before the classifier.
         drop_path_rate: Probability of skipping the last block in training; the first is never skipped.
+        backend: The operators' implementation to force ("reference", "cpu", "triton"); None lets each choose.
 
     Raises:
         UserError: If the levels' options do not fit, or the mixer is unknown or does not accept the route.
@@ -76,6 +83,7 @@ class MambaVision(nn.Module):
         route: Route | str = "forward",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         if not len(depths) == len(windows) == len(heads):
@@ -84,31 +92,33 @@ class MambaVision(nn.Module):
                 "give one of each for every level of windows",
             )
         self.in_chans, self.num_classes, self.drop_rate = in_chans, num_classes, drop_rate
-        self.stem = _stem(in_chans, stem_dim, dim, stem_strides)
+        self.stem = stem(in_chans, stem_dim, dim, stem_strides)
         self.feature_info: list[dict[str, Any]] = []
+        inner = {"backend": backend, **(mixer_options or {})}
         levels: list[Level] = []
         rates = calculate_drop_path_rates(drop_path_rate, [*conv_depths, *depths], stagewise=True)
         for i, level_rates in enumerate(rates):
             width = dim * 2**i
             down = nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False) if i else nn.Identity()
-            w = i - len(conv_depths)
-            if w < 0:
+            if i < len(conv_depths):
                 levels.append(Level(down, [ConvBlock(width, rate) for rate in level_rates]))
             else:
-                attention_from = len(level_rates) - len(level_rates) // 2
-                mixers = [
-                    _mixer(mixer, width, mixer_options or {}, route) if j < attention_from else _attention(width, heads[w])
-                    for j in range(len(level_rates))
-                ]
+                w, mixed = i - len(conv_depths), math.ceil(len(level_rates) / 2)
                 blocks = [
-                    WindowBlock(width, token_mixer, mlp_ratio, layer_scale, rate)
-                    for token_mixer, rate in zip(mixers, level_rates, strict=True)
+                    WindowBlock(
+                        width,
+                        window_mixer(width, mixer, inner, route) if j < mixed else attention(width, heads[w]),
+                        mlp_ratio,
+                        layer_scale,
+                        rate,
+                    )
+                    for j, rate in enumerate(level_rates)
                 ]
                 levels.append(WindowLevel(down, blocks, windows[w]))
             stride = math.prod(stem_strides) * 2**i
             self.feature_info.append({"num_chs": width, "reduction": stride, "module": f"levels.{i}"})
         self.levels = nn.Sequential(*levels)
-        self.num_features = self.head_hidden_size = dim * 2 ** (len(levels) - 1)
+        self.num_features = dim * 2 ** (len(levels) - 1)
         self.norm = nn.BatchNorm2d(self.num_features)
         self.global_pool: nn.Module
         self.head: nn.Module
@@ -166,7 +176,7 @@ class MambaVision(nn.Module):
         taken, last = feature_take_indices(len(self.levels), indices)
         cut = last < len(self.levels) - 1
         self.levels = self.levels[: last + 1]
-        self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        self.num_features = self.feature_info[last]["num_chs"]
         if prune_norm or cut:
             self.norm = nn.Identity()
         if prune_head or cut:
@@ -185,7 +195,8 @@ class MambaVision(nn.Module):
         self.global_pool, self.head = create_classifier(
             self.num_features, num_classes, pool, device=like.device, dtype=like.dtype
         )
-        self.head.apply(_init_linear)
+        self.head.apply(init_linear)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Choose whether blocks are computed anew in the backward pass rather than kept."""
@@ -200,145 +211,3 @@ class MambaVision(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that take no weight decay: those of the scans."""
         return set(no_weight_decay(self))
-
-
-class ConvBlock(nn.Module):
-    """A residual pair of convolutions.
-
-    Args:
-        dim: Channels.
-        drop_path: Probability of skipping the block in training.
-    """
-
-    def __init__(self, dim: int, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
-        self.norm1 = nn.BatchNorm2d(dim)
-        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
-        self.norm2 = nn.BatchNorm2d(dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return a map of the same shape."""
-        y_BCHW = F.gelu(self.norm1(self.conv1(x_BCHW)), approximate="tanh")
-        return x_BCHW + self.drop_path(self.norm2(self.conv2(y_BCHW)))
-
-
-class WindowBlock(nn.Module):
-    """A mixer of a window's tokens and an MLP, each normalised before and added after.
-
-    Args:
-        dim: Channels.
-        mixer: The module from (N, L, D) to (N, L, D).
-        mlp_ratio: Hidden channels of the MLP per channel.
-        layer_scale: Where the learned scales start; None for no scales.
-        drop_path: Probability of skipping each part in training.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        mixer: nn.Module,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.mixer = mixer
-        self.mlp = Mlp(dim, int(dim * mlp_ratio)).apply(_init_linear)
-        self.ls1, self.ls2 = (nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale) for _ in range(2))
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x_NLD: Tensor) -> Tensor:
-        """Return tokens of the same shape."""
-        x_NLD = x_NLD + self.drop_path(self.ls1(self.mixer(self.norm1(x_NLD))))
-        return x_NLD + self.drop_path(self.ls2(self.mlp(self.norm2(x_NLD))))
-
-
-class Level(nn.Module):
-    """Blocks at one resolution, behind the convolution that leads to it.
-
-    Args:
-        downsample: From the level before.
-        blocks: The blocks.
-    """
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the level's map of the one before."""
-        return self._run(self.downsample(x_BCHW))
-
-    def _run(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint_seq(self.blocks, x)
-        return self.blocks(x)
-
-
-class WindowLevel(Level):
-    """A level whose blocks see the tokens of one square window at a time, row by row.
-
-    Args:
-        downsample: From the level before.
-        blocks: The blocks, from (N, L, D) to (N, L, D).
-        window: Cells along a window's side.
-    """
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], window: int) -> None:
-        super().__init__(downsample, blocks)
-        self.window = window
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the level's map of the one before."""
-        x_BCHW, side = self.downsample(x_BCHW), self.window
-        height, width = x_BCHW.shape[2:]
-        x_BCHW = F.pad(x_BCHW, (0, -width % side, 0, -height % side))
-        x_NLD = rearrange(x_BCHW, "b c (h p) (w q) -> (b h w) (p q) c", p=side, q=side)
-        rows, columns = x_BCHW.shape[2] // side, x_BCHW.shape[3] // side
-        x_BHWC = rearrange(self._run(x_NLD), "(b h w) (p q) c -> b (h p) (w q) c", h=rows, w=columns, p=side, q=side)
-        # Channels stay last in memory, as the tokens have them.
-        return x_BHWC[:, :height, :width].permute(0, 3, 1, 2)
-
-
-class _RoutedWindow(RoutedMixer):
-    """A mixer along a route over a square window, whose tokens come as a row."""
-
-    def forward(self, x_NLD: Tensor, *, seq_idx_BL: Tensor | None = None) -> Tensor:
-        side = math.isqrt(x_NLD.shape[1])
-        return super().forward(x_NLD.unflatten(1, (side, side))).flatten(1, 2)
-
-
-def _stem(in_chans: int, stem_dim: int, dim: int, strides: tuple[int, int]) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for inner, outer, stride in ((in_chans, stem_dim, strides[0]), (stem_dim, dim, strides[1])):
-        conv = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
-        parts += [conv, nn.BatchNorm2d(outer, eps=1e-4), nn.ReLU()]
-    return nn.Sequential(*parts)
-
-
-def _attention(dim: int, heads: int) -> nn.Module:
-    if dim % heads:
-        raise UserError(f"mambavision cannot split {dim} channels into {heads} heads", "give a divisor as heads")
-    return Attention(dim, heads, qkv_bias=True).apply(_init_linear)
-
-
-def _mixer(name: str, dim: int, options: Mapping[str, Any], route: Route | str) -> nn.Module:
-    known = spec("mambavision" if name == "mamba1" else name)
-    options = {**({"causal": False} if "causal" in known.options else {}), **options}
-    route = Route(route, merge="mean") if isinstance(route, str) else route
-    if route.name == "forward":
-        return create(known.name, dim, **options)
-    share: Share = "projections" if known.cls.shared_projections else "all"
-    return _RoutedWindow(lambda: create(known.name, dim, **options), route, share, rank=2)
-
-
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
