@@ -1,12 +1,14 @@
-"""Vision Mamba, whole and its mixer alone, against the reference."""
+"""Vision Mamba, whole and its mixer alone, against the reference's numbers and its checkpoints' keys."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from parity_cards import Card, UnsupportedCardError
 from parity_compare import Comparison
 from parity_families import family
+from parity_models import check_keys, check_run, tolerance
 from torch import Tensor, nn
 
 from mamba_apps.mixers import VimMixer, create
@@ -30,16 +32,18 @@ _NAMES = {
     "if_divide_out": "divide_out",
     "init_layer_scale": "layer_scale",
 }
+_FIXED = {"residual_in_fp32": True, "final_pool_type": "mean"}
 _OTHERS = ("d_state", "rms_norm", "bimamba_type", "if_cls_token", "use_middle_cls_token", "use_double_cls_token")
-# Of no consequence for the numbers: how the sum is computed, and how a model with a class token would pool without.
-_IDLE = ("fused_add_norm", "final_pool_type")
+# Of no consequence for the numbers: whether one kernel adds and normalises.
+_IDLE = ("fused_add_norm",)
 
 
 @family("vim_*")
 def check_vim(card: Card) -> None:
-    constructor = card.options("constructor", "residual_in_fp32", *_NAMES, *_OTHERS, *_IDLE)
-    if not constructor["residual_in_fp32"]:
-        raise UnsupportedCardError(f"{card.name}: unsupported option residual_in_fp32=False")
+    constructor = card.options("constructor", *_FIXED, *_NAMES, *_OTHERS, *_IDLE)
+    for name, value in _FIXED.items():
+        if constructor.get(name, value) != value:
+            raise UnsupportedCardError(f"{card.name}: unsupported option {name}={constructor[name]!r}")
     one_way = constructor["bimamba_type"] == "none"
     model = Vim(
         **{_NAMES[name]: value for name, value in constructor.items() if name in _NAMES},
@@ -52,8 +56,9 @@ def check_vim(card: Card) -> None:
     model.load_state_dict(adapt_checkpoint({"model": card.group("param.")}, model))
     comparison = Comparison(card)
     for i, block in enumerate(model.layers):
-        block.register_forward_hook(_near(comparison, f"feat.layer{i}", card))
-    _check(card, model, comparison)
+        block.register_forward_hook(partial(_near, card, comparison, f"feat.layer{i}"))
+    check_run(card, comparison, model, model.get_parameter)
+    comparison.finish()
 
 
 @family("vim_mixer_*")
@@ -66,7 +71,9 @@ def check_mixer(card: Card) -> None:
     else:
         mixer = VimMixer(bimamba_type=bimamba_type, divide_out=divide_out, **options)
     mixer.load_state_dict(card.group("param."))
-    _check(card, mixer, Comparison(card))
+    comparison = Comparison(card)
+    check_run(card, comparison, mixer, mixer.get_parameter)
+    comparison.finish()
 
 
 @family("vim_posembed_interp")
@@ -76,8 +83,14 @@ def check_position_embedding(card: Card) -> None:
     old, new = (tuple(card.entries[name]) for name in ("old_grid", "new_grid"))
     resized = resize_position_embedding(card.tensors["input.pos_embed"], TokenLayout("middle"), old, new, "official")
     comparison = Comparison(card)
-    comparison.near("output.pos_embed", resized, **_tolerance(card, ""))
+    comparison.near("output.pos_embed", resized, **tolerance(card))
     comparison.finish()
+
+
+@family("keys_vim_*")
+def check_released_keys(card: Card) -> None:
+    size, _, stride = card.name.removeprefix("keys_vim_").partition("_")
+    check_keys(card, f"vim_{size}_patch16_{stride}_224" if stride else f"vim_{size}_patch16_224")
 
 
 def _class_token(constructor: dict[str, Any]) -> str:
@@ -88,29 +101,8 @@ def _class_token(constructor: dict[str, Any]) -> str:
     return "middle" if constructor["use_middle_cls_token"] else "front"
 
 
-def _near(comparison: Comparison, name: str, card: Card) -> Any:
-    def compare(block: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
-        for part, output in enumerate(outputs):
-            comparison.near(f"{name}.{part}", output, **_tolerance(card, ""))
-
-    return compare
-
-
-def _check(card: Card, module: nn.Module, comparison: Comparison) -> None:
-    """Compare the output and, where the card has a loss, the gradients."""
-    x = card.group("input.")["x"].requires_grad_()
-    y = module(x)
-    comparison.near("output", y, **_tolerance(card, ""))
-    if "loss" in card.tensors:
-        loss = (y * card.tensors["lossw.output"]).sum() / y.numel() ** 0.5
-        comparison.near("loss", loss.reshape(1), **_tolerance(card, ""))
-        loss.backward()
-        tensors = {"grad.input.x": x, **{f"grad.param.{name}": p for name, p in module.named_parameters()}}
-        for name in card.expected:
-            if name.startswith("grad."):
-                comparison.near(name, tensors[name].grad, **_tolerance(card, "grad_"))
-    comparison.finish()
-
-
-def _tolerance(card: Card, kind: str) -> dict[str, float]:
-    return {name: card.entries["expected_tolerance"][kind + name] for name in ("atol", "rtol")}
+def _near(
+    card: Card, comparison: Comparison, name: str, block: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]
+) -> None:
+    for part, output in enumerate(outputs):
+        comparison.near(f"{name}.{part}", output, **tolerance(card))
