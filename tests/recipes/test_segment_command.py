@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -212,3 +213,14 @@ def test_training_stops_at_a_broken_pair(
     assert main(["fit", "segmentation", *QUICK, "--trainer.max_steps", "4", "--out", "run"]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
     assert not Path("run/model").exists()
+
+
+def test_the_pages_python_runs(run: Path, shapes: Path, here: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/segmentation.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    shutil.copytree(run / "model", "runs/cells/model")
+    shutil.copy(shapes / "images/000.png", "photo.png")
+    names: dict[str, object] = {}
+    exec(code, names)  # noqa: S102 (our own page)
+    assert isinstance(names["mask"], np.ndarray)
+    assert names["mask"].shape == pixels("photo.png").shape[:2]

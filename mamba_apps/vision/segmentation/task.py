@@ -187,7 +187,7 @@ class SegmentationTask(pl.LightningModule):
 
     def _log_scores(self, part: str) -> None:
         for name, value in self.scores.scores().items():
-            self.log(f"{part}/{name}", value.float())
+            self.log(f"{part}/{name}", value.float(), sync_dist=True)
         self.scores.reset()
 
     def _draw(self, folder: Path) -> None:
