@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
-from timm.layers import calculate_drop_path_rates, create_classifier
+from timm.layers import SelectAdaptivePool2d, create_classifier
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -96,8 +97,8 @@ class MambaVision(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
         inner = {"backend": backend, **(mixer_options or {})}
         levels: list[Level] = []
-        rates = calculate_drop_path_rates(drop_path_rate, [*conv_depths, *depths], stagewise=True)
-        for i, level_rates in enumerate(rates):
+        rates = torch.linspace(0, drop_path_rate, sum(conv_depths) + sum(depths), device="cpu")
+        for i, level_rates in enumerate(part.tolist() for part in rates.split([*conv_depths, *depths])):
             width = dim * 2**i
             down = nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False) if i else nn.Identity()
             if i < len(conv_depths):
@@ -119,8 +120,8 @@ class MambaVision(nn.Module):
             self.feature_info.append({"num_chs": width, "reduction": stride, "module": f"levels.{i}"})
         self.levels = nn.Sequential(*levels)
         self.num_features = dim * 2 ** (len(levels) - 1)
-        self.norm = nn.BatchNorm2d(self.num_features)
-        self.global_pool: nn.Module
+        self.norm: nn.Module = nn.BatchNorm2d(self.num_features)
+        self.global_pool: SelectAdaptivePool2d
         self.head: nn.Module
         self.reset_classifier(num_classes, global_pool)
 
@@ -160,14 +161,15 @@ class MambaVision(nn.Module):
             raise UserError(f"mambavision gives maps in NCHW, not {output_fmt!r}", 'use output_fmt="NCHW"')
         taken, last = feature_take_indices(len(self.levels), indices)
         x_BCHW, maps = self.stem(x_BCHW), []
-        for i, level in enumerate(self.levels[: last + 1] if stop_early else self.levels):
+        for i, level in enumerate(self.levels):
             x_BCHW = level(x_BCHW)
             if i in taken:
                 maps.append(self.norm(x_BCHW) if norm and i == len(self.levels) - 1 else x_BCHW)
+            if stop_early and i == last:
+                break
         if intermediates_only:
             return maps
-        whole = not stop_early or last == len(self.levels) - 1
-        return self.norm(x_BCHW) if whole else x_BCHW, maps
+        return self.norm(x_BCHW) if i == len(self.levels) - 1 else x_BCHW, maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -175,7 +177,7 @@ class MambaVision(nn.Module):
         """Drop what the maps of the given levels do not need, and return their indices."""
         taken, last = feature_take_indices(len(self.levels), indices)
         cut = last < len(self.levels) - 1
-        self.levels = self.levels[: last + 1]
+        self.levels = nn.Sequential(*list(self.levels)[: last + 1])
         self.num_features = self.feature_info[last]["num_chs"]
         if prune_norm or cut:
             self.norm = nn.Identity()
@@ -201,7 +203,7 @@ class MambaVision(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Choose whether blocks are computed anew in the backward pass rather than kept."""
         for level in self.levels:
-            level.grad_checkpointing = enable
+            cast(Level, level).grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the patterns of timm's layer groups: stem, blocks, and what follows them."""

@@ -245,6 +245,19 @@ def test_export_gives_the_same_numbers(name: str) -> None:
     torch.testing.assert_close(exported(x), model(x))
 
 
+@over(NANO, ())
+@pytest.mark.parametrize("training", [False, True])
+def test_compiling_gives_the_same_numbers(name: str, training: bool) -> None:
+    x = images(name)
+    found = []
+    for compiled in (False, True):
+        model = stirred(name, drop_path_rate=0.0).train(training)
+        logits = torch.compile(model, fullgraph=True)(x) if compiled else model(x)
+        logits.square().sum().backward()
+        found.append((logits, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+
+
 @over_all
 @pytest.mark.parametrize("coarse", [False, True])
 def test_layer_groups_hold_every_parameter_once_and_in_order(name: str, coarse: bool) -> None:
