@@ -11,11 +11,27 @@ if TYPE_CHECKING:
     from mamba_datasets.images.folder import ImageFolder
     from mamba_datasets.images.masks import read_mask
     from mamba_datasets.images.pairs import ImagePairs
+    from mamba_datasets.images.streaming import StreamingImages, StreamingLoader, optimize_folder
 
-__all__ = ["read_image", "ImageFolder", "read_mask", "ImagePairs"]
+__all__ = [
+    "read_image",
+    "ImageFolder",
+    "read_mask",
+    "ImagePairs",
+    "optimize_folder",
+    "StreamingImages",
+    "StreamingLoader",
+]
 
-# What needs torch is imported when it is asked for, so that checking a folder does not wait for it.
-_LAZY = {"ImageFolder": "folder", "ImagePairs": "pairs", "read_mask": "masks"}
+# What needs torch or litdata is imported when it is asked for, so that checking a folder does not wait for it.
+_LAZY = {
+    "ImageFolder": "folder",
+    "ImagePairs": "pairs",
+    "read_mask": "masks",
+    "optimize_folder": "streaming",
+    "StreamingImages": "streaming",
+    "StreamingLoader": "streaming",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 
 TINY = 8
 _SHOWN = 5
+_BLOCK = 512
 _CHUNK = 16
 
 
@@ -62,12 +63,14 @@ def inspect_image(path: str) -> Facts:
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yield what the work makes of each item, in order, with a progress bar where stderr is a terminal."""
-    console = Console(stderr=True)
-    with ThreadPool(min(32, os.cpu_count() or 1)) as pool:
-        results = pool.imap(work, items, chunksize=_CHUNK)
-        yield from track(
-            results, "checking", len(items), console=console, transient=True, disable=not sys.stderr.isatty()
-        )
+
+    def results() -> Iterator[Result]:
+        with ThreadPool(min(32, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(items), _BLOCK):  # a block at a time: no more than that waits in memory
+                yield from pool.map(work, items[start : start + _BLOCK], chunksize=_CHUNK)
+
+    hidden = not sys.stderr.isatty()
+    yield from track(results(), "checking", len(items), console=Console(stderr=True), transient=True, disable=hidden)
 
 
 def describe(facts: Iterable[Facts]) -> list[str]:
