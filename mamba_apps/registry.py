@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -78,11 +78,11 @@ class Registry(Generic[T]):
             raise UserError(f"unknown {self._kind} {name!r}", suggest(name, self.names(), f"the {self._kind}s"))
         return self._specs[name]
 
-    def build(self, name: str, first: Any, options: dict[str, Any]) -> T:
-        """Return an instance of the class called ``name``.
+    def check(self, name: str, options: Iterable[str]) -> Spec[T]:
+        """Return what is known of a name, after refusing options that it does not have.
 
         Raises:
-            UserError: If the name or an option is unknown (with the nearest ones), or the class refuses a value.
+            UserError: If the name or an option is unknown; the error gives the nearest ones.
         """
         known = self.spec(name)
         for option in options:
@@ -91,6 +91,15 @@ class Registry(Generic[T]):
                     f"{self._kind} {name!r} has no option {option!r}",
                     suggest(option, list(known.options), "its options"),
                 )
+        return known
+
+    def build(self, name: str, first: Any, options: dict[str, Any]) -> T:
+        """Return an instance of the class called ``name``.
+
+        Raises:
+            UserError: If the name or an option is unknown (with the nearest ones), or the class refuses a value.
+        """
+        known = self.check(name, options)
         return known.cls(first, **options)  # type: ignore[call-arg]
 
 

@@ -9,7 +9,7 @@ from mamba_apps.registry import Registry, Spec
 
 MixerSpec: TypeAlias = Spec[Mixer]
 _mixers: Registry[Mixer] = Registry("mixer", first="d_model")
-register, names, spec = _mixers.register, _mixers.names, _mixers.spec
+register, names, spec, check = _mixers.register, _mixers.names, _mixers.spec, _mixers.check
 
 
 def create(name: str, d_model: int, **options: Any) -> Mixer:

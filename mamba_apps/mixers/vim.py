@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.mixers.mamba1 import Mamba1Mixer, ScanParameters, scan_readings
+from mamba_apps.mixers.registry import check
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_kernels import Route
 
@@ -31,7 +32,7 @@ class VimMixer(Mamba1Mixer):
         options: Mamba-1's, such as ``d_state``, ``d_conv``, ``expand`` and ``backend``.
 
     Raises:
-        UserError: If an option is out of range.
+        UserError: If an option is unknown or out of range.
     """
 
     causal = False
@@ -42,6 +43,7 @@ class VimMixer(Mamba1Mixer):
     def __init__(
         self, d_model: int, bimamba_type: Literal["v2", "v1"] = "v2", divide_out: bool = True, **options: Any
     ) -> None:
+        check("mamba1", options)
         super().__init__(d_model, **options)
         if bimamba_type not in ("v2", "v1"):
             raise UserError(f"vim: bimamba_type is {bimamba_type!r}", 'choose "v2" or "v1", or the mixer mamba1')

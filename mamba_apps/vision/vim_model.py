@@ -354,7 +354,8 @@ class Vim(nn.Module):
             x_BLD = self.layout.insert(x_BLD, class_1TD.expand(x_BLD.shape[0], -1, -1))
         if self.pos_embed is not None:
             x_BLD = x_BLD + resize_position_embedding(self.pos_embed, self.layout, self.grid, grid)
-        x_BLD = self.pos_drop(x_BLD)
+        # Without class tokens it is a view of the convolution's map, channels first.
+        x_BLD = self.pos_drop(x_BLD.contiguous())
         return x_BLD.unflatten(1, grid) if self.reads_grid else x_BLD, grid
 
     def _turn(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
