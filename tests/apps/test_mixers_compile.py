@@ -12,6 +12,7 @@ from mamba_kernels import Route
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("mamba1", {}),
+    ("mambavision", {}),
     ("attention", {"heads": 2, "rotary": True}),
     ("attention", {"heads": 2, "causal": False}),
 ]
