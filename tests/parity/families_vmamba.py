@@ -5,11 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import timm
-import torch
 from parity_cards import Card, UnsupportedCardError
 from parity_compare import Comparison
 from parity_families import family
+from parity_models import check_keys, check_run, tolerance
 from torch import Tensor, nn
 
 from mamba_apps.mixers import SS2D
@@ -45,7 +44,7 @@ def check_mixer(card: Card) -> None:
     def run(x: Tensor) -> Tensor:
         return mixer(x.movedim(1, -1)).movedim(-1, 1) if channel_first else mixer(x)
 
-    _check_gradients(card, comparison, mixer, run)
+    check_run(card, comparison, run, mixer.get_parameter)
     comparison.finish()
 
 
@@ -68,27 +67,16 @@ def check_model(card: Card) -> None:
         model.load_state_dict(from_reference(card.group("param."), model))
         features = model.forward_intermediates(card.tensors["input.x"], intermediates_only=True)
         for i, feature in zip(theirs["out_indices"], features, strict=True):
-            comparison.near(f"output.{i}", feature, **_tolerance(card, ""))
+            comparison.near(f"output.{i}", feature, **tolerance(card))
     else:
         model.load_state_dict(from_reference(card.group("param."), model))
-        _check_gradients(card, comparison, model, model)
+        check_run(card, comparison, model, model.get_parameter)
     comparison.finish()
 
 
 @family("keys_vmamba_*")
-def check_keys(card: Card) -> None:
-    """A released checkpoint's keys load through the adapter, and every value arrives."""
-    name = card.name.removeprefix("keys_")
-    if not timm.is_model(name):
-        raise UnsupportedCardError(f"{card.name}: unsupported model ({card.entries['_meta']['official_entry']})")
-    random = torch.Generator().manual_seed(0)
-    released = {key: torch.randn(shape, generator=random) for key, (shape, _) in card.entries["keys"].items()}
-    overlay = {"state_dict": {"model": released}}
-    loaded = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
-    assert sum(tensor.numel() for tensor in loaded.values()) == card.entries["_meta"]["n_params"]
-    assert loaded.keys() == released.keys()
-    for key, tensor in released.items():
-        assert torch.equal(loaded[key], tensor), key
+def check_released_keys(card: Card) -> None:
+    check_keys(card, card.name.removeprefix("keys_"))
 
 
 def _ours(card: Card, theirs: dict[str, Any], names: dict[str, str], fixed: dict[str, Any]) -> dict[str, Any]:
@@ -101,24 +89,4 @@ def _ours(card: Card, theirs: dict[str, Any], names: dict[str, str], fixed: dict
 def _near(
     card: Card, comparison: Comparison, name: str, channel_first: bool, module: nn.Module, inputs: Any, x: Tensor
 ) -> None:
-    comparison.near(name, x.movedim(-1, 1) if channel_first else x, **_tolerance(card, ""))
-
-
-def _check_gradients(card: Card, comparison: Comparison, module: nn.Module, run: Any) -> None:
-    """Compare the output and, where the card has a loss, every gradient it holds."""
-    x = card.group("input.")["x"].requires_grad_()
-    y = run(x)
-    comparison.near("output", y, **_tolerance(card, ""))
-    if "loss" not in card.tensors:
-        return
-    loss = (y * card.tensors["lossw.output"]).sum() / y.numel() ** 0.5
-    comparison.near("loss", loss.reshape(1), **_tolerance(card, ""))
-    loss.backward()
-    comparison.near("grad.input.x", x.grad, **_tolerance(card, "grad_"))
-    for name in (name for name in card.expected if name.startswith("grad.param.")):
-        parameter = module.get_parameter(name.removeprefix("grad.param."))
-        comparison.near(name, parameter.grad, **_tolerance(card, "grad_"))
-
-
-def _tolerance(card: Card, kind: str) -> dict[str, float]:
-    return {name: card.entries["expected_tolerance"][kind + name] for name in ("atol", "rtol")}
+    comparison.near(name, x.movedim(-1, 1) if channel_first else x, **tolerance(card))
