@@ -136,6 +136,20 @@ def test_every_broken_image_is_listed_and_can_be_left_out(
     assert json.loads(out.read_text())["broken"]["cat/empty.png"] == ["file: is empty (0 bytes)"]
 
 
+def test_every_wrong_folder_is_listed(root: Path) -> None:
+    (root / "bird").mkdir()
+    picture(root / "Dog" / "a.png", 9)
+    (root / "README.md").write_text("about")
+    report = check(root)
+    assert [(Path(finding.path).name, finding.expected) for finding in report.findings] == [
+        ("data", "'Dog' and 'dog' differ in case only"),
+        ("bird", "holds no image"),
+    ]
+    assert report.notes[0] == f"{root / 'README.md'} is no image and was passed over"
+    fixed = check(root, classes=["cat", "dog", "Dog", "bird", "fish"])
+    assert [finding.expected for finding in fixed.findings] == ["class 'fish' has no folder", "holds no image"]
+
+
 LINES = {
     "cat/truncated.jpg": "image: is truncated or damaged (",
     "cat/text.jpg": "file: is no image: expected JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM, found text ('hello'); ",
@@ -233,6 +247,12 @@ def test_splits_of_pairs(pairs: Path, tmp_path: Path) -> None:
     assert report.notes[-2].startswith("6 contents are in several splits: ")
     shutil.rmtree(inner / "annotations" / "validation")
     assert [finding.where for finding in check(inner).findings] == ["split 'validation'"]
+
+
+def test_a_mask_folder_that_is_a_link(pairs: Path, tmp_path: Path) -> None:
+    (pairs / "masks").rename(tmp_path / "elsewhere")
+    (pairs / "masks").symlink_to(tmp_path / "elsewhere")
+    assert [finding.where for finding in check(pairs, "image-pairs").findings] == ["link"]
 
 
 def test_layout_of_pairs_is_a_finding(pairs: Path) -> None:

@@ -155,6 +155,17 @@ def test_missing_root(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "none")
 
 
+def test_split_that_is_a_link(root: Path) -> None:
+    whole = root.parent / "whole"
+    whole.mkdir()
+    (whole / "train").symlink_to(root)
+    with pytest.raises(DataError, match=r"train: link: is a link that leaves the data set, to .*data; put the folder"):
+        ImageFolder(whole, split="train")
+    root.rename(whole / "test")
+    (whole / "val").symlink_to(whole / "test")
+    assert len(ImageFolder(whole, split="val")) == 5
+
+
 def test_links_within_and_a_linked_root_are_fine(root: Path) -> None:
     (root / "dog" / "c.png").symlink_to(root / "dog" / "a.png")
     (root.parent / "link").symlink_to(root)

@@ -65,13 +65,8 @@ def check_pairs(
 
     split_of = {image: split for split, of_split in pairs.items() for image, _ in of_split}
     image_facts = [fact.image for fact in facts]
-    notes = [*describe(image_facts), *describe_copies(image_facts, lambda fact: (split_of[fact.path], ""))]
-    values = sorted({value for fact in facts for value in fact.mask_values})
-    if values:
-        told = (
-            ", ".join(map(str, values)) if len(values) <= _MANY else f"{len(values)} from {values[0]} to {values[-1]}"
-        )
-        notes.append(f"mask values: {told}")
+    notes = describe(image_facts) + describe_copies(image_facts, lambda fact: (split_of[fact.path], ""))
+    notes += _values({value for fact in facts for value in fact.mask_values})
     summary = f"{len(found)} pairs"
     if len(pairs) > 1:
         summary += f" in {', '.join(f'{split} ({len(of_split)})' for split, of_split in pairs.items())}"
@@ -88,3 +83,11 @@ def _inspect(pair: tuple[str, str], rules: MaskRules) -> _PairFacts:
     except DataError as error:
         return _PairFacts(image, mask_error=error)
     return _PairFacts(image, tuple(np.unique(mask_HW).tolist()))
+
+
+def _values(values: set[int]) -> list[str]:
+    if not values:
+        return []
+    if len(values) > _MANY:
+        return [f"mask values: {len(values)} from {min(values)} to {max(values)}"]
+    return [f"mask values: {', '.join(map(str, sorted(values)))}"]

@@ -17,8 +17,9 @@ from mamba_datasets.report import Collector
 class ImageFolder(Dataset[tuple[Any, int]]):
     """Images sorted into a folder a class, as `(image, class index)` in a fixed order.
 
-    Folders within a class folder belong to the class. Reading stops at a broken image with its path; none is replaced
-    by another. `read_image` says how each kind of image becomes RGB.
+    Folders within a class folder belong to the class; names that begin with a dot are passed over. Reading stops at a
+    broken image with its path; none is replaced by another. `mamba_datasets.images.read` says how each kind of image
+    becomes RGB.
 
     Args:
         root: Holds a folder a class, or a folder a split that does.

@@ -84,7 +84,7 @@ def read_mask(path: str | Path, rules: MaskRules | None = None) -> np.ndarray:
         DataError: The file is broken, has colours or is a JPEG, or a value is outside the classes.
     """
     image = load_image(io.BytesIO(read_bytes(path)), path)
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):
         raise DataError(path, "format", "a JPEG changes the values of a mask", "save the original mask as PNG")
     if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
         expected = f"expected one channel of class numbers, found {image.mode}"

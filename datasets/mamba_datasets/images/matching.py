@@ -12,7 +12,15 @@ from PIL import Image
 from mamba_datasets.errors import DataError
 from mamba_datasets.images.masks import MaskRules, read_mask
 from mamba_datasets.images.read import REPLACE, read_image
-from mamba_datasets.images.tree import SPLITS, folders_in, holds_images, image_files, is_image_name, split_folder
+from mamba_datasets.images.tree import (
+    SPLITS,
+    folders_in,
+    holds_images,
+    image_files,
+    is_image_name,
+    split_folder,
+    within,
+)
 from mamba_datasets.report import Collector
 
 MASK_FOLDERS = ("masks", "labels", "annotations")
@@ -58,21 +66,7 @@ def find_pairs(
     Raises:
         DataError: There are no such folders.
     """
-    base: str | Path = root
-    if split is not None and split in folders_in(root):
-        base, split = split_folder(root, split), None
-    image_folder = os.path.join(base, images)
-    if not os.path.isdir(image_folder):
-        inside = ", ".join(folders_in(base)) or "none"
-        raise DataError(base, "layout", f"expected a folder {str(images)!r}, found {inside}", "name it: images=...")
-    mask_folder = os.path.join(base, _mask_folder(base) if masks is None else masks)
-    if not os.path.isdir(mask_folder):
-        raise DataError(base, "layout", f"there is no folder {str(masks)!r}", "name it: masks=...")
-    if split is not None:
-        image_folder, mask_folder = split_folder(image_folder, split), split_folder(mask_folder, split)
-    elif (inside_images := folders_in(image_folder)) and SPLITS.issuperset(inside_images):
-        raise DataError(image_folder, "layout", f"holds splits ({', '.join(inside_images)})", "name one: split=...")
-
+    image_folder, mask_folder = _folders(root, split, images, masks)
     found_images = _by_stem(image_folder, root, sink, left_out)
     found_masks = _by_stem(mask_folder, root, sink, left_out)
     dropped = {stem for folder in (image_folder, mask_folder) for stem in _stems(left_out, folder)}
@@ -115,6 +109,25 @@ def check_sizes(image_path: str, size: tuple[int, int], mask_path: str, mask_HW:
     if size != (width, height):
         expected = f"expected {size[0]}x{size[1]} as in {image_path}, found {width}x{height}"
         raise DataError(mask_path, "size", expected, REPLACE)
+
+
+def _folders(root: str | Path, split: str | None, images: str | Path, masks: str | Path | None) -> tuple[str, str]:
+    """Return the folders of the images and the masks of a split."""
+    base: str | Path = root
+    if split is not None and split in folders_in(root):
+        base, split = split_folder(root, split), None
+    image_folder = os.path.join(base, images)
+    if not os.path.isdir(image_folder):
+        inside = ", ".join(folders_in(base)) or "none"
+        raise DataError(base, "layout", f"expected a folder {str(images)!r}, found {inside}", "name it: images=...")
+    mask_folder = os.path.join(base, _mask_folder(base) if masks is None else masks)
+    if not os.path.isdir(mask_folder):
+        raise DataError(base, "layout", f"there is no folder {str(masks)!r}", "name it: masks=...")
+    if split is not None:
+        return split_folder(image_folder, split), split_folder(mask_folder, split)
+    if (inner := folders_in(image_folder)) and SPLITS.issuperset(inner):
+        raise DataError(image_folder, "layout", f"holds splits ({', '.join(inner)})", "name one: split=...")
+    return within(image_folder, root), within(mask_folder, root)
 
 
 def _mask_folder(base: str | Path) -> str:

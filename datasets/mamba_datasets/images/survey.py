@@ -79,11 +79,11 @@ def describe(facts: Iterable[Facts]) -> list[str]:
     if not usable:
         return []
     sizes = Counter(fact.size for fact in usable)
-    by_area = sorted(usable, key=lambda fact: fact.size[0] * fact.size[1])
     if len(sizes) <= _SHOWN:
         told = ", ".join(f"{_times(size)} ({count})" for size, count in sizes.most_common())
     else:
-        small, middle, large = (_times(by_area[index].size) for index in (0, len(by_area) // 2, -1))
+        by_area = sorted((fact.size for fact in usable), key=lambda size: size[0] * size[1])
+        small, middle, large = (_times(by_area[index]) for index in (0, len(by_area) // 2, -1))
         told = f"{small} to {large}, the middle one {middle}"
     modes = ", ".join(f"{mode} ({count})" for mode, count in Counter(fact.mode for fact in usable).most_common())
     notes = [f"sizes: {told}", f"modes: {modes}"]

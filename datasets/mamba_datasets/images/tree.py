@@ -57,7 +57,15 @@ def split_folder(root: str | Path, split: str) -> str:
     """Return the folder of a split, or raise a `DataError` that names the splits there are."""
     if split not in folders_in(root):
         raise DataError(root, f"split {split!r}", "there is no such folder", nearest(split, folders_in(root)))
-    return os.path.join(root, split)
+    return within(os.path.join(root, split), root)
+
+
+def within(folder: str, root: str | Path) -> str:
+    """Return a folder, unless it is a link that leaves the data set: then raise a `DataError`."""
+    if os.path.islink(folder) and not _lies_in(os.path.realpath(folder), root):
+        found = f"is a link that leaves the data set, to {os.path.realpath(folder)}"
+        raise DataError(folder, "link", found, "put the folder itself there (cp -rl costs no space)")
+    return folder
 
 
 def image_files(
@@ -169,10 +177,10 @@ def _leads_astray(entry: os.DirEntry[str], root: str | Path, sink: Collector) ->
     """Report a link that leaves the data set, loops or ends nowhere."""
     if not entry.is_symlink():
         return False
-    target, inside = os.path.realpath(entry.path), os.path.realpath(root) + os.sep
+    target = os.path.realpath(entry.path)
     if not os.path.exists(target):
         found = "is a link to nothing"
-    elif not target.startswith(inside):
+    elif not _lies_in(target, root):
         found = f"is a link that leaves the data set, to {target}"
     elif os.path.isdir(target):
         found = "is a link to a folder, which may count images twice"
@@ -180,3 +188,7 @@ def _leads_astray(entry: os.DirEntry[str], root: str | Path, sink: Collector) ->
         return False
     sink.add("link", found, f"put the file itself there (cp -rl costs no space), or {LEAVE_OUT}", entry.path)
     return True
+
+
+def _lies_in(target: str, root: str | Path) -> bool:
+    return target.startswith(os.path.join(os.path.realpath(root), ""))

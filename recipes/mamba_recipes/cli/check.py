@@ -52,9 +52,6 @@ def main(argv: Sequence[str]) -> int:
         if "unexpected keyword argument" not in str(error):
             raise
         raise UserError(f"check: {error}", "see the reader's documentation for its options") from None
-    if arguments.write_broken is not None:
-        count = write_broken(report, arguments.write_broken)
-        print(f"mamba-apps: {arguments.write_broken}: lists {count} files to leave out", file=sys.stderr)
     if arguments.json:
         print(json.dumps(asdict(report), indent=1, default=str))
     else:
@@ -64,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
             print(f"note: {note}")
         if report.ok:
             print(f"{report.path}: {report.summary}" if report.summary else f"{report.path}: can be used")
+    if arguments.write_broken is not None:
+        count = write_broken(report, arguments.write_broken)
+        print(f"mamba-apps: {arguments.write_broken}: lists {count} files to leave out", file=sys.stderr)
     if not report.ok:
         count = len(report.findings)
         print(f"mamba-apps: {report.path}: {count} problem{'s' if count != 1 else ''} found", file=sys.stderr)
