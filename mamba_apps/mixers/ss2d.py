@@ -137,10 +137,10 @@ class SS2D(Mixer):
             raise UserError(f"SS2D: d_conv is {d_conv}", "give an odd width, so that the convolution is centred")
         self.forward_type = ForwardType.parse(forward_type)
         self.d_inner, self._widths = d_inner, (rank, d_state, d_state)
+        given = Route(route) if isinstance(route, str) else route
+        sets = _SETS if given is None else given.count(2)
         # The cascade is no route over the grid: it has none.
-        named = None if self.forward_type.scan == "cascade" else Route(self.forward_type.scan)
-        self.route = Route(route) if isinstance(route, str) else route or named
-        sets = _SETS if route is None or self.route is None else self.route.count(2)
+        self.route = given or (None if self.forward_type.scan == "cascade" else Route(self.forward_type.scan))
 
         gated = self.forward_type.gate is not None
         self.in_proj = nn.Linear(d_model, 2 * d_inner if gated else d_inner, bias=bias)

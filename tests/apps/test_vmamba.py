@@ -225,6 +225,17 @@ def test_it_compiles_whole(options: dict[str, Any]) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_inductor_agrees_for_any_batch() -> None:
+    torch._dynamo.reset()
+    model = build(depths=(1, 1)).eval()
+    compiled = torch.compile(model, fullgraph=True)
+    for batch in (2, 3, 5):
+        x = images(batch, 3, 9, 12)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_an_exported_model_takes_any_batch_and_size() -> None:
     model = build(depths=(1, 1), pos_embed=True, img_size=16).eval()
     auto = torch.export.Dim.AUTO
