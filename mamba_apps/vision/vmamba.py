@@ -131,13 +131,13 @@ def vmamba_v0_base(pretrained: bool = False, **options: Any) -> VMamba:
 
 @register_model
 def vmamba_micro_32(pretrained: bool = False, **options: Any) -> VMamba:
-    """A VMamba of 6.5 M parameters for images of 32 pixels: three stages, on grids of 16, 8 and 4 cells."""
+    """A VMamba of 6.6 M parameters for images of 32 pixels: three stages, on grids of 16, 8 and 4 cells."""
     sizes = {"img_size": 32, "patch_size": 2, "depths": (2, 6, 2), "dims": (96, 192, 384)}
     return _create("vmamba_micro_32", pretrained, options, **sizes, num_classes=10, drop_path_rate=0.1)
 
 
 @register_model
 def vmamba_nano_8(pretrained: bool = False, **options: Any) -> VMamba:
-    """A VMamba of 0.2 M parameters for images of 8 pixels, such as digits: two stages, on grids of 8 and 4 cells."""
+    """A VMamba of 0.1 M parameters for images of 8 pixels, such as digits: two stages, on grids of 8 and 4 cells."""
     sizes = {"img_size": 8, "patch_size": 1, "depths": (2, 2), "dims": (32, 64)}
     return _create("vmamba_nano_8", pretrained, options, **sizes, num_classes=10)
