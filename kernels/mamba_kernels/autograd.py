@@ -42,7 +42,7 @@ def register_derivative(
         return results
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function = type(operator._name, (torch.autograd.Function,), members)
+    function: Any = type(operator._name, (torch.autograd.Function,), members)
     # What `Function.apply` does before calling this is looking for function transforms, as `is_eager` has done.
     differentiable = super(torch.autograd.Function, function).apply
 

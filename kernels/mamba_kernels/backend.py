@@ -24,6 +24,7 @@ NAMES = ("auto", "reference", "cpu", "triton")
 
 _from_environment = os.environ.get(VARIABLE, "auto")
 _interpreted = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_imported: dict[str, ModuleType] = {}
 
 
 def runs_gpu_kernels(device: torch.device) -> bool:
@@ -37,10 +38,12 @@ def kernels(package: str, device: torch.device) -> ModuleType:
     Raises:
         BackendError: If Triton is needed and not installed.
     """
-    if not runs_gpu_kernels(device):
-        return importlib.import_module(f"{package}.cpu")
+    name = f"{package}.triton" if runs_gpu_kernels(device) else f"{package}.cpu"
+    found = _imported.get(name)
+    if found is not None:
+        return found
     try:
-        return importlib.import_module(f"{package}.triton")
+        return _imported.setdefault(name, importlib.import_module(name))
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "triton":
             raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -49,5 +50,5 @@ def measure_ceilings(device: torch.device) -> Ceilings:
     return Ceilings(2 * source.nbytes / (1e-3 * copy), programs * BLOCK * ROUNDS / (1e-3 * compute))
 
 
-def _milliseconds(run) -> float:
+def _milliseconds(run: Callable[[], object]) -> float:
     return triton.testing.do_bench(run, warmup=20, rep=60, return_mode="median")

@@ -89,5 +89,9 @@ class Launch:
 
 def _is_watched(kernel: JITFunction) -> bool:
     """Return whether somebody, such as a profiler, has hooks around launches, which Triton alone knows how to call."""
-    around = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
-    return bool(kernel.pre_run_hooks) or any(hook is not None and getattr(hook, "calls", True) for hook in around)
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(
+        kernel.pre_run_hooks
+        or (enter is not None and getattr(enter, "calls", True))
+        or (leave is not None and getattr(leave, "calls", True))
+    )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mamba_kernels.memo import per_layout
+
 
 def dimension_order(x: Tensor) -> list[int]:
     """Return the dimensions of ``x`` from the slowest to the fastest in memory.
@@ -41,13 +43,19 @@ def empty_in_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         x: The tensor whose shape, device and dimension order the result takes; it may be expanded, permuted or sliced.
         dtype: The result's dtype; None for that of ``x``.
     """
-    order = dimension_order(x)
+    if x.is_contiguous():
+        return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.empty_strided(x.shape, _dense_stride(x), dtype=dtype or x.dtype, device=x.device)
+
+
+@per_layout
+def _dense_stride(x: Tensor) -> tuple[int, ...]:
     stride = [0] * x.dim()
     step = 1
-    for dim in reversed(order):
+    for dim in reversed(dimension_order(x)):
         stride[dim] = step
         step *= max(int(x.shape[dim]), 1) if isinstance(x.shape[dim], int) else x.shape[dim]
-    return torch.empty_strided(x.shape, stride, dtype=dtype or x.dtype, device=x.device)
+    return tuple(stride)
 
 
 def in_order(x: Tensor, order: Sequence[int]) -> Tensor:

@@ -75,6 +75,7 @@ def test_a_module_that_is_missing_is_triton_or_our_own_mistake(monkeypatch: pyte
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(backend.importlib, "import_module", fail)
+    monkeypatch.setattr(backend, "_imported", {})
     missing = "triton.language"
     with pytest.raises(BackendError, match="Triton, which is not installed") as caught:
         backend.kernels("mamba_kernels.selective_scan", CUDA)

@@ -19,8 +19,10 @@ import triton.language as tl
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.compiler import ASTSource
 from triton.runtime.driver import driver
 
+from mamba_kernels.ceilings import exponentials
 from mamba_kernels.launch import Launch
 
 
@@ -194,3 +196,10 @@ def test_what_triton_does_not_compile_is_called_each_time() -> None:
     launch(X)
     launch(Y)
     assert kernel.calls == [((2, 3), (X, 5), {"BLOCK": 16}), ((2, 3), (Y, 5), {"BLOCK": 16})]
+
+
+def test_the_kernel_that_measures_exponentials_keeps_them() -> None:
+    signature = {"out": "*fp32", "ROUNDS": "constexpr", "BLOCK": "constexpr"}
+    source = ASTSource(exponentials, signature, {"ROUNDS": 64, "BLOCK": 1024})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    assert "ex2.approx" in compiled.asm["ptx"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -17,15 +18,18 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def _import(module: str, name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(module), name)
+
+
 def scans() -> Rivals:
     """Return the selective scans: that of mamba-ssm."""
     if not installed("mamba_ssm"):
         return {}
 
     def original(*, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: Tensor) -> Tensor:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
-        return selective_scan_fn(u, delta, A, B, C, **rest, delta_softplus=True)
+        function = _import("mamba_ssm.ops.selective_scan_interface", "selective_scan_fn")
+        return function(u, delta, A, B, C, **rest, delta_softplus=True)
 
     return {"mamba-ssm": original}
 
@@ -42,17 +46,15 @@ def convolutions() -> Rivals:
     if installed("causal_conv1d"):
 
         def original(*, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            from causal_conv1d import causal_conv1d_fn
-
-            return causal_conv1d_fn(x, weight.to(x.dtype), bias.to(x.dtype), activation="silu")
+            function = _import("causal_conv1d", "causal_conv1d_fn")
+            return function(x, weight.to(x.dtype), bias.to(x.dtype), activation="silu")
 
         found["causal-conv1d"] = original
     if installed("fla"):
 
         def linear_attentions(*, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            from fla.modules.causal_conv1d import causal_conv1d
-
-            return causal_conv1d(x.mT, weight, bias, activation="silu")[0].mT
+            function = _import("fla.modules.causal_conv1d", "causal_conv1d")
+            return function(x.mT, weight, bias, activation="silu")[0].mT
 
         found["fla"] = linear_attentions
     return found
@@ -69,9 +71,8 @@ def residual_norms() -> Rivals:
     if installed("mamba_ssm"):
 
         def original(*, x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-            from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
-
-            return rms_norm_fn(x, weight, None, residual=residual, eps=1e-5, prenorm=True, residual_in_fp32=True)
+            function = _import("mamba_ssm.ops.triton.layer_norm", "rms_norm_fn")
+            return function(x, weight, None, residual=residual, eps=1e-5, prenorm=True, residual_in_fp32=True)
 
         found["mamba-ssm"] = original
     return found

@@ -10,7 +10,7 @@ Dimensions: B batch, K readings, L length, H and W of a grid, D model channels, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,10 +62,12 @@ class VimLayer(nn.Module):
         """Return what is added to the residual next, and the residual (B, L, D) in float32."""
         h, residual = rms_norm(h, self.norm, residual=residual, prenorm=True, residual_in_fp32=True)
         x, z = F.linear(h, self.into).chunk(2, dim=-1)
-        both = [
-            causal_conv1d(x.mT, self.filters[k], self.shifts[k], activation="silu", reverse=k == 1).mT for k in (0, 1)
-        ]
+        both = [self._convolve(x, k) for k in (0, 1)]
         return F.linear(self.scan(torch.stack(both, 1), z, x.dtype), self.out), residual
+
+    def _convolve(self, x: Tensor, k: int) -> Tensor:
+        y = causal_conv1d(x.mT, self.filters[k], self.shifts[k], activation="silu", reverse=k == 1)
+        return cast(Tensor, y).mT
 
 
 class VMambaLayer(nn.Module):
@@ -82,12 +84,15 @@ class VMambaLayer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the grid (B, H, W, D) with both branches added."""
-        x = F.linear(layer_norm(h, self.norms[0], self.shifts[0]), self.into)
+        x = F.linear(self._norm(0, h, h.dtype), self.into)
         x = F.conv2d(x.permute(0, 3, 1, 2), self.filters, padding=1, groups=x.shape[-1]).permute(0, 2, 3, 1)
         y = self.scan(F.silu(x), None, torch.float32)
-        h = h + F.linear(layer_norm(y, self.norms[1], self.shifts[1], out_dtype=h.dtype), self.out)
-        x = F.gelu(F.linear(layer_norm(h, self.norms[2], self.shifts[2]), self.up))
+        h = h + F.linear(self._norm(1, y, h.dtype), self.out)
+        x = F.gelu(F.linear(self._norm(2, h, h.dtype), self.up))
         return h + F.linear(x, self.down)
+
+    def _norm(self, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return cast(Tensor, layer_norm(x, self.norms[i], self.shifts[i], out_dtype=dtype))
 
 
 class Vim(nn.Module):
