@@ -212,13 +212,12 @@ class Vim(nn.Module):
 
     def forward_head(self, x_BLD: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of what ``forward_features`` gave, or what the classifier would see."""
-        x = x_BLD
-        if self.global_pool:
-            patch_BMD, class_BTD = self.layout.split(x_BLD)
-            if self.global_pool == "token":
-                x = class_BTD.mean(dim=1)
-            else:
-                x = global_pool_nlc(patch_BMD, self.global_pool, num_prefix_tokens=0)
+        if self.global_pool == "token":
+            x = self.layout.class_tokens(x_BLD).mean(dim=1)
+        elif self.global_pool:
+            x = global_pool_nlc(self.layout.patches(x_BLD), self.global_pool, num_prefix_tokens=0)
+        else:
+            x = x_BLD
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
@@ -252,9 +251,10 @@ class Vim(nn.Module):
         x_BLD, streams, grid = self._encode(x_BCHW, taken, norm, last + 1 if stop_early else None)
         intermediates: list[Any] = []
         for stream_BLD in streams:
-            patch_BMD, class_BTD = self.layout.split(stream_BLD)
-            patches = patch_BMD.mT.unflatten(2, grid).contiguous() if output_fmt == "NCHW" else patch_BMD
-            intermediates.append((patches, class_BTD) if return_prefix_tokens else patches)
+            patches = self.layout.patches(stream_BLD)
+            if output_fmt == "NCHW":
+                patches = patches.mT.unflatten(2, grid).contiguous()
+            intermediates.append((patches, self.layout.class_tokens(stream_BLD)) if return_prefix_tokens else patches)
         return intermediates if intermediates_only else (x_BLD, intermediates)
 
     def prune_intermediate_layers(
@@ -315,7 +315,8 @@ class Vim(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters without weight decay: positions, class tokens and those of the scans."""
-        return {"pos_embed", *self._class_names, *no_weight_decay(self)}
+        positions = set() if self.pos_embed is None else {"pos_embed"}
+        return {*positions, *self._class_names, *no_weight_decay(self)}
 
     def _encode(
         self, x_BCHW: Tensor, taken: Container[int] = (), norm: bool = False, stop: int | None = None

@@ -77,14 +77,19 @@ class TokenLayout:
         head, tail = class_BTD[:, :1], class_BTD[:, 1:]
         return torch.cat([patch_BMD[:, :cut], head, patch_BMD[:, cut:], tail], dim=1)
 
-    def split(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the patches (B, M, D) and the class tokens (B, T, D) of a sequence."""
-        if self.count == 0:
-            return x_BLD, x_BLD[:, :0]
+    def patches(self, x_BLD: Tensor) -> Tensor:
+        """Return the patches (B, M, D) of a sequence."""
+        patches = x_BLD.shape[1] - self.count
+        cut, after = self._before(patches), min(self.count, 1)
+        rest_BMD = x_BLD[:, cut + after : patches + after]
+        return torch.cat([x_BLD[:, :cut], rest_BMD], dim=1) if cut else rest_BMD
+
+    def class_tokens(self, x_BLD: Tensor) -> Tensor:
+        """Return the class tokens (B, T, D) of a sequence."""
         patches = x_BLD.shape[1] - self.count
         cut = self._before(patches)
-        patch_BMD = torch.cat([x_BLD[:, :cut], x_BLD[:, cut + 1 : patches + 1]], dim=1)
-        return patch_BMD, torch.cat([x_BLD[:, cut : cut + 1], x_BLD[:, patches + 1 :]], dim=1)
+        first_BTD = x_BLD[:, cut : cut + min(self.count, 1)]
+        return torch.cat([first_BTD, x_BLD[:, -1:]], dim=1) if self.place == "double" else first_BTD
 
     def _before(self, patches: int) -> int:
         """Return how many patches stand before the first class token."""
@@ -113,7 +118,7 @@ def resize_position_embedding(
     if rule == "official":
         class_1TD, patch_1MD = embedding_1LD[:, : layout.count], embedding_1LD[:, layout.count :]
     else:
-        patch_1MD, class_1TD = layout.split(embedding_1LD)
+        class_1TD, patch_1MD = layout.class_tokens(embedding_1LD), layout.patches(embedding_1LD)
     patch_1DHW = patch_1MD.mT.unflatten(-1, old).float()
     resized_1DHW = F.interpolate(patch_1DHW, size=new, mode="bicubic", align_corners=False)
     resized_1MD = resized_1DHW.flatten(2).mT.to(embedding_1LD.dtype)

@@ -41,9 +41,8 @@ def test_class_tokens_stand_where_the_reference_puts_them(place: Place, patches:
     class_BTD = -torch.arange(1, len(at) + 1).float()[None, :, None]
     sequence = layout.insert(patch_BMD, class_BTD)
     assert (sequence[0, :, 0] < 0).nonzero()[:, 0].tolist() == at
-    found_patches, found_class = layout.split(sequence)
-    assert torch.equal(found_patches, patch_BMD)
-    assert torch.equal(found_class, class_BTD)
+    assert torch.equal(layout.patches(sequence), patch_BMD)
+    assert torch.equal(layout.class_tokens(sequence), class_BTD)
 
 
 def test_patches_overlap_and_what_is_left_over_is_dropped() -> None:
@@ -63,9 +62,8 @@ def test_resized_positions_stay_where_they_are(place: Place) -> None:
     patches = torch.stack([rows, columns], dim=-1).flatten(0, 1)[None]
     marks = torch.full((1, layout.count, 2), 50.0)
     resized = resize_position_embedding(layout.insert(patches, marks), layout, (6, 8), (12, 8))
-    found, found_marks = layout.split(resized)
-    assert torch.equal(found_marks, marks)
-    found = found.unflatten(1, (12, 8))
+    assert torch.equal(layout.class_tokens(resized), marks)
+    found = layout.patches(resized).unflatten(1, (12, 8))
     expected = (torch.arange(4.0, 8.0)[:, None] / 2 - 0.25).expand(4, 8)
     torch.testing.assert_close(found[0, 4:8, :, 0], expected, rtol=0, atol=0.05)
     torch.testing.assert_close(found[0, :, :, 1], torch.arange(8.0).expand(12, 8))
@@ -95,10 +93,10 @@ def test_rotary_positions_turn_pairs_of_channels_by_row_and_column(place: Place)
     row, column = (torch.arange(n) * 14 / n for n in grid)
     angle = torch.stack([row[:, None].expand(grid), column.expand(grid)], dim=-1)[..., None] * speed
     expected = torch.polar(torch.ones(15, 4), angle.reshape(15, 4))
-    found, still = layout.split(torch.complex(cos_LD, sin_LD)[None])
-    torch.testing.assert_close(found[0, :, ::2], expected)
-    torch.testing.assert_close(found[0, :, 1::2], expected)
-    assert torch.equal(still, torch.ones_like(still))
+    turns = torch.complex(cos_LD, sin_LD)[None]
+    for first in (0, 1):
+        torch.testing.assert_close(layout.patches(turns)[0, :, first::2], expected)
+    assert torch.equal(layout.class_tokens(turns), torch.ones(1, layout.count, channels, dtype=torch.complex64))
 
 
 @over_places
@@ -259,17 +257,22 @@ def test_the_inner_operator_and_the_route_are_options() -> None:
     assert (attention.rank, attention.share, attention.route.merge) == (1, "all", "sum")
 
 
-def test_on_a_grid_the_scan_reads_columns_too() -> None:
-    """With reading by rows and columns, transposing the image, its positions and the order changes nothing."""
-    model = build(route="cross", **NO_CLASS, pos_embed=False, mixer_options={"d_conv": 1}).eval()
+@pytest.mark.parametrize("route", ["cross", "snake"])
+def test_on_a_grid_rows_and_columns_are_what_the_route_says(route: str) -> None:
+    """Where columns are read like rows, a transposed image has transposed features."""
+    model = build(route=route, **NO_CLASS, pos_embed=False, mixer_options={"d_conv": 1}).double().eval()
     with torch.no_grad():
-        for block in model.layers:
+        for block in model.layers if route == "cross" else ():
             for rows, columns in ((0, 1), (2, 3)):
                 block.mixer.sets[columns].load_state_dict(block.mixer.sets[rows].state_dict(), strict=False)
         kernel = model.patch_embed.proj.weight
         kernel.copy_((kernel + kernel.mT) / 2)
-    x = images()
-    torch.testing.assert_close(model(x), model(x.mT), rtol=1e-4, atol=1e-5)
+    x = images(8, 12).double()
+    model.set_input_size((8, 12))
+    features = model.forward_features(x).unflatten(1, (4, 6))
+    model.set_input_size((12, 8))
+    transposed = model.forward_features(x.mT).unflatten(1, (6, 4)).transpose(1, 2)
+    assert torch.allclose(features, transposed, rtol=0, atol=1e-10) == (route == "cross")
 
 
 @pytest.mark.parametrize(
