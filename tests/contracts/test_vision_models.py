@@ -239,10 +239,12 @@ def test_checkpointing_changes_nothing_but_memory(name: str) -> None:
 
 
 @over_nano
-def test_export_gives_the_same_numbers(name: str) -> None:
-    model, x = stirred(name), images(name)
-    exported = torch.export.export(model, (x,)).module()
-    torch.testing.assert_close(exported(x), model(x))
+def test_export_gives_the_same_numbers_for_any_batch(name: str) -> None:
+    model = stirred(name)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    exported = torch.export.export(model, (images(name, 3),), dynamic_shapes=(batch,)).module()
+    for x in (images(name, 1), images(name, 5)):
+        torch.testing.assert_close(exported(x), model(x))
 
 
 @over(NANO, ())
@@ -357,13 +359,18 @@ def test_models_without_released_weights_say_so(name: str) -> None:
 
 
 @over_nano
-def test_saving_for_the_hub_and_loading_gives_the_same_model(name: str, tmp_path: Path) -> None:
+def test_saving_for_the_hub_and_loading_gives_the_same_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = stirred(name, num_classes=4, in_chans=1)
     save_for_hf(model, tmp_path, safe_serialization=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     x = images(name, channels=1)
     again = build(f"local-dir:{tmp_path}", pretrained=True).eval()
     torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename))
+    downloaded = build("hf-hub:someone/model", pretrained=True).eval()
+    torch.testing.assert_close(downloaded(x), model(x), rtol=0, atol=0)
     other = build(f"local-dir:{tmp_path}", pretrained=True, num_classes=6).eval()
     assert other(x).shape == (2, 6)
     torch.testing.assert_close(other.forward_features(x), model.forward_features(x), rtol=0, atol=0)
