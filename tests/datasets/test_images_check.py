@@ -267,6 +267,16 @@ def test_a_single_file_has_no_list(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.json").exists()
 
 
+def test_names_that_are_no_text(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (b"\xff.png", b"two\nlines.png"):
+        (root / "dog" / os.fsdecode(name)).write_bytes(b"")
+    out = tmp_path / "broken.json"
+    assert main([str(root), "--write-broken", str(out)]) == 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if "0 bytes" in line]
+    assert [line.split("/dog/")[1][:14] for line in lines] == ["two lines.png:", "\\udcff.png: fi"]
+    assert len(ImageFolder(root, leave_out=out)) == 5
+
+
 def test_whole_command(root: Path) -> None:
     (root / "dog" / "b.png").write_text("hello")
     command = [sys.executable, "-m", "mamba_recipes.cli", "check", str(root), "--json"]

@@ -55,10 +55,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(asdict(report), indent=1, default=str))
     else:
-        for finding in report.findings:
-            print(finding)
-        for note in report.notes:
-            print(f"note: {note}")
+        for line in (*map(str, report.findings), *(f"note: {note}" for note in report.notes)):
+            # file names may hold line breaks and bytes that are no text
+            print(" ".join(line.splitlines()).encode(errors="backslashreplace").decode())
         if report.ok:
             print(f"{report.path}: {report.summary}" if report.summary else f"{report.path}: can be used")
     if arguments.write_broken is not None:
