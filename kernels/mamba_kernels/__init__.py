@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from mamba_kernels.causal_conv1d import causal_conv1d, causal_conv1d_update, causal_conv1d_varlen_states
+from mamba_kernels.causal_conv1d import (
+    causal_conv1d,
+    causal_conv1d_bidirectional,
+    causal_conv1d_update,
+    causal_conv1d_varlen_states,
+)
+from mamba_kernels.depthwise_conv import depthwise_conv
 from mamba_kernels.errors import BackendError, KernelInputError
 from mamba_kernels.export import decompositions
 from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
@@ -14,9 +20,11 @@ __all__ = [
     "BackendError",
     "KernelInputError",
     "causal_conv1d",
+    "causal_conv1d_bidirectional",
     "causal_conv1d_update",
     "causal_conv1d_varlen_states",
     "decompositions",
+    "depthwise_conv",
     "gated_rms_norm",
     "layer_norm",
     "rms_norm",

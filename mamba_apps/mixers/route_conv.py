@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mamba_kernels import Readings, Route, causal_conv1d
+from mamba_kernels import Readings, Route, causal_conv1d, causal_conv1d_bidirectional
 
 
 def causal_conv1d_route(
@@ -38,6 +38,9 @@ def causal_conv1d_route(
     readings = route.readings(tuple(x.shape[1:-1]), x.device)
     x_BLE = x.flatten(1, -2)
     row_major = route.name in ("forward", "bidirectional")
+    if row_major and readings.mirrored:
+        y_BKEL = causal_conv1d_bidirectional(x_BLE.mT, weight_KEW, bias_KE, activation, backend=backend)
+        return y_BKEL.mT.unflatten(2, x.shape[1:-1])
     # Of mirrored readings only the first half is gathered: the others are the same sequences, convolved from the end.
     paths = readings.K // 2 if readings.mirrored else readings.K
     ys: dict[int, Tensor] = {}

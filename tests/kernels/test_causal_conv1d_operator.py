@@ -98,9 +98,9 @@ def test_operators_pass_opcheck(bare: bool, layout: str) -> None:
     x, weight, bias, initial = (t.requires_grad_() for t in inputs.values())
     rest = (None, None, None) if bare else (bias, SEGMENTS, initial)
     forward = torch.ops.mamba_kernels.causal_conv1d.default
-    torch.library.opcheck(forward, (x, weight, *rest, not bare, not bare))
+    torch.library.opcheck(forward, (x, weight, *rest, not bare, not bare, not bare))
     backward = torch.ops.mamba_kernels.causal_conv1d_backward.default
-    y, final = forward(x, weight, *rest, False, False)
+    y, final = forward(x, weight, *rest, False, False, True)
     detached = (t if t is None else t.detach() for t in (y, final, x, weight, *rest))
     torch.library.opcheck(backward, (*detached, not bare, False))
 

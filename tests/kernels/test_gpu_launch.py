@@ -28,13 +28,13 @@ def test_a_grid_that_cuda_cannot_launch_is_refused(sizes: tuple[int, ...]) -> No
 
 def test_large_batches_lie_along_the_first_axis_of_the_grid() -> None:
     pytest.importorskip("triton")
-    from mamba_kernels.causal_conv1d.triton import _Convolution
+    from mamba_kernels.causal_conv1d.tiled import TiledConvolution
     from mamba_kernels.selective_scan.triton import _Scan
 
     x, M = torch.zeros(1, 40, 5).expand(70_000, -1, -1), torch.zeros(1, 2, 5).expand(70_000, -1, -1)
     scan = _Scan(x, x, torch.zeros(40, 2), M, M, None, None, None, False, None, False)
     assert scan.grid == (140_000, 1)
-    assert _Convolution(x, torch.zeros(40, 4), None, None, None, True, False).grid(5) == (70_000, 2)
+    assert TiledConvolution(x, torch.zeros(40, 4), None, None, None, True, False).grid(5) == (70_000, 2)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 4000])

@@ -107,8 +107,10 @@ def test_operators_pass_opcheck(layout: str) -> None:
     torch.library.opcheck(ops.gated_rms_norm.default, (x, weight, bias, other, 1e-5, 3, False))
     torch.library.opcheck(ops.gated_rms_norm.default, (x, weight, None, None, 1e-5, 6, True))
     x, weight, bias, other = (t.detach() for t in (x, weight, bias, other))
-    torch.library.opcheck(ops.add_norm_backward.default, (other, other, x, weight, bias, 1e-5, True))
-    torch.library.opcheck(ops.add_norm_backward.default, (other, None, x, weight, None, 1e-5, False))
+    torch.library.opcheck(
+        ops.add_norm_backward.default, (other, other, x, weight, bias, 1e-5, True, x.dtype, torch.float64)
+    )
+    torch.library.opcheck(ops.add_norm_backward.default, (other, None, x, weight, None, 1e-5, False, x.dtype, None))
     torch.library.opcheck(ops.gated_rms_norm_backward.default, (other, x, weight, bias, other, 1e-5, 3, True))
     torch.library.opcheck(ops.gated_rms_norm_backward.default, (other, x, weight, None, None, 1e-5, 3, True))
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from mamba_kernels import (
     Route,
     causal_conv1d,
+    causal_conv1d_bidirectional,
+    depthwise_conv,
     gated_rms_norm,
     layer_norm,
     rms_norm,
@@ -155,6 +157,8 @@ class TestScan:
     [
         {},
         {"last": True},
+        {"last": True, "reverse": True, "states": False, "width": 3},
+        {"last": True, "length": 300, "channels": 40, "width": 2, "activation": None, "bias": False},
         {"reverse": True},
         {"seq_idx": True},
         {"seq_idx": True, "reverse": True, "last": True},
@@ -187,6 +191,48 @@ class TestConvolution:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"last": True},
+        {"last": True, "length": 1},
+        {"last": True, "length": 150, "channels": 40, "width": 3, "activation": None, "bias": False},
+        {"last": True, "width": 6},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("_seed")
+class TestConvolutionFromBothEnds:
+    pytestmark = MARKS
+
+    def test_output_and_every_gradient(self, options: dict, dtype: torch.dtype) -> None:
+        channels = options.get("channels", 5)
+        inputs = {
+            "x": draw(dtype, 3, channels, options.get("length", 37), last=options.get("last", False)),
+            "weight": draw(torch.float32, 2, channels, options.get("width", 4)),
+            "bias": draw(torch.float32, 2, channels) if options.get("bias", True) else None,
+        }
+        compare(causal_conv1d_bidirectional, inputs, dtype, activation=options.get("activation", "silu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
+@pytest.mark.parametrize("shape", [(2, 17, 3, 5), (3, 1, 1, 3), (1, 4, 9, 40), (2, 9, 3, 4, 6)], ids=str)
+@pytest.mark.usefixtures("_seed")
+class TestDepthwise:
+    pytestmark = MARKS
+
+    @pytest.mark.parametrize("bare", [False, True])
+    def test_output_and_every_gradient(self, shape: tuple[int, ...], bare: bool, dtype: torch.dtype) -> None:
+        inputs = {
+            "x": draw(dtype, *shape),
+            "weight": draw(torch.float32, shape[-1], *[3] * (len(shape) - 2)),
+            "bias": None if bare else draw(torch.float32, shape[-1]),
+        }
+        compare(depthwise_conv, inputs, dtype, activation=None if bare else "silu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
 @pytest.mark.usefixtures("_seed")
 class TestNorms:
     pytestmark = MARKS
@@ -194,7 +240,7 @@ class TestNorms:
     @pytest.mark.parametrize("norm", [rms_norm, layer_norm])
     @pytest.mark.parametrize(
         ("bias", "residual", "shape"),
-        list(itertools.product([False, True], [False, True], [(3, 7, 20), (70, 33), (1, 5)])),
+        list(itertools.product([False, True], [False, True], [(3, 7, 24), (70, 33), (1, 5)])),
     )
     def test_norms(
         self, norm: Callable, bias: bool, residual: bool, shape: tuple[int, ...], dtype: torch.dtype
@@ -206,6 +252,11 @@ class TestNorms:
             "residual": draw(torch.float32, *shape) if residual else None,
         }
         compare(norm, inputs, dtype, prenorm=residual)
+
+    @pytest.mark.parametrize("width", [96, 800, 1100, 1300])
+    def test_rows_in_chunks(self, width: int, dtype: torch.dtype) -> None:
+        inputs = {"x": draw(dtype, 9, width), "weight": draw(torch.float32, width), "bias": draw(torch.float32, width)}
+        compare(layer_norm, inputs, dtype)
 
     @pytest.mark.parametrize(
         ("group_size", "before", "gate", "bias"),
@@ -275,6 +326,22 @@ class TestLayouts:
         }
         compare(causal_conv1d, self.lay_out(layout, inputs), torch.float32, return_final_states=True, activation="silu")
 
+    def test_convolution_from_both_ends(self, layout: str) -> None:
+        inputs = {
+            "x": draw(torch.float32, 2, 6, 5),
+            "weight": draw(torch.float32, 2, 6, 3),
+            "bias": draw(torch.float32, 2, 6),
+        }
+        compare(causal_conv1d_bidirectional, self.lay_out(layout, inputs), torch.float32, activation="silu")
+
+    def test_depthwise(self, layout: str) -> None:
+        inputs = {
+            "x": draw(torch.float32, 2, 4, 5, 6),
+            "weight": draw(torch.float32, 6, 3, 3),
+            "bias": draw(torch.float32, 6),
+        }
+        compare(depthwise_conv, self.lay_out(layout, inputs), torch.float32, activation="silu")
+
     def test_norms(self, layout: str) -> None:
         inputs = {
             "x": draw(torch.float32, 3, 4, 12),
@@ -305,9 +372,15 @@ def test_an_empty_batch_is_empty() -> None:
     du, dA = torch.autograd.grad(y.sum(), (u, A), allow_unused=True)
     assert (du.shape, dA.abs().sum()) == ((0, 3, 8), 0)
     weight = torch.ones(3, 4, device=DEVICE, requires_grad=True)
-    y = causal_conv1d(u, weight, backend="triton")
-    assert y.shape == (0, 3, 8)
+    for x in (u, u.mT.contiguous().mT):
+        y = causal_conv1d(x, weight, backend="triton")
+        assert y.shape == (0, 3, 8)
+        assert torch.autograd.grad(y.sum(), weight)[0].abs().sum() == 0
+    weight = torch.ones(8, 3, 3, device=DEVICE, requires_grad=True)
+    y = depthwise_conv(u.new_zeros(0, 2, 3, 8), weight, backend="triton")
     assert torch.autograd.grad(y.sum(), weight)[0].abs().sum() == 0
+    weight = torch.ones(8, device=DEVICE, requires_grad=True)
+    assert torch.autograd.grad(rms_norm(u, weight, backend="triton").sum(), weight)[0].abs().sum() == 0
 
 
 @here
@@ -332,14 +405,26 @@ class TestOperators:
         x, weight = draw(torch.bfloat16, 2, 6, 5, last=True), draw(torch.float32, 6, 3, last=True)
         state = draw(torch.float32, 2, 6, 2, last=True)
         inputs = (x, weight, weight[:, 0], segments(2, 5, reverse=True), state, True, True)
-        self.check("causal_conv1d", *inputs)
+        self.check("causal_conv1d", *inputs, True)
         self.check("causal_conv1d_backward", x, state, *inputs)
+
+    def test_convolution_from_both_ends(self) -> None:
+        x, weight = draw(torch.bfloat16, 2, 6, 5, last=True), draw(torch.float32, 2, 6, 3)
+        self.check("causal_conv1d_bidirectional", x, weight, weight[..., 0], True)
+        dy = draw(torch.bfloat16, 2, 2, 6, 5)
+        self.check("causal_conv1d_bidirectional_backward", dy, x, weight, weight[..., 0], True)
+
+    def test_depthwise(self) -> None:
+        x, weight = draw(torch.bfloat16, 2, 3, 5, 6, last=True), draw(torch.float32, 6, 3, 3, last=True)
+        self.check("depthwise_conv", x, weight, weight[:, 0, 0], True)
+        self.check("depthwise_conv_backward", x, x, weight, weight[:, 0, 0], True)
 
     @pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float32, torch.float64])
     def test_norm(self, out_dtype: torch.dtype) -> None:
         x, weight = draw(torch.bfloat16, 4, 6, last=True), draw(torch.float32, 6)
         self.check("add_norm", x, weight, None, x.float(), 1e-5, True, out_dtype)
-        self.check("add_norm_backward", x.to(out_dtype), None, x, weight, None, 1e-5, True)
+        given = (x.to(out_dtype), None, x.float(), weight, None, 1e-5, True)
+        self.check("add_norm_backward", *given, x.dtype, torch.float32)
 
     def test_gated_norm(self) -> None:
         x, z, weight = draw(torch.bfloat16, 4, 6, last=True), draw(torch.float32, 4, 6), draw(torch.float32, 6)
@@ -395,6 +480,22 @@ class TestOnTheGpu:
         compare(selective_scan, inputs, torch.float32)
         weight = draw(torch.float32, 2, 2)
         compare(causal_conv1d, {"x": u, "weight": weight}, torch.float32)
+
+    def test_more_elements_than_int32_counts(self) -> None:
+        length = 2**21 + 77
+        x = torch.randn(length, 1024, device=DEVICE, dtype=torch.bfloat16)
+        weight, bias = draw(torch.float32, 1024, 4), draw(torch.float32, 1024)
+        end = slice(length - 40, length)
+        y = causal_conv1d(x.mT[None], weight, bias, activation="silu")
+        assert torch.equal(y[..., -30:], causal_conv1d(x[end].mT[None], weight, bias, activation="silu")[..., -30:])
+        y = causal_conv1d(x.mT[None], weight, bias, activation="silu", reverse=True)
+        part = causal_conv1d(x[end].mT[None], weight, bias, activation="silu", reverse=True)
+        assert torch.equal(y[..., -30:], part[..., -30:])
+        del y
+        assert torch.equal(rms_norm(x, bias)[end], rms_norm(x[end], bias))
+        image = x[: 2**21].view(2**9, 2**6, 2**6, 1024)
+        taps = draw(torch.float32, 1024, 3, 3)
+        assert torch.equal(depthwise_conv(image, taps, bias)[-1], depthwise_conv(image[-1:], taps, bias)[0])
 
     @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
     def test_tensors_on_another_gpu_than_the_current_one(self) -> None:

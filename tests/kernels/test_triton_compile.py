@@ -17,16 +17,19 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mamba_kernels.causal_conv1d.triton_kernels import conv_backward, conv_forward
+from mamba_kernels.causal_conv1d.triton_walk import walk_backward, walk_forward
+from mamba_kernels.depthwise_conv.triton_kernels import depthwise_forward, depthwise_gradients
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
 from mamba_kernels.selective_scan.triton_backward import scan_backward
 from mamba_kernels.selective_scan.triton_forward import scan_forward
 from mamba_kernels.selective_scan.triton_steps import carry_states
+from mamba_kernels.triton_sums import sum_parts
 
 HOPPER = GPUTarget("cuda", 90, 32)
-HALF = "u delta B C z out dout du ddelta dz x y dx dy residual initial final dfinal".split()
+HALF = "u delta B C z out dout du ddelta dz x y dx dy residual initial final dfinal grad".split()
 SINGLE = (
     "A D bias entering leaving checkpoints decays scratch dA dB dC dD dbias ends start carried weight dweight added "
-    "dadded dinitial"
+    "dadded dinitial dresidual sums"
 ).split()
 POINTERS = {
     **dict.fromkeys(HALF, "*bf16"),
@@ -45,17 +48,33 @@ CONV = {
     "WIDTH": 4, "ROWS": 32, "COLUMNS": 64, "SILU": True, "REVERSE": False, "HAS_BIAS": True, "HAS_STEPS": True,
     "HAS_INITIAL": True,
 }  # fmt: skip
-NORM = {"ROWS": 4, "WIDTH_PAD": 512, "CENTRED": True, "GATE": 0, "HAS_BIAS": True}
+WALK = {
+    "WIDTH": 4, "ROWS": 4, "COLUMNS": 128, "STEPS": 4, "SILU": True, "REVERSE": False, "BOTH": False, "HAS_BIAS": True,
+    "HAS_INITIAL": True,
+}  # fmt: skip
+BOTH = {**WALK, "ROWS": 2, "BOTH": True, "HAS_INITIAL": False}
+IMAGE = {"ACROSS": 3, "WALKERS": 8, "COLUMNS": 64, "STEPS": 2, "SILU": True, "HAS_BIAS": True}
+VOLUME = {**IMAGE, "ACROSS": 9, "WALKERS": 4, "STEPS": 1}
+NORM = {"ROWS": 8, "CHUNKS": 3, "CHUNK": 128, "CENTRED": True, "GATE": 0, "HAS_BIAS": True}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scan_forward": (scan_forward, {**SCAN, "STEPS": 4, "SAVE": True}),
     "scan_backward": (scan_backward, {**SCAN, "STEPS": 2}),
     "carry_states": (carry_states, {"BACKWARD": True, "HAS_START": True, "BLOCK": 128}),
-    "conv_forward": (conv_forward, {**CONV, "KEEP": 4}),
-    "conv_backward": (conv_backward, CONV),
-    "conv_forward_wide": (conv_forward, {**CONV, "WIDTH": 64, "KEEP": 64}),
-    "conv_backward_wide": (conv_backward, {**CONV, "WIDTH": 64}),
+    "conv_forward": (conv_forward, {**CONV, "KEEP": 4, "HAS_FINAL": True}),
+    "conv_backward": (conv_backward, {**CONV, "HAS_DFINAL": True}),
+    "conv_forward_wide": (conv_forward, {**CONV, "WIDTH": 64, "KEEP": 64, "HAS_FINAL": True}),
+    "conv_backward_wide": (conv_backward, {**CONV, "WIDTH": 64, "HAS_DFINAL": True}),
+    "walk_forward": (walk_forward, {**WALK, "HAS_FINAL": True}),
+    "walk_backward": (walk_backward, {**WALK, "HAS_DFINAL": True}),
+    "walk_forward_both": (walk_forward, {**BOTH, "HAS_FINAL": False}),
+    "walk_backward_both": (walk_backward, {**BOTH, "HAS_DFINAL": False}),
+    "depthwise_forward": (depthwise_forward, {**IMAGE, "FLIP": False}),
+    "depthwise_forward_volume": (depthwise_forward, {**VOLUME, "FLIP": True}),
+    "depthwise_gradients": (depthwise_gradients, IMAGE),
+    "depthwise_gradients_volume": (depthwise_gradients, VOLUME),
+    "sum_parts": (sum_parts, {"TAPS": 4, "TERMS": 5, "ROWS": 64, "COLUMNS": 16}),
     "norm_forward": (norm_forward, {**NORM, "HAS_RESIDUAL": True}),
-    "norm_backward": (norm_backward, {**NORM, "GATE": 1, "HAS_DADDED": False}),
+    "norm_backward": (norm_backward, {**NORM, "GATE": 1, "HAS_DADDED": False, "HAS_DRESIDUAL": True}),
 }
 
 

@@ -66,6 +66,39 @@ def _empty(like: Tensor, dtype: torch.dtype, reading: Reading) -> Tensor:
     return result if int(reading.counts.min(initial=like.shape[2])) == like.shape[2] else result.zero_()
 
 
+def _results(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what the kernels write for ``t``: itself, or its like in the arithmetic's dtype."""
+    return t if t.dtype == dtype else empty_in_order(t, dtype)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    y: Tensor,
+    final: Tensor | None,
+) -> None:
+    """Fill ``y``, and the final states where they are given."""
+    dtype = compute_dtype(x, weight, bias, initial)
+    reading = _read(x.shape[2], weight.shape[1], seq_idx, reverse)
+    plan, *inputs = _inputs(x, weight, bias, initial, silu, dtype)
+    if int(reading.counts.min(initial=x.shape[2])) < x.shape[2]:
+        y.zero_()
+    wide_y = _results(y, dtype)
+    if wide_y is not y:
+        wide_y.copy_(y)
+    kept = x.new_empty(x.shape[0], x.shape[1], weight.shape[1] - 1) if final is None else final
+    wide_final = _results(kept, dtype)
+    _run_items(conv_forward, x, plan, reading, *inputs, _view(wide_y, dtype), _view(wide_final, dtype))
+    for wide, result in ((wide_y, y), (wide_final, kept)):
+        if wide is not result:
+            result.copy_(wide)
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -74,21 +107,17 @@ def forward(
     initial: Tensor | None,
     silu: bool,
     reverse: bool,
-    final: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the output in the dimension order of x, and the final states in the layout of ``final``."""
-    dtype = compute_dtype(x, weight, bias, initial)
-    reading = _read(x.shape[2], weight.shape[1], seq_idx, reverse)
-    plan, *inputs = _inputs(x, weight, bias, initial, silu, dtype)
-    y = _empty(x, dtype, reading)
-    wide_final = final if final.dtype == dtype else empty_in_order(final, dtype)
-    _run_items(conv_forward, x, plan, reading, *inputs, _view(y, dtype), _view(wide_final, dtype))
-    return y.to(x.dtype), wide_final.to(final.dtype)
+    final: Tensor | None,
+) -> Tensor:
+    """Return the output in the dimension order of x, and fill ``final``, where given, with the final states."""
+    y = empty_in_order(x)
+    _forward(x, weight, bias, seq_idx, initial, silu, reverse, y, final)
+    return y
 
 
 def backward(
     dy: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -107,6 +136,8 @@ def backward(
     dinitial = None if initial is None else empty_in_order(initial, dtype)
     dweights = torch.empty(batch, channels, width, dtype=dtype)
     dbiases = torch.empty(batch, channels, 1, dtype=dtype)
+    if dfinal is None:
+        dfinal = torch.zeros(batch, channels, width - 1, dtype=dtype)
     gradients = (dy, dfinal, dx, dinitial, dweights, dbiases)
     _run_items(conv_backward, x, plan, reading, *inputs, *(_view(t, dtype) for t in gradients))
     return (
@@ -114,4 +145,31 @@ def backward(
         empty_in_order(weight).copy_(dweights.sum(0)),
         None if bias is None else empty_in_order(bias).copy_(dbiases.sum(0)[:, 0]),
         None if initial is None or dinitial is None else dinitial.to(initial.dtype),
+    )
+
+
+def forward_both(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, y: Tensor) -> None:
+    """Fill ``y`` (B, 2, D, L) with the convolution from either end, each with its own filters (2, D, W)."""
+    for k in range(2):
+        _forward(x, weight[k], None if bias is None else bias[k], None, None, silu, k == 1, y[:, k], None)
+
+
+def backward_both(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of x, weight and bias."""
+    dtype = compute_dtype(x, weight, bias)
+    dxs, dweights, dbiases = zip(
+        *(
+            backward(
+                dy[:, k], None, x.to(dtype), weight[k], None if bias is None else bias[k], None, None, silu, k == 1
+            )[:3]
+            for k in range(2)
+        ),
+        strict=True,
+    )
+    return (
+        empty_in_order(x).copy_(dxs[0].add_(dxs[1])),
+        empty_in_order(weight).copy_(torch.stack(dweights)),
+        None if bias is None else empty_in_order(bias).copy_(torch.stack(dbiases)),
     )

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from mamba_kernels import backend as backends
-from mamba_kernels.autograd import refuse_second_derivative
+from mamba_kernels.autograd import refuse_second_derivative, register_derivative
 from mamba_kernels.causal_conv1d.reference import causal_conv1d_reference
 from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
 from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import empty_in_order
+from mamba_kernels.memo import per_layout
 
 NAME = "causal_conv1d"
 ACTIVATIONS = (None, "silu", "swish")
 
 
-def _kernels(device: torch.device) -> ModuleType:
+def kernels_on(device: torch.device) -> ModuleType:
+    """Return the module of the convolution's kernels for ``device``."""
     return backends.kernels("mamba_kernels.causal_conv1d", device)
 
 
@@ -43,6 +45,7 @@ def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, a
     )
 
 
+@per_layout
 def _check(
     x: Tensor,
     weight: Tensor,
@@ -88,9 +91,11 @@ def _convolve(
     initial_states: Tensor | None,
     silu: bool,
     reverse: bool,
+    keep_final: bool,
 ) -> tuple[Tensor, Tensor]:
-    final = _empty_final(x, weight, initial_states)
-    return _kernels(x.device).forward(x, weight, bias, seq_idx, initial_states, silu, reverse, final)
+    final = _empty_final(x, weight, initial_states) if keep_final else None
+    y = kernels_on(x.device).forward(x, weight, bias, seq_idx, initial_states, silu, reverse, final)
+    return y, x.new_empty(0) if final is None else final
 
 
 @_convolve.register_fake
@@ -102,14 +107,15 @@ def _(
     initial_states: Tensor | None,
     silu: bool,
     reverse: bool,
+    keep_final: bool,
 ) -> tuple[Tensor, Tensor]:
-    return empty_in_order(x), _empty_final(x, weight, initial_states)
+    return empty_in_order(x), _empty_final(x, weight, initial_states) if keep_final else x.new_empty(0)
 
 
 @torch.library.custom_op("mamba_kernels::causal_conv1d_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _differentiate(
     dy: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -118,7 +124,7 @@ def _differentiate(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dx, dweight, dbias, dinitial = _kernels(x.device).backward(
+    dx, dweight, dbias, dinitial = kernels_on(x.device).backward(
         dy, dfinal, x, weight, bias, seq_idx, initial_states, silu, reverse
     )
     # An operator cannot return None: what has no gradient gets one of size 0.
@@ -128,7 +134,7 @@ def _differentiate(
 @_differentiate.register_fake
 def _(
     dy: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -142,20 +148,39 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.silu, ctx.reverse = inputs
+    *tensors, ctx.silu, ctx.reverse, ctx.keeps_final = inputs
+    # Final states that nobody uses then cost no gradient of zeros.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    dx, dweight, dbias, dinitial = _differentiate(dy, dfinal, *tensors, ctx.silu, ctx.reverse)
+    if dy is None:
+        dy = torch.zeros_like(tensors[0])
+    dfinal = dfinal if ctx.keeps_final else None
+    dx, dweight, dbias, dinitial = _backward_operator(dy, dfinal, *tensors, ctx.silu, ctx.reverse)
     has_bias, has_initial = tensors[2] is not None, tensors[4] is not None
-    return dx, dweight, dbias if has_bias else None, None, dinitial if has_initial else None, None, None
+    return dx, dweight, dbias if has_bias else None, None, dinitial if has_initial else None, None, None, None
 
 
-_convolve.register_autograd(_backward, setup_context=_save)
-refuse_second_derivative(NAME, _differentiate)
-register_decomposition(_convolve)(causal_conv1d_reference)
+_operator = register_derivative(_convolve, _backward, setup_context=_save)
+_backward_operator = refuse_second_derivative(NAME, _differentiate)
+
+
+@register_decomposition(_convolve)
+def _decompose(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    keep_final: bool,
+) -> tuple[Tensor, Tensor]:
+    y, final = causal_conv1d_reference(x, weight, bias, seq_idx, initial_states, silu, reverse)
+    return y, final if keep_final else x.new_empty(0)
 
 
 def causal_conv1d(
@@ -203,6 +228,9 @@ def causal_conv1d(
     _check(x, weight, bias, seq_idx, initial_states, activation)
     x = cast_for_autocast(x)
     chosen = backends.choose(NAME, x.device, backend, has_triton=True)
-    run = causal_conv1d_reference if chosen == "reference" else _convolve
-    y, final_states = run(x, weight, bias, seq_idx, initial_states, activation is not None, reverse)
+    options = (x, weight, bias, seq_idx, initial_states, activation is not None, reverse)
+    if chosen == "reference":
+        y, final_states = causal_conv1d_reference(*options)
+    else:
+        y, final_states = _operator(*options, return_final_states)
     return (y, final_states) if return_final_states else y

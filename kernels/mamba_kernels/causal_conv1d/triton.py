@@ -1,75 +1,19 @@
-"""The causal convolution on a GPU: what the Triton kernels read, and in what tiles.
-
-Tiles follow from the shapes and the memory layout alone, and nothing is added atomically, so that results repeat bit
-for bit.
-"""
+"""The causal convolution on a GPU: which kernels run, and what they write into."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mamba_kernels.causal_conv1d.steps import read_steps
-from mamba_kernels.causal_conv1d.triton_kernels import conv_backward, conv_forward
-from mamba_kernels.gpu import ceil_divide, launch_grid, next_power_of_2, on_device_of_inputs, refuse_float64
+from mamba_kernels.causal_conv1d import tiled, walk
+from mamba_kernels.gpu import on_device_of_inputs, refuse_float64
 from mamba_kernels.layout import empty_in_order
 
-# Inputs in a tile, and its shorter side.
-TILE = 4096
-SHORT_SIDE = 32
 
-
-class _Convolution:
-    """One convolution's inputs as the kernels take them, forward and backward."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        seq_idx: Tensor | None,
-        initial: Tensor | None,
-        silu: bool,
-        reverse: bool,
-    ) -> None:
-        refuse_float64("causal_conv1d", x, weight, bias, initial)
-        _, channels, length = x.shape
-        width = weight.shape[1]
-        # The long side of a tile lies along what is contiguous in memory.
-        along_length = x.stride(2) == 1 and length > 1
-        long_side = next_power_of_2(min(length if along_length else channels, TILE // SHORT_SIDE))
-        short_side = next_power_of_2(min(channels if along_length else length, SHORT_SIDE))
-        self.rows, columns = (long_side, short_side) if along_length else (short_side, long_side)
-        self.column_blocks, self.x = ceil_divide(channels, columns), x
-        steps, reach, counts = (x, x, x) if seq_idx is None else read_steps(seq_idx, width, reverse)
-        bias_D = x if bias is None else bias.contiguous()  # x stands for what is never read.
-        self.inputs = (x, weight, bias_D, x if initial is None else initial, steps, reach, counts)
-        initial_strides = (0, 0, 0) if initial is None else initial.stride()
-        self.strides = (*x.stride(), *weight.stride(), *initial_strides)
-        self.options: dict[str, Any] = {
-            "WIDTH": width,
-            "ROWS": self.rows,
-            "COLUMNS": columns,
-            "SILU": silu,
-            "REVERSE": reverse,
-            "HAS_BIAS": bias is not None,
-            "HAS_STEPS": seq_idx is not None,
-            "HAS_INITIAL": initial is not None,
-        }
-
-    def blocks(self, ranks: int) -> int:
-        """Return into how many tiles ``ranks`` are cut."""
-        return ceil_divide(ranks, self.rows)
-
-    def grid(self, ranks: int) -> tuple[int, ...]:
-        return launch_grid("causal_conv1d", self.x.shape[0] * self.blocks(ranks), self.column_blocks)
-
-    def empty(self, like: Tensor) -> Tensor:
-        """Return what takes results at all positions: zeros where there may be padding, otherwise uninitialised."""
-        result = empty_in_order(like)
-        return result.zero_() if self.options["HAS_STEPS"] else result
+def _empty(like: Tensor, seq_idx: Tensor | None) -> Tensor:
+    """Return what takes results at all positions: zeros where there may be padding, otherwise uninitialised."""
+    result = empty_in_order(like)
+    return result if seq_idx is None else result.zero_()
 
 
 @on_device_of_inputs
@@ -81,23 +25,22 @@ def forward(
     initial: Tensor | None,
     silu: bool,
     reverse: bool,
-    final: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the output in the dimension order of x, and ``final`` filled with the final states."""
-    run = _Convolution(x, weight, bias, seq_idx, initial, silu, reverse)
-    y = run.empty(x)
-    length = x.shape[2]
-    conv_forward[run.grid(length)](
-        *run.inputs, y, final, x.shape[1], length, run.blocks(length), *run.strides, *y.stride(), *final.stride(),
-        KEEP=next_power_of_2(max(1, weight.shape[1] - 1)), **run.options,
-    )  # fmt: skip
-    return y, final
+    final: Tensor | None,
+) -> Tensor:
+    """Return the output in the dimension order of x, and fill ``final``, where given, with the final states."""
+    refuse_float64("causal_conv1d", x, weight, bias, initial)
+    y = _empty(x, seq_idx)
+    if walk.fits(x, weight, seq_idx):
+        walk.forward(x, weight, bias, initial, silu, reverse, y, final)
+    else:
+        tiled.forward(x, weight, bias, seq_idx, initial, silu, reverse, y, final)
+    return y
 
 
 @on_device_of_inputs
 def backward(
     dy: Tensor,
-    dfinal: Tensor,
+    dfinal: Tensor | None,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -107,24 +50,40 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the gradients of x, weight, bias and the initial states, in the dtypes and dimension orders of these."""
-    run = _Convolution(x, weight, bias, seq_idx, initial, silu, reverse)
-    batch, channels, length = x.shape
-    width = weight.shape[1]
-    ranks = length + (0 if initial is None else width - 1)
-    blocks = run.blocks(ranks)
-    dx = run.empty(x)
-    dweight = torch.empty(batch, blocks, width, channels, dtype=torch.float32, device=x.device)
-    dbias = torch.empty(batch, blocks, channels, dtype=torch.float32, device=x.device)
-    dinitial = None if initial is None else empty_in_order(initial, torch.float32)
-    dinitial_strides = (0, 0, 0) if dinitial is None else dinitial.stride()
-    conv_backward[run.grid(ranks)](
-        dy, dfinal, *run.inputs, dx, dweight, dbias, dx if dinitial is None else dinitial,
-        channels, length, blocks, *dy.stride(), *dfinal.stride(), *run.strides, *dx.stride(), *dinitial_strides,
-        **run.options,
-    )  # fmt: skip
-    return (
-        dx,
-        empty_in_order(weight).copy_(dweight.sum((0, 1)).mT),
-        None if bias is None else empty_in_order(bias).copy_(dbias.sum((0, 1))),
-        None if initial is None or dinitial is None else dinitial.to(initial.dtype),
-    )
+    dx, dweight = _empty(x, seq_idx), empty_in_order(weight)
+    dbias, dinitial = (None if t is None else empty_in_order(t) for t in (bias, initial))
+    if walk.fits(x, weight, seq_idx):
+        walk.backward(dy, dfinal, x, weight, bias, initial, silu, reverse, dx, dweight, dbias, dinitial)
+    else:
+        tiled.backward(dy, dfinal, x, weight, bias, seq_idx, initial, silu, reverse, dx, dweight, dbias, dinitial)
+    return dx, dweight, dbias, dinitial
+
+
+@on_device_of_inputs
+def forward_both(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, y: Tensor) -> None:
+    """Fill ``y`` (B, 2, D, L) with the convolution from either end, each with its own filters (2, D, W)."""
+    refuse_float64("causal_conv1d_bidirectional", x, weight, bias)
+    if walk.fits(x, weight, None):
+        walk.forward(x, weight, bias, None, silu, False, y, None)
+        return
+    for k in range(2):
+        bias_k = None if bias is None else bias[k]
+        tiled.forward(x, weight[k], bias_k, None, None, silu, k == 1, y[:, k], None)
+
+
+@on_device_of_inputs
+def backward_both(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of x, weight and bias."""
+    dx, dweight, dbias = empty_in_order(x), empty_in_order(weight), None if bias is None else empty_in_order(bias)
+    if walk.fits(x, weight, None):
+        walk.backward(dy, None, x, weight, bias, None, silu, False, dx, dweight, dbias, None)
+        return dx, dweight, dbias
+    parts = [empty_in_order(x, torch.float32) for _ in range(2)]
+    for k, part in enumerate(parts):
+        bias_k, dbias_k = (None if t is None else t[k] for t in (bias, dbias))
+        tiled.backward(
+            dy[:, k], None, x, weight[k], bias_k, None, None, silu, k == 1, part, dweight[k], dbias_k, None
+        )  # fmt: skip
+    return dx.copy_(parts[0].add_(parts[1])), dweight, dbias

@@ -83,7 +83,7 @@ def _kept(rank, reach, count, batch, length, WIDTH: tl.constexpr, HAS_STEPS: tl.
 def conv_forward(
     x, weight, bias, initial, steps, reach, counts, y, final,
     channels, length, blocks, x_b, x_d, x_l, weight_d, weight_w, initial_b, initial_d, initial_l, y_b, y_d, y_l,
-    final_b, final_d, final_l, KEEP: tl.constexpr,
+    final_b, final_d, final_l, KEEP: tl.constexpr, HAS_FINAL: tl.constexpr,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_STEPS: tl.constexpr, HAS_INITIAL: tl.constexpr,
 ):  # fmt: skip
@@ -114,7 +114,7 @@ def conv_forward(
         y + batch * y_b + at[:, None] * y_l + d64[None, :] * y_d, total.to(y.dtype.element_ty),
         mask=(rank < count)[:, None] & on_d[None, :],
     )  # fmt: skip
-    if WIDTH > 1:
+    if WIDTH > 1 and HAS_FINAL:
         if block == 0:
             slot = tl.arange(0, KEEP)
             final_rank = count - (WIDTH - 1) + slot.to(tl.int64)
@@ -132,14 +132,14 @@ def conv_forward(
 
 @triton.jit
 def conv_backward(
-    dy, dfinal, x, weight, bias, initial, steps, reach, counts, dx, dweight, dbias, dinitial,
+    dy, dfinal, x, weight, bias, initial, steps, reach, counts, dx, sums, dinitial,
     channels, length, blocks, dy_b, dy_d, dy_l, dfinal_b, dfinal_d, dfinal_l, x_b, x_d, x_l, weight_d, weight_w,
     initial_b, initial_d, initial_l,
     dx_b, dx_d, dx_l, dinitial_b, dinitial_d, dinitial_l,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_STEPS: tl.constexpr, HAS_INITIAL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_STEPS: tl.constexpr, HAS_INITIAL: tl.constexpr, HAS_DFINAL: tl.constexpr,
 ):  # fmt: skip
-    """Write dx for ``ROWS`` ranks, and this tile's part of dweight (B, blocks, W, D) and dbias (B, blocks, D).
+    """Write dx for ``ROWS`` ranks, and this tile's sums of dweight and dbias (B, blocks, W + 1, D).
 
     With initial states the first tile begins ``WIDTH - 1`` ranks before 0, and writes dinitial there.
     """
@@ -163,7 +163,7 @@ def conv_backward(
         REVERSE, HAS_STEPS, HAS_INITIAL,
     )  # fmt: skip
     into = tl.zeros([ROWS, COLUMNS], tl.float32)
-    part = (batch * blocks + block) * WIDTH * channels
+    sums += (batch * blocks + block) * (WIDTH + 1) * channels
     for ahead in (tl.static_range if WIDTH <= UNROLLED else tl.range)(WIDTH):
         later = rank + ahead
         inside = (later >= 0) & (later < count)
@@ -182,19 +182,20 @@ def conv_backward(
         if ahead == 0:
             if HAS_BIAS:
                 # Ranks before 0 belong to no output, and have no gradient here.
-                tl.store(dbias + (batch * blocks + block) * channels + d, tl.sum(grad, axis=0), mask=on_d)
+                tl.store(sums + WIDTH * channels + d, tl.sum(grad, axis=0), mask=on_d)
         if HAS_STEPS:
             reachable = tl.load(reach + batch * length + later, mask=inside, other=0)
             grad = tl.where((reachable >= ahead)[:, None], grad, 0.0)
         w = tl.load(weight + d64 * weight_d + (WIDTH - 1 - ahead) * weight_w, mask=on_d, other=0.0).to(tl.float32)
         into += w[None, :] * grad
         # The rank itself is the tap `ahead` back of the later one, so each pair is met once.
-        tl.store(dweight + part + (WIDTH - 1 - ahead) * channels + d, tl.sum(grad * own, axis=0), mask=on_d)
-    kept = _kept(rank, reach, count, batch, length, WIDTH, HAS_STEPS)
-    into += tl.load(
-        dfinal + batch * dfinal_b + (rank - count + WIDTH - 1)[:, None] * dfinal_l + d64[None, :] * dfinal_d,
-        mask=kept[:, None] & on_d[None, :], other=0.0,
-    ).to(tl.float32)  # fmt: skip
+        tl.store(sums + (WIDTH - 1 - ahead) * channels + d, tl.sum(grad * own, axis=0), mask=on_d)
+    if HAS_DFINAL:
+        kept = _kept(rank, reach, count, batch, length, WIDTH, HAS_STEPS)
+        into += tl.load(
+            dfinal + batch * dfinal_b + (rank - count + WIDTH - 1)[:, None] * dfinal_l + d64[None, :] * dfinal_d,
+            mask=kept[:, None] & on_d[None, :], other=0.0,
+        ).to(tl.float32)  # fmt: skip
     inside = (rank >= 0) & (rank < count)
     at = _place(steps, rank, batch, length, REVERSE, HAS_STEPS, inside)
     tl.store(
@@ -205,5 +206,5 @@ def conv_backward(
         before = (rank < 0) & (rank >= -(WIDTH - 1))
         tl.store(
             dinitial + batch * dinitial_b + (rank + WIDTH - 1)[:, None] * dinitial_l + d64[None, :] * dinitial_d,
-            into, mask=before[:, None] & on_d[None, :],
+            into.to(dinitial.dtype.element_ty), mask=before[:, None] & on_d[None, :],
         )  # fmt: skip

@@ -118,14 +118,26 @@ def add_norm(
 
 
 def add_norm_backward(
-    dout: Tensor, dadded: Tensor | None, added: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the sum (in the widest dtype of them), the weight and the bias."""
+    dout: Tensor,
+    dadded: Tensor | None,
+    added: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    x_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the sum in x's dtype and in the residual's, of size 0 where not asked, and the others."""
     dtype = compute_dtype(added, weight, bias, dout)
     plan = _plan(added, added.shape[-1], eps, centred=centred)
-    dx = _Result(added, dtype, plan, dtype)
-    dweight, dbias = _backward(plan, dtype, added, None, weight, bias, dout, dadded, dx, None)
-    return dx.get(), dweight, dbias
+    result = _Result(added, dtype, plan, dtype)
+    dweight, dbias = _backward(plan, dtype, added, None, weight, bias, dout, dadded, result, None)
+    gradient = result.get()
+    dx, dresidual = gradient.to(x_dtype), weight.new_empty(0)
+    if residual_dtype is not None:
+        dresidual = gradient.to(residual_dtype)
+    return dx, dresidual.clone() if dresidual is dx else dresidual, dweight, dbias
 
 
 def _gate(z: Tensor | None, norm_before_gate: bool) -> int:

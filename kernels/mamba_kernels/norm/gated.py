@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mamba_kernels import backend as backends
-from mamba_kernels.autograd import refuse_second_derivative
+from mamba_kernels.autograd import refuse_second_derivative, register_derivative
 from mamba_kernels.checks import require
 from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import empty_in_order
@@ -69,8 +69,8 @@ def _(
     group_size: int,
     norm_before_gate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dbias, dz = (x.new_empty(0) if t is None else empty_in_order(t) for t in (bias, z))
-    return empty_in_order(x), empty_in_order(weight), dbias, dz
+    dbias = weight.new_empty(0) if bias is None else empty_in_order(bias)
+    return empty_in_order(x), empty_in_order(weight), dbias, x.new_empty(0) if z is None else empty_in_order(z)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -80,13 +80,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    gradients = _gated_rms_norm_backward(dout, *tensors, ctx.eps, ctx.group_size, ctx.norm_before_gate)
+    gradients = _backward_operator(dout, *tensors, ctx.eps, ctx.group_size, ctx.norm_before_gate)
     given = (gradient if t is not None else None for gradient, t in zip(gradients, tensors, strict=True))
     return *given, None, None, None
 
 
-_gated_rms_norm.register_autograd(_backward, setup_context=_save)
-refuse_second_derivative(NAME, _gated_rms_norm_backward)
+_operator = register_derivative(_gated_rms_norm, _backward, setup_context=_save)
+_backward_operator = refuse_second_derivative(NAME, _gated_rms_norm_backward)
 register_decomposition(_gated_rms_norm)(gated_rms_norm_reference)
 
 
@@ -134,5 +134,5 @@ def gated_rms_norm(
         "pass D // groups, or None for a single group",
     )
     chosen = backends.choose(NAME, x.device, backend, has_triton=True)
-    run = gated_rms_norm_reference if chosen == "reference" else _gated_rms_norm
+    run = gated_rms_norm_reference if chosen == "reference" else _operator
     return run(x, weight, bias, z, float(eps), size, norm_before_gate)

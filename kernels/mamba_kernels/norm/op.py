@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from mamba_kernels import backend as backends
-from mamba_kernels.autograd import refuse_second_derivative
+from mamba_kernels.autograd import refuse_second_derivative, register_derivative
 from mamba_kernels.checks import FLOATS, compute_dtype, require, require_device, require_float, require_shape
 from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import dimension_order, empty_in_order, in_order
+from mamba_kernels.memo import per_layout
 from mamba_kernels.norm.reference import norm_reference
 
 
@@ -21,6 +22,7 @@ def kernels_on(device: torch.device) -> ModuleType:
     return backends.kernels("mamba_kernels.norm", device)
 
 
+@per_layout
 def check_norm(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, **like_x: Tensor | None) -> None:
     """Check what all norms have in common; ``like_x`` are inputs of the shape of x."""
     for name, t in {"x": x, "weight": weight, "bias": bias, **like_x}.items():
@@ -76,8 +78,12 @@ def _add_norm_backward(
     bias: Tensor | None,
     eps: float,
     centred: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels_on(added.device).add_norm_backward(dout, dadded, added, weight, bias, eps, centred)
+    x_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return kernels_on(added.device).add_norm_backward(
+        dout, dadded, added, weight, bias, eps, centred, x_dtype, residual_dtype
+    )
 
 
 @_add_norm_backward.register_fake
@@ -89,31 +95,41 @@ def _(
     bias: Tensor | None,
     eps: float,
     centred: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx = empty_in_order(added, compute_dtype(added, weight, bias, dout))
-    return dx, empty_in_order(weight), weight.new_empty(0) if bias is None else empty_in_order(bias)
+    x_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dresidual = weight.new_empty(0) if residual_dtype is None else empty_in_order(added, residual_dtype)
+    dbias = weight.new_empty(0) if bias is None else empty_in_order(bias)
+    return empty_in_order(added, x_dtype), dresidual, empty_in_order(weight), dbias
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, residual, ctx.eps, ctx.centred, _ = inputs
+    x, weight, bias, residual, ctx.eps, ctx.centred, ctx.out_dtype = inputs
+    # A sum that nobody uses then costs no gradient of zeros.
+    ctx.set_materialize_grads(False)
     ctx.has_bias = bias is not None
     ctx.layouts = [None if t is None else (t.dtype, dimension_order(t)) for t in (x, residual)]
     ctx.save_for_backward(x if residual is None else output[1], weight, bias)
 
 
-def _backward(ctx: Any, dout: Tensor, dadded: Tensor) -> tuple[Tensor | None, ...]:
-    x_layout, residual_layout = ctx.layouts
-    dsum = None if residual_layout is None else dadded
-    gradient, dweight, dbias = _add_norm_backward(dout, dsum, *ctx.saved_tensors, ctx.eps, ctx.centred)
-    dx, dresidual = (
-        None if layout is None else in_order(gradient.to(layout[0]), layout[1])
-        for layout in (x_layout, residual_layout)
+def _backward(ctx: Any, dout: Tensor | None, dadded: Tensor | None) -> tuple[Tensor | None, ...]:
+    added, weight, bias = ctx.saved_tensors
+    (x_dtype, x_order), residual_layout = ctx.layouts
+    if dout is None:
+        dout = torch.zeros_like(added, dtype=ctx.out_dtype)
+    apart = None if residual_layout is None or residual_layout[0] == x_dtype else residual_layout[0]
+    dadded = None if residual_layout is None else dadded
+    dx, dresidual, dweight, dbias = _backward_operator(
+        dout, dadded, added, weight, bias, ctx.eps, ctx.centred, x_dtype, apart
     )
-    return dx, dweight, dbias if ctx.has_bias else None, dresidual, None, None, None
+    if residual_layout is not None:
+        dresidual = in_order(dx if apart is None else dresidual, residual_layout[1])
+    dx = in_order(dx, x_order)
+    return dx, dweight, dbias if ctx.has_bias else None, None if residual_layout is None else dresidual, *[None] * 3
 
 
-_add_norm.register_autograd(_backward, setup_context=_save)
-refuse_second_derivative("rms_norm and layer_norm", _add_norm_backward)
+_operator = register_derivative(_add_norm, _backward, setup_context=_save)
+_backward_operator = refuse_second_derivative("rms_norm and layer_norm", _add_norm_backward)
 
 
 @register_decomposition(_add_norm)
@@ -150,7 +166,7 @@ def _normalise(
         "pass torch.float32, torch.bfloat16, torch.float16 or None",
     )
     chosen = backends.choose(op, x.device, backend, has_triton=True)
-    run = norm_reference if chosen == "reference" else _add_norm
+    run = norm_reference if chosen == "reference" else _operator
     out, added = run(x, weight, bias, residual, float(eps), centred, out_dtype or x.dtype)
     if not prenorm:
         return out

@@ -6,10 +6,11 @@ bit for bit.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
-from mamba_kernels.checks import compute_dtype
 from mamba_kernels.gpu import (
     ceil_divide,
     launch_grid,
@@ -18,18 +19,54 @@ from mamba_kernels.gpu import (
     on_device_of_inputs,
     refuse_float64,
 )
+from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
+from mamba_kernels.memo import per_layout
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
+from mamba_kernels.triton_sums import add_parts
 
-# Numbers a program holds at once, and programs of the backward a multiprocessor: each leaves a part of dweight.
-TILE = 2048
-PROGRAMS_EACH = 8
+# What a warp loads at once, 16 bytes of bfloat16 a lane, and the longest row that stays within a warp.
+WARP_CHUNK, WARP_WIDTH = 256, 768
+# Tiles a forward program takes at most, one after another, and warps of backward programs a multiprocessor, each of
+# which leaves a part of dweight.
+FORWARD_TILES, BACKWARD_WARPS = 2, 12
+
+
+class _Tile(NamedTuple):
+    """What a program holds at once: rows in chunks, each row within a warp unless it is long."""
+
+    rows: int
+    chunks: int
+    chunk: int
+    warps: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"ROWS": self.rows, "CHUNKS": self.chunks, "CHUNK": self.chunk, "num_warps": self.warps}
+
+
+def _tile(width: int) -> _Tile:
+    padded = next_power_of_2(width)
+    # Three chunks where a fourth would hold no channel.
+    three = padded >= 32 and width <= padded * 3 // 4
+    if width > WARP_WIDTH:
+        chunk = padded // 4 if three else padded // 2
+        return _Tile(1, 3 if three else 2, chunk, min(16, max(2, chunk // WARP_CHUNK)))
+    chunk = min(padded // 4 if three else padded, WARP_CHUNK)
+    return _Tile(4 * WARP_CHUNK // chunk, ceil_divide(width, chunk), chunk, 4)
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return a tensor as rows that lie side by side, copied where they don't."""
+    """Return a tensor whose rows lie side by side at one distance: itself, or copied where they don't."""
+    if x.is_contiguous():
+        return x
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def _stride(rows: Tensor) -> int:
+    """Return how far apart the rows lie."""
+    return rows.shape[-1] if rows.is_contiguous() else rows.stride(0)
 
 
 class _Result:
@@ -38,28 +75,39 @@ class _Result:
     def __init__(self, like: Tensor, dtype: torch.dtype) -> None:
         self.tensor = empty_in_order(like, dtype)
         fits = self.tensor.is_contiguous()
-        self.written = self.tensor if fits else torch.empty(like.shape, dtype=dtype, device=like.device)
-        self.rows = self.written.view(-1, like.shape[-1])
+        self.rows = self.tensor if fits else torch.empty(like.shape, dtype=dtype, device=like.device)
 
     def get(self) -> Tensor:
-        return self.tensor if self.tensor is self.written else self.tensor.copy_(self.written)
-
-
-def _tile(width: int) -> dict[str, int]:
-    width_pad = next_power_of_2(width)
-    return {
-        "ROWS": max(1, min(16, TILE // width_pad)),
-        "WIDTH_PAD": width_pad,
-        "num_warps": min(16, max(4, width_pad // 512)),
-    }
-
-
-def _grid(programs: int, groups: int) -> tuple[int, ...]:
-    return launch_grid("norm", programs, groups)
+        return self.tensor if self.tensor is self.rows else self.tensor.copy_(self.rows)
 
 
 def _gate(z: Tensor | None, norm_before_gate: bool) -> int:
     return 0 if z is None else 2 if norm_before_gate else 1
+
+
+@per_layout
+def _plan_forward(
+    x: Tensor,
+    residual: Tensor | None,
+    z: Tensor | None,
+    out: Tensor,
+    added: Tensor | None,
+    has_bias: bool,
+    eps: float,
+    group_size: int,
+    centred: bool,
+    gate: int,
+) -> Launch:
+    tile, width = _tile(group_size), x.shape[-1]
+    rows = x.numel() // width
+    tiles = ceil_divide(rows, tile.rows)
+    each = max(1, min(FORWARD_TILES, tiles // (multiprocessors(x.device) * 32)))
+    strides = (0 if t is None else _stride(t) for t in (x, residual, z, out, added))
+    return Launch(
+        norm_forward, launch_grid("norm", ceil_divide(tiles, each), width // group_size),
+        rows, group_size, eps, *strides, CENTRED=centred, GATE=gate, HAS_RESIDUAL=residual is not None,
+        HAS_BIAS=has_bias, **tile.constants,
+    )  # fmt: skip
 
 
 def _forward(
@@ -68,24 +116,58 @@ def _forward(
     z: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    out: _Result,
-    added: _Result | None,
+    out: Tensor,
+    added: Tensor | None,
     eps: float,
     group_size: int,
     centred: bool,
     gate: int,
 ) -> None:
-    x, weight, bias = _rows(x), weight.contiguous(), None if bias is None else bias.contiguous()
-    if x.shape[0] == 0:
+    if x.numel() == 0:
         return
-    residual, z = (x if t is None else _rows(t) for t in (residual, z))
-    tile = _tile(group_size)
-    stored = out.rows if added is None else added.rows
-    norm_forward[_grid(ceil_divide(x.shape[0], tile["ROWS"]), x.shape[1] // group_size)](
-        x, residual, z, weight, weight if bias is None else bias, out.rows, stored, x.shape[0], group_size, eps,
-        *(t.stride(0) for t in (x, residual, z, out.rows, stored)),
-        CENTRED=centred, GATE=gate, HAS_RESIDUAL=added is not None, HAS_BIAS=bias is not None, **tile,
+    x, weight, bias = _rows(x), weight.contiguous(), None if bias is None else bias.contiguous()
+    residual, z = (None if t is None else _rows(t) for t in (residual, z))
+    launch = _plan_forward(x, residual, z, out, added, bias is not None, eps, group_size, centred, gate)
+    # x, weight and out stand for what is never touched.
+    given = (x if residual is None else residual, x if z is None else z, weight, weight if bias is None else bias)
+    launch(x, *given, out, out if added is None else added)
+
+
+class _Backward(NamedTuple):
+    """The launch of the backward kernel, and how many programs leave parts."""
+
+    launch: Launch
+    programs: int
+
+
+@per_layout
+def _plan_backward(
+    x: Tensor,
+    z: Tensor | None,
+    dout: Tensor,
+    dadded: Tensor | None,
+    dx: Tensor,
+    dresidual: Tensor | None,
+    dz: Tensor | None,
+    has_bias: bool,
+    eps: float,
+    group_size: int,
+    centred: bool,
+    gate: int,
+) -> _Backward:
+    tile, width = _tile(group_size), x.shape[-1]
+    rows, groups = x.numel() // width, width // group_size
+    tiles = ceil_divide(rows, tile.rows)
+    most = max(1, multiprocessors(x.device) * BACKWARD_WARPS // (tile.warps * groups))
+    # Each program takes as many tiles as the others but for one.
+    programs = ceil_divide(tiles, ceil_divide(tiles, most))
+    strides = (0 if t is None else _stride(t) for t in (x, z, dout, dadded, dx, dresidual, dz))
+    launch = Launch(
+        norm_backward, launch_grid("norm", programs, groups), rows, group_size, eps, *strides,
+        CENTRED=centred, GATE=gate, HAS_DADDED=dadded is not None, HAS_DRESIDUAL=dresidual is not None,
+        HAS_BIAS=has_bias, **tile.constants,
     )  # fmt: skip
+    return _Backward(launch, programs)
 
 
 def _backward(
@@ -95,30 +177,30 @@ def _backward(
     bias: Tensor | None,
     dout: Tensor,
     dadded: Tensor | None,
-    dx: _Result,
-    dz: _Result | None,
+    dx: Tensor,
+    dresidual: Tensor | None,
+    dz: Tensor | None,
     eps: float,
     group_size: int,
     centred: bool,
     gate: int,
 ) -> tuple[Tensor, Tensor]:
-    """Write dx and dz, and return the gradients of weight and bias, the latter of size 0 if there is none."""
+    """Write dx, dresidual and dz, and return the gradients of weight and bias, the latter of size 0 if there is none."""
+    dweight, dbias = empty_in_order(weight), None if bias is None else empty_in_order(bias)
+    if x.numel() == 0:
+        return dweight.zero_(), weight.new_empty(0) if dbias is None else dbias.zero_()
     x, dout, scale, shift = _rows(x), _rows(dout), weight.contiguous(), None if bias is None else bias.contiguous()
-    z, dadded_rows = (x if t is None else _rows(t) for t in (z, dadded))
-    tile, groups = _tile(group_size), x.shape[1] // group_size
-    programs = min(
-        ceil_divide(x.shape[0], tile["ROWS"]), ceil_divide(multiprocessors(x.device) * PROGRAMS_EACH, groups)
-    )
-    parts = [torch.empty(programs, x.shape[1], dtype=torch.float32, device=x.device) for _ in range(2)]
-    dz_rows = dx.rows if dz is None else dz.rows
-    if programs:
-        norm_backward[_grid(programs, groups)](
-            x, z, scale, scale if shift is None else shift, dout, dadded_rows, dx.rows, dz_rows, *parts,
-            x.shape[0], group_size, eps, *(t.stride(0) for t in (x, z, dout, dadded_rows, dx.rows, dz_rows)),
-            CENTRED=centred, GATE=gate, HAS_DADDED=dadded is not None, HAS_BIAS=bias is not None, **tile,
-        )  # fmt: skip
-    dweight = empty_in_order(weight).copy_(parts[0].sum(0))
-    return dweight, weight.new_empty(0) if bias is None else empty_in_order(bias).copy_(parts[1].sum(0))
+    z, dadded = (None if t is None else _rows(t) for t in (z, dadded))
+    launch, programs = _plan_backward(
+        x, z, dout, dadded, dx, dresidual, dz, bias is not None, eps, group_size, centred, gate
+    )  # fmt: skip
+    parts = torch.empty(programs, 1, 1 if bias is None else 2, x.shape[-1], dtype=torch.float32, device=x.device)
+    launch(
+        x, x if z is None else z, scale, scale if shift is None else shift, dout, x if dadded is None else dadded,
+        dx, dx if dresidual is None else dresidual, dx if dz is None else dz, parts,
+    )  # fmt: skip
+    add_parts(parts, dweight[None, :, None], None if dbias is None else dbias[None])
+    return dweight, weight.new_empty(0) if dbias is None else dbias
 
 
 @on_device_of_inputs
@@ -129,18 +211,31 @@ def add_norm(
     refuse_float64("layer_norm" if centred else "rms_norm", x, weight, bias, residual)
     result = _Result(x, out)
     added = None if residual is None else _Result(residual, residual.dtype)
-    _forward(x, residual, None, weight, bias, result, added, eps, x.shape[-1], centred, 0)
+    stored = None if added is None else added.rows
+    _forward(x, residual, None, weight, bias, result.rows, stored, eps, x.shape[-1], centred, 0)
     return result.get(), x.new_empty(0) if added is None else added.get()
 
 
 @on_device_of_inputs
 def add_norm_backward(
-    dout: Tensor, dadded: Tensor | None, added: Tensor, weight: Tensor, bias: Tensor | None, eps: float, centred: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the sum (in the widest dtype of them), the weight and the bias."""
-    dx = _Result(added, compute_dtype(added, weight, bias, dout))
-    dweight, dbias = _backward(added, None, weight, bias, dout, dadded, dx, None, eps, added.shape[-1], centred, 0)
-    return dx.get(), dweight, dbias
+    dout: Tensor,
+    dadded: Tensor | None,
+    added: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centred: bool,
+    x_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the sum in x's dtype and in the residual's, of size 0 where not asked, and the others."""
+    dx = _Result(added, x_dtype)
+    dresidual = None if residual_dtype is None else _Result(added, residual_dtype)
+    dweight, dbias = _backward(
+        added, None, weight, bias, dout, dadded, dx.rows, None if dresidual is None else dresidual.rows, None, eps,
+        added.shape[-1], centred, 0,
+    )  # fmt: skip
+    return dx.get(), weight.new_empty(0) if dresidual is None else dresidual.get(), dweight, dbias
 
 
 @on_device_of_inputs
@@ -156,7 +251,7 @@ def gated_norm(
     """Return the gated norm of ``x`` in its dtype."""
     refuse_float64("gated_rms_norm", x, weight, bias, z)
     out = _Result(x, x.dtype)
-    _forward(x, None, z, weight, bias, out, None, eps, group_size, False, _gate(z, norm_before_gate))
+    _forward(x, None, z, weight, bias, out.rows, None, eps, group_size, False, _gate(z, norm_before_gate))
     return out.get()
 
 
@@ -174,6 +269,8 @@ def gated_norm_backward(
     """Return the gradients of x, weight, bias and z, those of missing ones of size 0."""
     dx = _Result(x, x.dtype)
     dz = None if z is None else _Result(z, z.dtype)
-    gate = _gate(z, norm_before_gate)
-    dweight, dbias = _backward(x, z, weight, bias, dout, None, dx, dz, eps, group_size, False, gate)
+    dweight, dbias = _backward(
+        x, z, weight, bias, dout, None, dx.rows, None, None if dz is None else dz.rows, eps, group_size, False,
+        _gate(z, norm_before_gate),
+    )  # fmt: skip
     return dx.get(), dweight, dbias, x.new_empty(0) if dz is None else dz.get()
