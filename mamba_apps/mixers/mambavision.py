@@ -100,8 +100,7 @@ class MambaVisionMixer(Mixer):
         """Mix every position at once; see ``Mixer.forward``."""
         x_BLD = self.checked(x_BLD, seq_idx_BL)
         seq_idx_BL = None if seq_idx_BL is None else seq_idx_BL.int()
-        halves_BLE = F.silu(self._convolve(self.in_proj(x_BLD), seq_idx_BL))
-        u_BLE, z_BLE = halves_BLE.chunk(2, dim=-1)
+        u_BLE, z_BLE = self._convolve(self.in_proj(x_BLD), seq_idx_BL).chunk(2, dim=-1)
         dt_BLR, B_BLN, C_BLN = self.x_proj(u_BLE).split(self._widths, dim=-1)
         y_BEL = selective_scan(
             u_BLE.mT,
@@ -110,7 +109,7 @@ class MambaVisionMixer(Mixer):
             B_BLN.mT,
             C_BLN.mT,
             self.D,
-            delta_bias=2 * self.dt_proj.bias,
+            delta_bias=2 * self.dt_proj.bias,  # added twice, as published
             delta_softplus=True,
             seq_idx=seq_idx_BL,
             backend=self.backend,
@@ -118,10 +117,16 @@ class MambaVisionMixer(Mixer):
         return self.out_proj(torch.cat([cast(Tensor, y_BEL).mT, z_BLE], dim=-1))
 
     def _convolve(self, x_BLD: Tensor, seq_idx_BL: Tensor | None) -> Tensor:
-        """Return both halves convolved with their own filters: causally with the taps up to the middle, and back."""
+        """Return SiLU of both halves convolved with their own filters, by the operator of causal convolutions."""
         weight_DW = torch.cat([self.conv1d_x.weight, self.conv1d_z.weight])[:, 0]
-        middle = (weight_DW.shape[1] + 1) // 2
-        past_DW, ahead_DW = weight_DW[:, :middle], F.pad(weight_DW[:, middle:].flip(1), (0, 1))
-        past = causal_conv1d(x_BLD.mT, past_DW, seq_idx=seq_idx_BL, backend=self.backend)
-        ahead = causal_conv1d(x_BLD.mT, ahead_DW, seq_idx=seq_idx_BL, reverse=True, backend=self.backend)
-        return (cast(Tensor, past) + cast(Tensor, ahead)).mT
+        ahead = weight_DW.shape[1] // 2
+        if seq_idx_BL is None:
+            # Read late by as many steps as it looks ahead, the convolution is causal.
+            late_BDL = F.pad(x_BLD, (0, 0, 0, ahead)).mT
+            y_BDL = causal_conv1d(late_BDL, weight_DW, activation="silu", backend=self.backend)
+            return cast(Tensor, y_BDL)[..., ahead:].mT
+        # Packed sequences would run into their neighbours so: the taps ahead are a causal convolution from the end.
+        behind_DW, ahead_DW = weight_DW[:, :-ahead], F.pad(weight_DW[:, -ahead:].flip(1), (0, 1))
+        behind_BDL = causal_conv1d(x_BLD.mT, behind_DW, seq_idx=seq_idx_BL, backend=self.backend)
+        ahead_BDL = causal_conv1d(x_BLD.mT, ahead_DW, seq_idx=seq_idx_BL, reverse=True, backend=self.backend)
+        return F.silu(cast(Tensor, behind_BDL) + cast(Tensor, ahead_BDL)).mT
