@@ -11,15 +11,16 @@ from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, LayerScale, apply_rot_embed, global_pool_nlc, lecun_normal_, to_2tuple, trunc_normal_
+from timm.layers import apply_rot_embed, global_pool_nlc, lecun_normal_, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import Mixer, MixerBlock, RoutedMixer, VimMixer, create, create_norm, no_weight_decay, spec
+from mamba_apps.mixers import create_norm, no_weight_decay
 from mamba_apps.mixers.norms import LayerNorm, RMSNorm
+from mamba_apps.vision.vim_block import LINES, VimBlock, create_mixer
 from mamba_apps.vision.vim_tokens import (
     Grid,
     PatchEmbed,
@@ -29,35 +30,8 @@ from mamba_apps.vision.vim_tokens import (
     resize_position_embedding,
     rotary_positions,
 )
-from mamba_kernels import Route
 
 _POOLS = ("token", "avg", "max", "avgmax", "")
-_LINES = ("forward", "bidirectional")
-
-
-class VimBlock(MixerBlock):
-    """The residual block of Mamba's models with a learned scale and stochastic depth on the mixer's output.
-
-    Args:
-        mixer: The mixer.
-        norm: The norm of its input.
-        layer_scale: Where the scale starts; None for none.
-        drop_path: Probability of dropping the output in training.
-    """
-
-    def __init__(
-        self, mixer: Mixer, norm: RMSNorm | LayerNorm, layer_scale: float | None = None, drop_path: float = 0.0
-    ) -> None:
-        super().__init__(mixer, norm)
-        self.layer_scale = nn.Identity() if layer_scale is None else LayerScale(mixer.d_model, layer_scale)
-        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    def forward(
-        self, hidden: Tensor, residual: Tensor | None = None, *, seq_idx_BL: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Run the block; see ``MixerBlock.forward``."""
-        hidden, residual = super().forward(hidden, residual, seq_idx_BL=seq_idx_BL)
-        return self.drop_path(self.layer_scale(hidden)), residual
 
 
 class Vim(nn.Module):
@@ -139,7 +113,7 @@ class Vim(nn.Module):
         if pos_resize not in ("grid", "official"):
             raise UserError(f"vim: pos_resize is {pos_resize!r}", 'choose "grid" or "official"')
         self.layout = TokenLayout(class_token)
-        self.reads_grid = route not in _LINES
+        self.reads_grid = route not in LINES
         if self.reads_grid and self.layout.count:
             raise UserError(
                 f"vim: the route {route!r} reads a grid, on which a class token has no place",
@@ -168,7 +142,7 @@ class Vim(nn.Module):
         rates = [*torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()[:-1], drop_path_rate]
         self.layers = nn.ModuleList(
             VimBlock(
-                _create_mixer(mixer, embed_dim, route, window, bimamba_type, divide_out, inner),
+                create_mixer(mixer, embed_dim, route, window, bimamba_type, divide_out, inner),
                 create_norm(norm, embed_dim, backend=backend),
                 layer_scale,
                 rate,
@@ -368,24 +342,3 @@ class Vim(nn.Module):
         if norm and not isinstance(self.norm_f, nn.Identity):
             return self.norm_f.add(hidden, residual)[0].flatten(1, -2)
         return (hidden + residual).flatten(1, -2)
-
-
-def _create_mixer(
-    name: str,
-    d_model: int,
-    route: str,
-    window: int | None,
-    bimamba_type: Literal["v2", "v1"],
-    divide_out: bool,
-    options: Mapping[str, Any],
-) -> Mixer:
-    if name == "mamba1" and route == "bidirectional":
-        return VimMixer(d_model, bimamba_type, divide_out, **options)
-    if route == "forward":
-        return create(name, d_model, **options)
-    return RoutedMixer(
-        lambda: create(name, d_model, **options),
-        Route(route, merge="mean" if divide_out else "sum", window=window),
-        share="projections" if spec(name).cls.shared_projections else "all",
-        rank=1 if route in _LINES else 2,
-    )

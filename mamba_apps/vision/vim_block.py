@@ -1,0 +1,70 @@
+"""Vision Mamba's block: the residual block of Mamba's models around Vim's mixer, or another in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from timm.layers import DropPath, LayerScale
+from torch import Tensor, nn
+
+from mamba_apps.errors import UserError
+from mamba_apps.mixers import LayerNorm, Mixer, MixerBlock, RMSNorm, RoutedMixer, VimMixer, create, spec
+from mamba_apps.mixers.routed import Share
+from mamba_kernels import Route
+
+LINES = ("forward", "bidirectional")
+"""The routes that read tokens in a line; the others read their grid."""
+
+
+class VimBlock(MixerBlock):
+    """The residual block of Mamba's models with a learned scale and stochastic depth on the mixer's output.
+
+    Args:
+        mixer: The mixer.
+        norm: The norm of its input.
+        layer_scale: Where the scale starts; None for none.
+        drop_path: Probability of dropping the output in training.
+    """
+
+    def __init__(
+        self, mixer: Mixer, norm: RMSNorm | LayerNorm, layer_scale: float | None = None, drop_path: float = 0.0
+    ) -> None:
+        super().__init__(mixer, norm)
+        self.layer_scale = nn.Identity() if layer_scale is None else LayerScale(mixer.d_model, layer_scale)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None = None, *, seq_idx_BL: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the block; see ``MixerBlock.forward``."""
+        hidden, residual = super().forward(hidden, residual, seq_idx_BL=seq_idx_BL)
+        return self.drop_path(self.layer_scale(hidden)), residual
+
+
+def create_mixer(
+    name: str,
+    d_model: int,
+    route: str,
+    window: int | None,
+    bimamba_type: Literal["v2", "v1"],
+    divide_out: bool,
+    options: Mapping[str, Any],
+) -> Mixer:
+    """Build the mixer of a block; the arguments are ``Vim``'s.
+
+    Raises:
+        UserError: If an option is unknown or out of range, or the mixer does not accept the route.
+    """
+    reading = Route(route, merge="mean" if divide_out else "sum", window=window)
+    if name == "mamba1" and route == "bidirectional":
+        return VimMixer(d_model, bimamba_type, divide_out, **options)
+    if bimamba_type != "v2":
+        raise UserError(
+            f"vim: bimamba_type {bimamba_type!r} is a form of the mixer 'mamba1' on the route 'bidirectional'",
+            "leave it out, or the other mixer and route",
+        )
+    if route == "forward":
+        return create(name, d_model, **options)
+    share: Share = "projections" if spec(name).cls.shared_projections else "all"
+    return RoutedMixer(lambda: create(name, d_model, **options), reading, share, rank=1 if route in LINES else 2)
