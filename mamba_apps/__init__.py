@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mamba_apps.forecasting import Forecaster
+    from mamba_apps.vision.classification import ImageClassifier
 
 __version__ = "0.1.0"
-__all__ = ["Forecaster", "__version__"]
+__all__ = ["Forecaster", "ImageClassifier", "__version__"]
 
-_HOMES = {"Forecaster": "mamba_apps.forecasting"}
+_HOMES = {"Forecaster": "mamba_apps.forecasting", "ImageClassifier": "mamba_apps.vision.classification"}
 
 
 def __getattr__(name: str) -> Any:

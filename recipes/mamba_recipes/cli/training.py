@@ -22,8 +22,13 @@ def header(name: str, built: Built) -> None:
     """Write the header line to stderr: model, parameters, device, kernel path, data."""
     count = sum(p.numel() for p in built.model.parameters())
     device = device_words(str(built.trainer_options.get("accelerator", "auto")))
-    words = [name, type(built.model).__name__, parameter_words(count), device, data_words(built.data)]
+    words = [name, _label(built), parameter_words(count), device, data_words(built.data)]
     print(" · ".join(words), file=sys.stderr, flush=True)
+
+
+def _label(built: Built) -> str:
+    """Return what the model calls itself, or its class's name."""
+    return str(getattr(built.model, "label", type(built.model).__name__))
 
 
 def run_interruptibly(trainer: Trainer, work: Callable[[], Any]) -> Any:

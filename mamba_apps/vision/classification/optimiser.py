@@ -1,0 +1,74 @@
+"""AdamW over a backbone and its head: what decays, at which rate each layer learns, and when the backbone begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay
+from torch import nn
+
+from mamba_apps.training.schedule import rate_factor
+
+Rate = Callable[[float], float]
+
+
+def make_optimiser(
+    network: nn.Module,
+    head: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    betas: tuple[float, float],
+) -> tuple[torch.optim.AdamW, list[bool]]:
+    """Return AdamW over the parameters that learn, and of each of its groups whether it is the head's.
+
+    Vectors and what the model names in ``no_weight_decay`` do not decay; a layer's rate is ``layer_decay`` times that
+    of the layer after it (BEiT, arXiv 2106.08254), by the model's own ``group_matcher``.
+
+    Args:
+        network: A timm model.
+        head: Its classifier.
+        lr: The head's rate.
+        weight_decay: Of matrices.
+        layer_decay: In (0, 1]; 1 gives all layers one rate.
+        betas: AdamW's.
+    """
+    spared = network.no_weight_decay() if hasattr(network, "no_weight_decay") else set()
+    own = {id(parameter) for parameter in head.parameters()}
+    groups: list[dict[str, Any]] = []
+    are_head: list[bool] = []
+    for group in param_groups_layer_decay(
+        network, weight_decay, no_weight_decay_list=tuple(spared), layer_decay=layer_decay
+    ):
+        for of_head in (False, True):
+            chosen = [parameter for parameter in group["params"] if (id(parameter) in own) == of_head]
+            if chosen:
+                decay, rate = group["weight_decay"], lr * group["lr_scale"]
+                groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
+                are_head.append(of_head)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas), are_head
+
+
+def head_rate(warmup: float) -> Rate:
+    """Return the head's factor on its rate, over the part of the budget that is spent."""
+    return lambda spent: rate_factor(spent, warmup)
+
+
+def backbone_rate(warmup: float, head_warmup: float) -> Rate:
+    """Return the backbone's: nothing while the head warms up, then a rise of its own to the common cosine.
+
+    Args:
+        warmup: The part of the budget in which rates rise.
+        head_warmup: The part of the budget in which the head learns alone.
+    """
+
+    def factor(spent: float) -> float:
+        if spent < head_warmup:
+            return 0.0
+        rise = min((spent - head_warmup) / warmup, 1.0) if head_warmup and warmup else 1.0
+        return rise * rate_factor(spent, warmup)
+
+    return factor

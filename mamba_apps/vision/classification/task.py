@@ -1,0 +1,243 @@
+"""Training an image classifier: cross-entropy on soft targets, AdamW by layers, a cosine, an average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.data import Mixup
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from mamba_apps.errors import UserError
+from mamba_apps.training import ModelCard
+from mamba_apps.training.ema import Ema
+from mamba_apps.training.schedule import budget_spent
+from mamba_apps.vision.classification.curve import CurvePanel, learning_curve
+from mamba_apps.vision.classification.data import ImageData
+from mamba_apps.vision.classification.network import check_name, freeze_all_but, head_of, make_network, network_options
+from mamba_apps.vision.classification.optimiser import backbone_rate, head_rate, make_optimiser
+
+
+class ClassificationTask(pl.LightningModule):
+    """A timm model with its loss and optimiser.
+
+    The model is made when its classes are known: from the data, or at once where ``classes`` is given.
+
+    Args:
+        model: A model by timm's name; the Mamba families' are among them.
+        model_options: Its arguments, such as {"drop_path_rate": 0.1}; ``img_size`` and ``num_classes`` come from the
+            data.
+        classes: The number of classes; None takes it from the data.
+        size: With ``classes``, height and width of the images.
+        weights: None for random ones, "released" for timm's download, a file of released weights, or the folder of a
+            model saved by us.
+        lr: The head's highest learning rate, for the batch that is given.
+        weight_decay: AdamW's, on matrices that the model does not name in ``no_weight_decay``.
+        layer_decay: What each layer's rate is multiplied by for the layer before it; 1 gives all one rate.
+        warmup: The part of the budget in which rates rise; they fall as a cosine over the rest.
+        head_warmup: The part of the budget in which the classifier learns alone.
+        betas: AdamW's.
+        label_smoothing: The part of a target that all classes share.
+        mixup: The alpha of mixup (arXiv 1710.09412); 0 for none.
+        cutmix: The alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each batch draws one of them.
+        ema: The decay of the weights' average, by which the model is validated, tested and saved; None for none.
+        linear_probe: Train the classifier alone, on a backbone that stays as it is.
+        compile: Whether torch compiles the model.
+
+    Raises:
+        UserError: If the model is unknown or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        model_options: dict[str, Any] | None = None,
+        classes: int | None = None,
+        size: int = 224,
+        weights: str | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        layer_decay: float = 1.0,
+        warmup: float = 0.05,
+        head_warmup: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        ema: float | None = None,
+        linear_probe: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        check_name(model)
+        if not lr > 0:
+            raise UserError(f"lr is {lr}", "give a positive learning rate")
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"layer_decay is {layer_decay}", "give a number in (0, 1]; 1 gives all layers one rate")
+        for name, part in (("warmup", warmup), ("head_warmup", head_warmup), ("label_smoothing", label_smoothing)):
+            if not 0 <= part < 1:
+                raise UserError(f"{name} is {part}", "give a number in [0, 1)")
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix), ("weight_decay", weight_decay)):
+            if alpha < 0:
+                raise UserError(f"{name} is {alpha}", "give 0 for none, or more")
+        self.model_name, self.model_options, self.weights = model, dict(model_options or {}), weights
+        self.lr, self.weight_decay, self.layer_decay, self.betas = lr, weight_decay, layer_decay, betas
+        self.warmup, self.head_warmup = warmup, head_warmup
+        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        self.linear_probe, self.compiled = linear_probe, compile
+        if ema is not None:
+            Ema(ema)  # refuses what is out of range
+        self.ema = ema
+        self._curve: list[tuple[float, float]] = []
+        self.options: dict[str, Any] | None = None
+        self.network: nn.Module
+        if classes is not None:
+            self._make_network(classes, size)
+
+    def prepare_for(self, data: ImageData) -> None:
+        """Make the model for the data, or check that it was made for such data.
+
+        Raises:
+            UserError: If it was made for other classes.
+        """
+        count = len(data.classes)
+        if self.options is None:
+            self._make_network(count, data.preprocessing.size)
+        elif self.options["num_classes"] != count:
+            raise UserError(
+                f"the model was made for {self.options['num_classes']} classes, the data has {count}",
+                "leave classes out, or give the data they belong to",
+            )
+
+    def setup(self, stage: str) -> None:
+        """Make the model before a checkpoint is loaded into it; Lightning calls this."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData):
+            self.prepare_for(data)
+        elif self.options is None:
+            raise UserError("the classes are not known", "train with ImageData, or give classes")
+        if self.compiled:
+            self.network.compile()
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Return the average of the weights, where there is one."""
+        return [] if self.ema is None else [Ema(self.ema)]
+
+    def train(self, mode: bool = True) -> ClassificationTask:
+        """Set training's behaviour; a backbone that is only probed stays as it is in use."""
+        super().train(mode)
+        if self.linear_probe and self.options is not None:
+            self.network.eval()
+        return self
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the classes' scores (B, classes) of normalised images."""
+        return self.network(x_BCHW)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        x_BCHW, labels_B = batch
+        if self._mix is None:
+            loss = F.cross_entropy(self(x_BCHW), labels_B, label_smoothing=self.label_smoothing)
+        else:
+            even = len(x_BCHW) // 2 * 2  # timm mixes pairs
+            x_BCHW, targets_BK = self._mix(x_BCHW[:even], labels_B[:even])
+            loss = F.cross_entropy(self(x_BCHW), targets_BK)
+        self.log("train/loss", loss, batch_size=len(x_BCHW))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Score a batch of the validation part."""
+        self._score("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Score a batch of the test part."""
+        self._score("test", batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the classes' probabilities (B, classes), and the true classes."""
+        return {"probability": self(batch[0]).float().softmax(dim=-1), "class": batch[1]}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/top1 and val/top5 in per cent."""
+        top1 = self._log_scores("val")
+        if self.trainer.state.fn == "fit":
+            self._curve.append((self.trainer.global_step, top1))
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/top1 and test/top5 in per cent."""
+        self._log_scores("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW, and each group's rate over the run's budget."""
+        optimiser, are_head = make_optimiser(
+            self.network,
+            head_of(self.network),
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
+            betas=self.betas,
+        )
+        head, backbone = head_rate(self.warmup), backbone_rate(self.warmup, self.head_warmup)
+        rates = [head if is_head else backbone for is_head in are_head]
+        factors = [lambda step, rate=rate: rate(budget_spent(self.trainer, step)) for rate in rates]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def plots(self, data: ImageData) -> list[CurvePanel]:
+        """Return the learning curve of the training that was run."""
+        return learning_curve(self.label, self._curve)
+
+    def model_card(self, data: ImageData, metrics: Mapping[str, float]) -> ModelCard:
+        """Return the card of the trained model, by which `ImageClassifier.load` reads its weights."""
+        return ModelCard(
+            task="classification",
+            domain="image",
+            model=self.model_name,
+            arguments=dict(self.options or {}),
+            preprocessing=asdict(data.preprocessing),
+            labels=list(data.classes),
+            metrics=dict(metrics),
+        )
+
+    @property
+    def label(self) -> str:
+        """The model's name."""
+        return self.model_name
+
+    def _make_network(self, classes: int, size: int) -> None:
+        if classes < 2:
+            raise UserError(f"there is {classes} class", "give images of at least two classes")
+        self.options = network_options(self.model_name, classes, size, self.model_options)
+        self.network = make_network(self.model_name, self.options, self.weights)
+        if self.linear_probe:
+            freeze_all_but(self.network, head_of(self.network))
+        self._mix = None
+        if self.mixup or self.cutmix:
+            self._mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=classes)
+        tops = [k for k in (1, 5) if k < classes]
+        self.scores = MetricCollection(
+            {f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro") for k in tops}, compute_groups=False
+        )
+
+    def _score(self, part: str, batch: tuple[Tensor, Tensor]) -> None:
+        x_BCHW, labels_B = batch
+        scores_BK = self(x_BCHW).float()
+        self.scores.update(scores_BK, labels_B)
+        loss = F.cross_entropy(scores_BK, labels_B)
+        self.log(f"{part}/loss", loss, batch_size=len(labels_B), sync_dist=True)
+
+    def _log_scores(self, part: str) -> float:
+        found = {name: 100 * value for name, value in self.scores.compute().items()}
+        self.scores.reset()
+        for name, value in found.items():
+            self.log(f"{part}/{name}", value)
+        return float(found["top1"])
