@@ -77,7 +77,8 @@ def _context(plan: Plan) -> Any:
 def _run_job(context: Any, plan: Plan, job: Job, log: Path, listener: Listener, setting: dict[str, str]) -> Row:
     receiver, sender = context.Pipe(duplex=False)
     arguments = (job, plan.budget, plan.measure, str(plan.recipe.path), str(log), sender)
-    process = context.Process(target=run_in_process, args=arguments, daemon=True)
+    # Not a daemon, which could not start processes to load data; whatever happens here, it is ended below.
+    process = context.Process(target=run_in_process, args=arguments)
     process.start()
     sender.close()
     try:

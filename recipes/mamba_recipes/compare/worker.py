@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import multiprocessing
 import os
 import sys
 import time
@@ -33,6 +34,8 @@ def run_in_process(job: Job, budget: Budget, measure: str, source: str, log_path
 
     Whatever the libraries print goes to ``log_path``; the comparison's own output stays clean.
     """
+    # Processes that load data start here as they do anywhere; this one would hand down its own, slower way.
+    multiprocessing.set_start_method(None, force=True)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _output_to(log_path):
         try:
             talk = Talk(_throttled(pipe), lambda setting: pipe.send(("setting", setting)))
