@@ -39,7 +39,8 @@ def scan_backward(
     on = on_n[:, None] & on_d[None, :]
     d64 = d.to(tl.int64)
     group = (block * BLOCK // group_channels).to(tl.int64)
-    state_at = n[:, None].to(tl.int64) * channels + d64[None, :]
+    state_at = n[:, None] + d64[None, :] * states
+    check_at = n[:, None].to(tl.int64) * channels + d64[None, :]
     state_size = tl.full([], 1, tl.int64) * states * channels
     A2 = tl.load(A + state_at, mask=on, other=0.0) * LOG2E
     bias_d = tl.zeros([BLOCK], tl.float32)
@@ -92,7 +93,7 @@ def scan_backward(
         end = tl.minimum(begin + CHUNK, stop)
         if not ENDS:
             chunk = batch * tl.cdiv(length, CHUNK) + begin // CHUNK
-            h = tl.load(checkpoints + chunk * state_size + state_at, mask=on, other=0.0)
+            h = tl.load(checkpoints + chunk * state_size + check_at, mask=on, other=0.0)
             for t0 in range(begin, end, STEPS):
                 tl.store(scratch + (t0 - begin) // STEPS * (N_PAD * BLOCK) + tile_at, h)
                 k = tl.arange(0, STEPS)

@@ -38,7 +38,8 @@ def scan_forward(
     on = on_n[:, None] & on_d[None, :]
     d64 = d.to(tl.int64)
     group = (block * BLOCK // group_channels).to(tl.int64)
-    state_at = n[:, None].to(tl.int64) * channels + d64[None, :]
+    state_at = n[:, None] + d64[None, :] * states
+    check_at = n[:, None].to(tl.int64) * channels + d64[None, :]
     state_size = tl.full([], 1, tl.int64) * states * channels
     A2 = tl.load(A + state_at, mask=on, other=0.0) * LOG2E
     bias_d = tl.zeros([BLOCK], tl.float32)
@@ -72,7 +73,7 @@ def scan_forward(
         if SAVE:
             if t0 % CHUNK == 0:
                 chunk = batch * tl.cdiv(length, CHUNK) + t0 // CHUNK
-                tl.store(checkpoints + chunk * state_size + state_at, h, mask=on)
+                tl.store(checkpoints + chunk * state_size + check_at, h, mask=on)
         # All loads of these steps come before their arithmetic, so that they are in flight together.
         k = tl.arange(0, STEPS)
         at = (length - 1 - t0 - k) if REVERSE else (t0 + k)

@@ -7,47 +7,93 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mamba_kernels.gpu import ceil_divide, next_power_of_2
 
-CHUNK = 64
-FORWARD_STEPS = 4
-BACKWARD_STEPS = 2
 # Programs of one warp that a multiprocessor should have before time is left uncut.
 WARPS_WANTED = 16
+HOPPER_WARPS = 7
+
+
+class Shape(NamedTuple):
+    """What of a scan decides how it is cut: ``groups`` of channels share B and C, ``processors`` are the GPU's."""
+
+    batch: int
+    channels: int
+    length: int
+    states: int
+    groups: int
+    processors: int
 
 
 class Plan(NamedTuple):
-    """How a scan is cut into programs."""
+    """How one pass is cut: channels of a program, positions of a part, and the kernel's constants."""
 
-    state_pad: int
     block: int
-    blocks: int
-    group_channels: int
     part_length: int
-    parts: int
+    constants: dict[str, int]
 
 
-def make_plan(batch: int, channels: int, length: int, states: int, groups: int, processors: int) -> Plan:
-    """Cut a scan by its shapes and the GPU's number of multiprocessors.
+def checkpoint_distance(states: int) -> int:
+    """Return the number of positions between two states that a forward pass keeps."""
+    return 16 if states <= 32 else 64
+
+
+def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
+    """Return the shape of the states a forward pass keeps for its backward."""
+    batch, channels, length = u.shape
+    return batch, -(-length // checkpoint_distance(A.shape[1])), A.shape[1], channels
+
+
+def any_gpu_plan(shape: Shape, backward: bool) -> Plan:
+    """Plan for the kernels of `triton_forward` and `triton_backward`.
 
     A block of channels never spans two groups of B or C. A lane holds the states of one channel where they fit in its
     registers; larger states take fewer channels a warp.
     """
-    state_pad = next_power_of_2(states)
-    group_channels = channels // groups
-    block = max(1, min(32, 1024 // state_pad, next_power_of_2(channels)))
-    while groups > 1 and group_channels % block:
+    state_pad = next_power_of_2(shape.states)
+    block = max(1, min(32, 1024 // state_pad, next_power_of_2(shape.channels)))
+    while shape.groups > 1 and shape.channels // shape.groups % block:
         block //= 2
-    blocks = ceil_divide(channels, block)
-    chunks = ceil_divide(length, CHUNK)
-    parts = max(1, min(ceil_divide(processors * WARPS_WANTED, max(1, batch * blocks)), chunks // 4))
-    part_length = ceil_divide(chunks, parts) * CHUNK
-    return Plan(state_pad, block, blocks, group_channels, part_length, ceil_divide(length, part_length))
+    constants = {
+        "N_PAD": state_pad, "BLOCK": block, "CHUNK": checkpoint_distance(shape.states),
+        "STEPS": 2 if backward else 4, "num_warps": 1,
+    }  # fmt: skip
+    programs = shape.batch * ceil_divide(shape.channels, block)
+    return Plan(block, _part_length(shape, ceil_divide(shape.processors * WARPS_WANTED, max(1, programs))), constants)
 
 
-def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
-    """Return the shape of the states a forward pass keeps for its backward: one every ``CHUNK`` positions."""
-    batch, channels, length = u.shape
-    return batch, -(-length // CHUNK), A.shape[1], channels
+def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
+    """Plan for the kernels of `gluon_forward` and `gluon_backward`; None where they do not fit the shape."""
+    state_pad = next_power_of_2(shape.states)
+    if state_pad > 32:
+        return None
+    group = shape.channels // shape.groups
+    lanes = min(4 if backward else max(2, state_pad // 16), state_pad)
+    deep = 2 if backward else 1
+    warps = 4 if backward else 2
+    while warps > 1 and (32 // lanes * deep * warps // 2 >= group or (shape.groups > 1 and group % (32 // lanes * deep * warps))):
+        warps //= 2
+    block = 32 // lanes * deep * warps
+    if shape.groups > 1 and group % block:
+        return None
+    constants = {"N_PAD": state_pad, "LANES": lanes, "STEPS": checkpoint_distance(shape.states), "num_warps": warps}
+    if backward:
+        constants["DEEP"] = deep
+    running = shape.batch * ceil_divide(shape.channels, block) * warps
+    return Plan(block, _part_length(shape, ceil_divide(shape.processors * HOPPER_WARPS, max(1, running))), constants)
+
+
+def _part_length(shape: Shape, parts: int) -> int:
+    """Return how many positions a part has, whole checkpoints, so that there are about ``parts`` and none is tiny."""
+    distance = checkpoint_distance(shape.states)
+    chunks = ceil_divide(shape.length, distance)
+    parts = max(1, min(parts, ceil_divide(shape.length, 4 * distance)))
+    return ceil_divide(chunks, parts) * distance
+
+
+def runs_hopper_kernels(device: torch.device) -> bool:
+    """Return whether ``device`` is a GPU of the generation that the Gluon kernels were laid out and checked for."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
