@@ -224,3 +224,14 @@ def test_the_pages_python_runs(run: Path, shapes: Path, here: Path) -> None:
     exec(code, names)  # noqa: S102 (our own page)
     assert isinstance(names["mask"], np.ndarray)
     assert names["mask"].shape == pixels("photo.png").shape[:2]
+
+
+def test_backbones_are_swept_with_data_loaded_by_processes(
+    shapes: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.root", str(shapes), "--data.workers", "1", "--trainer.val_check_interval", "1", "--json"]
+    words += ["--sweep", "backbone=test_convnext", "--budget", "2steps"]
+    assert main(["compare", "segmentation", *QUICK, *words]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert 0 < row["miou"] < 1
+    assert len(list(Path("overlays").iterdir())) == 3
