@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mamba_apps.errors import UserError
+from mamba_apps.state_dicts import fitted
 from mamba_apps.text.config import (
     MambaLMConfig,
     config_from_mamba_ssm,
@@ -87,23 +88,6 @@ def _build(state_dict: dict[str, Tensor], config: MambaLMConfig, backend: str | 
                 f"{_HEAD} differs from the embedding, and the configuration ties them", "set tie_embeddings to false"
             )
     model = MambaLM(config, backend)
-    expected = model.state_dict()
-    _refuse("missing", sorted(set(expected) - set(state_dict)))
-    _refuse("unexpected", sorted(set(state_dict) - set(expected)))
-    for name, tensor in state_dict.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{name} has shape {tuple(tensor.shape)}, and the configuration asks for {tuple(expected[name].shape)}",
-                "give the configuration that belongs to these weights",
-            )
-    model.load_state_dict(state_dict)
+    remedy = "give the weights of a Mamba-1 language model and the configuration that belongs to them"
+    model.load_state_dict(fitted("MambaLM", state_dict, model.state_dict(), remedy))
     return model
-
-
-def _refuse(what: str, keys: list[str]) -> None:
-    if keys:
-        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-        raise UserError(
-            f"{what} in the state dict: {', '.join(keys[:5])}{more}",
-            "give the weights of a Mamba-1 language model and the configuration that belongs to them",
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mamba_apps.errors import UserError
+from mamba_apps.state_dicts import fitted
 
 _CONTAINERS = ("state_dict", "model")
 
@@ -35,24 +35,15 @@ def checked(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     Raises:
         UserError: If a key is missing, unexpected or of the wrong shape.
     """
-    expected, found = model.state_dict(), dict(state_dict)
     source: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
-    name = source.get("architecture", type(model).__name__)
-    adapted = _adapted_by_timm(model, source)
-    # Batch norm counts its batches; checkpoints of parameters and statistics alone leave the count out.
-    for key in expected.keys() - found.keys():
-        if key.endswith("num_batches_tracked"):
-            found[key] = expected[key]
-    _refuse(name, "missing", expected.keys() - found.keys() - adapted)
-    _refuse(name, "unexpected", found.keys() - expected.keys() - adapted)
-    for key in expected.keys() - adapted:
-        if found[key].shape != expected[key].shape:
-            raise UserError(
-                f"{name}: {key} has shape {tuple(found[key].shape)} in the checkpoint, {tuple(expected[key].shape)} in "
-                "the model",
-                "name the checkpoint's own num_classes and input_size in pretrained_cfg_overlay, or another model",
-            )
-    return found
+    return fitted(
+        source.get("architecture", type(model).__name__),
+        state_dict,
+        model.state_dict(),
+        "give the model that these weights belong to; if they have other classes or channels than its release, name "
+        "theirs: pretrained_cfg_overlay={'num_classes': ..., 'input_size': ...}",
+        _adapted_by_timm(model, source),
+    )
 
 
 def _adapted_by_timm(model: nn.Module, source: Mapping[str, Any]) -> set[str]:
@@ -67,12 +58,3 @@ def _adapted_by_timm(model: nn.Module, source: Mapping[str, Any]) -> set[str]:
 
 def _names(modules: str | Iterable[str] | None) -> list[str]:
     return [modules] if isinstance(modules, str) else list(modules or ())
-
-
-def _refuse(model: str, what: str, keys: set[str]) -> None:
-    if keys:
-        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-        raise UserError(
-            f"{model}: {what} in the checkpoint: {', '.join(sorted(keys)[:5])}{more}",
-            "give the weights that belong to this model, or name the model that they belong to",
-        )

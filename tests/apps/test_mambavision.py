@@ -167,8 +167,8 @@ def test_released_checkpoints_load_however_they_are_wrapped(prefix: str, contain
 def test_a_checkpoint_of_another_size_is_refused_by_key() -> None:
     small, large = MambaVision(**TINY), MambaVision(**{**TINY, "depths": (4,)})
     with pytest.raises(
-        UserError, match=r"MambaVision: missing in the checkpoint: levels.1.blocks.3.mixer.proj.bias, .* and 7 more"
+        UserError, match=r"MambaVision: missing in the state dict: levels.1.blocks.3.mixer.proj.bias, .* and 7 more"
     ):
         adapt(published(small), large)
-    with pytest.raises(UserError, match=r"MambaVision: \w+ in the checkpoint: levels.1.blocks"):
+    with pytest.raises(UserError, match=r"MambaVision: \w+ in the state dict: levels.1.blocks"):
         adapt(published(large), small)

@@ -344,11 +344,11 @@ def test_keys_that_do_not_fit_are_refused_by_name(name: str, options: dict[str, 
         build(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state_dict}, **options)
 
     load(tensors)
-    with pytest.raises(UserError, match=rf"{name}: missing in the checkpoint: {key}; give"):
+    with pytest.raises(UserError, match=rf"{name}: missing in the state dict: {key}; give"):
         load({k: tensor for k, tensor in tensors.items() if k != key})
-    with pytest.raises(UserError, match=rf"{name}: unexpected in the checkpoint: extra.weight; give"):
+    with pytest.raises(UserError, match=rf"{name}: unexpected in the state dict: extra.weight; give"):
         load({**tensors, "extra.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match=rf"{name}: {key} has shape \(1, 2\) in the checkpoint"):
+    with pytest.raises(UserError, match=rf"{name}: {key} has shape \(1, 2\) in the state dict"):
         load({**tensors, key: torch.zeros(1, 2)})
 
 

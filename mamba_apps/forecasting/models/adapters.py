@@ -18,7 +18,9 @@ from mamba_apps.errors import UserError
 from mamba_apps.forecasting.models.dlinear import DLinear
 from mamba_apps.forecasting.models.inverted import ITransformer, SMamba
 from mamba_apps.forecasting.models.patchtst import PatchTST
+from mamba_apps.state_dicts import fitted, refuse_keys
 
+_REMEDY = "give the reference's whole state dict and the arguments that belong to it"
 _PARTS = ("query", "key", "value")
 _ENCODER_LAYER = (
     (r"encoder\.attn_layers\.(\d+)\.attention\.out_projection\.", r"layers.\1.mixer.out_proj."),
@@ -116,19 +118,7 @@ def from_reference(family: str, arguments: Mapping[str, Any], state_dict: Mappin
         elif (ours := known.arguments[name]) is not None:
             options[ours] = value
     module = known.cls(**options)
-    tensors = our_names(family, state_dict)
-    expected = module.state_dict()
-    # Batch norm counts its batches; checkpoints of parameters and statistics alone leave the count out.
-    counts = {name for name in expected if name.endswith("num_batches_tracked")}
-    _refuse(family, "missing", set(expected) - set(tensors) - counts)
-    _refuse(family, "unexpected", set(tensors) - set(expected))
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise UserError(
-                f"{family}: {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}",
-                "give the arguments that belong to these weights",
-            )
-    module.load_state_dict({**{name: expected[name] for name in counts}, **tensors})
+    module.load_state_dict(fitted(family, our_names(family, state_dict), module.state_dict(), _REMEDY))
     return module
 
 
@@ -151,7 +141,8 @@ def our_names(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match := parts.fullmatch(name):
             split.setdefault((match[1], match[3]), {})[match[2]] = found.pop(name)
     for (layer, kind), group in split.items():
-        _refuse(family, "missing", {f"layer {layer}'s {part}_projection" for part in _PARTS if part not in group})
+        missing = {f"layer {layer}'s {part}_projection" for part in _PARTS if part not in group}
+        refuse_keys(family, "missing", missing, _REMEDY)
         found[f"layers.{layer}.mixer.qkv_proj.{kind}"] = torch.cat([group[part] for part in _PARTS])
     return found
 
@@ -168,12 +159,3 @@ def _renamed(name: str, rules: Iterable[tuple[str, str]]) -> str:
         if count:
             return new
     return name
-
-
-def _refuse(family: str, what: str, keys: set[str]) -> None:
-    if keys:
-        more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-        raise UserError(
-            f"{family}: {what} in the state dict: {', '.join(sorted(keys)[:5])}{more}",
-            "give the reference's whole state dict and the arguments that belong to it",
-        )
