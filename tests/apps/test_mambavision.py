@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from timm.layers import Attention
 from torch import Tensor, nn
 
@@ -162,6 +165,17 @@ def test_released_checkpoints_load_however_they_are_wrapped(prefix: str, contain
     assert found.keys() == expected.keys()
     for name, key in zip(expected, published(model), strict=True):
         assert found[name] is theirs[prefix + key]
+
+
+def test_the_copies_on_the_hub_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("mambavision_nano_8")
+    tensors = {f"model.{name}": tensor for name, tensor in published(model).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename))
+    overlay = {"hf_hub_id": "nvidia/MambaVision-T-1K"}
+    loaded = timm.create_model("mambavision_nano_8", pretrained=True, pretrained_cfg_overlay=overlay)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
 
 
 def test_a_checkpoint_of_another_size_is_refused_by_key() -> None:
