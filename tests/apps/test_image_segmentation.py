@@ -134,6 +134,18 @@ def test_one_window_is_the_whole_image_exactly() -> None:
     assert torch.equal(network.segment(picture), network(picture[None])[0].argmax(0).byte())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [CONV, "swin_tiny_patch4_window7_224", "vmamba_nano_8", "vim_nano_patch2_8"])
+@torch.no_grad()
+def test_the_gpu_segments_as_the_cpu_does(name: str) -> None:
+    network, picture = small(name), image(90, 150)
+    expected = torch.cat(list(slide(network, picture, network.window)), dim=1)
+    network.cuda()
+    found = torch.cat(list(slide(lambda x: network(x.cuda()), picture, network.window)), dim=1).cpu()
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+    assert network.segment(picture).device.type == "cuda"
+
+
 @torch.no_grad()
 def test_a_small_picture_is_padded_to_one_window() -> None:
     network, picture = small(), image(40, 50)

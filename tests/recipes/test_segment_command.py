@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from mamba_apps.vision.segmentation import ImageSegmenter
 from mamba_datasets.images import ImagePairs
@@ -104,6 +105,26 @@ def test_test_agrees_with_the_masks_of_the_saved_model(run: Path, shapes: Path, 
     assert main(["test", str(run), "--model.overlays", "null"]) == 0
     assert not Path("overlays").exists()
     assert (both / either).mean() > 0.8
+
+
+def test_predict_writes_the_masks_of_the_test_part(
+    run: Path, shapes: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(run)]) == 0
+    masks = load_file("predictions.safetensors")
+    assert sorted(masks) == [f"{number:03}.png" for number in range(0, 40, 5)]
+    segmenter = ImageSegmenter.load(run / "model", device="cpu")
+    assert np.array_equal(masks["005.png"].numpy(), segmenter.predict(shapes / "images/005.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_a_compiled_backbone_scores_the_same(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for compiled in ("false", "true"):
+        assert main(["test", str(run), "--model.compile", compiled, "--model.overlays", "null", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["metrics"])
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
 
 
 def test_a_file_becomes_a_mask(run: Path, shapes: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,6 +158,10 @@ class SegmentationData(pl.LightningDataModule):
         """Return the test pictures one by one, at their own size, each with its mask and number."""
         return DataLoader(self.test, num_workers=self.workers)
 
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the test pictures."""
+        return self.test_dataloader()
+
     @cached_property
     def _parts(self) -> dict[str, MaskedPictures]:
         pairs = ImagePairs(self.root, split=self.splits["train"], **self._reading)

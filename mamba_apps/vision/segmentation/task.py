@@ -46,6 +46,7 @@ class SegmentationTask(pl.LightningModule):
         betas: AdamW's.
         overlap: The part of a window that the next one covers again.
         overlays: The folder for pictures of the best, the median and the worst test picture; None draws none.
+        compile: Whether torch compiles the backbone.
 
     Raises:
         UserError: If a number is out of range.
@@ -68,6 +69,7 @@ class SegmentationTask(pl.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         overlap: float = OVERLAP,
         overlays: str | None = "overlays",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not lr > 0:
@@ -84,7 +86,7 @@ class SegmentationTask(pl.LightningModule):
         self.width, self.auxiliary, self.dice = width, auxiliary, dice
         self.lr, self.weight_decay, self.layer_decay, self.betas = lr, weight_decay, layer_decay, betas
         self.warmup, self.power = warmup, power
-        self.overlap, self.overlays = overlap, overlays
+        self.overlap, self.overlays, self.compiled = overlap, overlays, compile
         self.labels: list[str] | None = None
         self.short_side: int | None = None
         self.network: Segmenter
@@ -119,6 +121,8 @@ class SegmentationTask(pl.LightningModule):
             self.prepare_for(data)
         elif self.labels is None:
             raise UserError("the classes are not known", "train with SegmentationData")
+        if self.compiled:
+            self.network.backbone.compile()
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """Return the scores (B, K, H, W) of pictures of the size of the training crops."""
@@ -148,6 +152,11 @@ class SegmentationTask(pl.LightningModule):
         """Score a picture of the test part."""
         predicted = self._score(batch)
         self._scored.append((mask_iou(predicted, batch[1][0], self.network.classes), int(batch[2])))
+
+    def predict_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the mask (H, W), uint8, of a picture of the test part, by its file's name."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        return {data.test.name(int(batch[2])): self._segment(batch[0][0])}
 
     def on_validation_epoch_end(self) -> None:
         """Log val/miou, val/accuracy and val/iou_<label>."""
