@@ -82,4 +82,8 @@ def refuse_second_derivative(op: str, backward: CustomOpDef) -> Operator:
 
 def wants_gradient(*args: Any) -> bool:
     """Return whether autograd would record an operator with these arguments."""
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    if torch.is_grad_enabled():
+        for x in args:  # Quicker than any(): most operators' first argument asks for a gradient.
+            if isinstance(x, Tensor) and x.requires_grad:
+                return True
+    return False

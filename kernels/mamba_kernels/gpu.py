@@ -54,7 +54,10 @@ def on_device_of_inputs(launch: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(launch)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        first = args[0] if args else None
+        if not isinstance(first, Tensor):
+            first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        device = first.device
         if device.type != "cuda" or device.index == torch.cuda.current_device():
             return launch(*args, **kwargs)
         with torch.cuda.device(device):

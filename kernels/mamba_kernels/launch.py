@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from triton import knobs
 from triton.runtime.driver import driver
@@ -25,8 +26,11 @@ ALIGNMENT = 16
 
 
 class _Compiled(NamedTuple):
-    """A compiled kernel on one GPU, as Triton's own launcher takes it, and all its arguments after the tensors."""
+    """A compiled kernel as Triton's own launcher takes it, and what it was compiled for."""
 
+    device: int
+    dtypes: list[torch.dtype]
+    misaligned: int
     run: Any
     function: Any
     metadata: Any
@@ -51,31 +55,34 @@ class Launch:
     def __init__(self, kernel: Any, grid: tuple[int, ...], *numbers: float, **constants: Any) -> None:
         self.kernel, self.grid, self.numbers, self.constants = kernel, grid, numbers, constants
         self._axes = (*grid, 1, 1)[:3]
-        self._compiled: dict[Any, _Compiled] = {}
+        self._is_compiled = isinstance(kernel, JITFunction)
+        self._ready: list[_Compiled] = []
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch the kernel on tensors, all on the current GPU."""
-        if not isinstance(self.kernel, JITFunction) or _is_watched(self.kernel):
+        if not self._is_compiled or _is_watched(self.kernel):
             self._through_triton(tensors)
             return
+        gpus = driver.active
+        device, dtypes = gpus.get_current_device(), [x.dtype for x in tensors]
         addresses = [x.data_ptr() for x in tensors]
-        device = driver.active.get_current_device()
-        key: Any = (device, *[x.dtype for x in tensors])
-        union = 0
+        misaligned = 0
         for address in addresses:
-            union |= address
-        if union % ALIGNMENT:
-            key = (*key, *[address % ALIGNMENT == 0 for address in addresses])
-        compiled = self._compiled.get(key)
-        if compiled is None:
-            made = self._through_triton(tensors)
-            if made is not None:
-                self._compiled[key] = _Compiled(made.run, made.function, made.packed_metadata, self._rest(len(tensors)))
-            return
-        compiled.run(
-            *self._axes, driver.active.get_current_stream(device), compiled.function, compiled.metadata,
-            None, None, None, *addresses, *compiled.rest,
-        )  # fmt: skip
+            misaligned |= address
+        misaligned %= ALIGNMENT
+        if misaligned:  # One bit for each tensor that is.
+            misaligned = sum(1 << i for i, address in enumerate(addresses) if address % ALIGNMENT)
+        for on, of, at, run, function, metadata, rest in self._ready:
+            if at == misaligned and on == device and of == dtypes:
+                stream = gpus.get_current_stream(device)
+                run(*self._axes, stream, function, metadata, None, None, None, *addresses, *rest)
+                return
+        made = self._through_triton(tensors)
+        if made is not None:
+            rest = self._rest(len(tensors))
+            self._ready.append(
+                _Compiled(device, dtypes, misaligned, made.run, made.function, made.packed_metadata, rest)
+            )
 
     def _through_triton(self, tensors: tuple[Tensor, ...]) -> Any:
         return self.kernel[self.grid](*tensors, *self.numbers, **self.constants)

@@ -60,6 +60,8 @@ def _dense_stride(x: Tensor) -> tuple[int, ...]:
 
 def in_order(x: Tensor, order: Sequence[int]) -> Tensor:
     """Return ``x`` dense with its dimensions in ``order``, slowest first; differentiable, a copy only where needed."""
+    if x.is_contiguous() and list(order) == list(range(x.dim())):
+        return x
     inverse = [order.index(dim) for dim in range(x.dim())]
     return x.permute(list(order)).contiguous().permute(inverse)
 

@@ -27,7 +27,9 @@ def per_layout(function: Callable[P, R]) -> Callable[P, R]:
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
-        key = _key(args) if not kwargs else (_key(args), *kwargs, _key(tuple(kwargs.values())))
+        key = tuple([(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in args])
+        if kwargs:
+            key = (key, *kwargs, _key(tuple(kwargs.values())))
         try:
             return found[key]
         except KeyError:

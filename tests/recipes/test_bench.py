@@ -23,6 +23,10 @@ SMALL = {
     "scan, length last": partial(cases._scan, "length last", 3, 6, 9, 4),
     "cross scan": partial(cases._cross_scan, 3, 4, 6, 2),
     "convolution": partial(cases._convolution, "channel last", 3, 6, 9),
+    "scan from both ends": partial(cases._scan_from_both_ends, 3, 6, 9, 4, 2),
+    "both convolutions": partial(cases._both_convolutions, 3, 6, 9),
+    "depthwise": partial(cases._depthwise, 3, 4, 5, 6),
+    "depthwise in 3-D": partial(cases._depthwise, 3, 4, 5, 4, 6),
     "rms norm": partial(cases._rms_norm, 7, 6),
     "layer norm": partial(cases._layer_norm, 7, 6),
 }

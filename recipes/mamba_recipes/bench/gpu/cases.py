@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_kernels import Route, causal_conv1d, layer_norm, rms_norm, selective_scan, selective_scan_route
+from mamba_kernels import (
+    Route,
+    causal_conv1d,
+    causal_conv1d_bidirectional,
+    depthwise_conv,
+    layer_norm,
+    rms_norm,
+    selective_scan,
+    selective_scan_route,
+)
 from mamba_kernels.selective_scan.decomposition import selective_scan_decomposition
 from mamba_recipes.bench.gpu import rivals
 from mamba_recipes.bench.gpu.problem import Problem
@@ -31,6 +40,11 @@ SCANS = {
     "long": (1, 1024, 262144, 16),
 }  # B, D, L, N
 STAGES = ((64, 56, 96, 6), (64, 28, 192, 12), (64, 14, 384, 24), (64, 7, 768, 48))  # B, side, D, R of VMamba-T
+BOTH_ENDS = {"Vim-S, 224 px": (128, 768, 197, 16, 24), "Vim-Ti, 1248 px": (4, 384, 6085, 16, 12)}  # B, D, L, N, R
+GRIDS = {
+    "VMamba-T, 3 x 3": [(128, 56, 56, 96), (128, 28, 28, 192), (128, 14, 14, 384), (128, 7, 7, 768)],
+    "U-Mamba, 3 x 3 x 3": [(2, 32, 32, 32, 128)],
+}  # B, the grid's axes, D
 CONVOLUTIONS = ((8, 2048, 2048), (128, 768, 197), (1, 1024, 262144))  # B, D, L; width 4
 NORMS = ((25216, 384), (16384, 2048), (401408, 96))
 LAYOUTS = ("channel last", "length last")
@@ -60,9 +74,16 @@ def all_cases() -> Iterator[Case]:
             yield Case("selective_scan", name, scan, layout, partial(_scan, layout, *scan))
     for stage in STAGES:
         yield Case("selective_scan_route", "VMamba-T", stage, "channel last", partial(_cross_scan, *stage))
+    for name, scan in BOTH_ENDS.items():
+        yield Case("selective_scan_route", name, scan, "channel last", partial(_scan_from_both_ends, *scan))
     for layout in LAYOUTS:
         for conv in CONVOLUTIONS:
             yield Case("causal_conv1d", "width 4", conv, layout, partial(_convolution, layout, *conv))
+    both = CONVOLUTIONS[1]
+    yield Case("causal_conv1d_bidirectional", "width 4", both, LAYOUTS[0], partial(_both_convolutions, *both))
+    for name, grids in GRIDS.items():
+        for grid in grids:
+            yield Case("depthwise_conv", name, grid, "channel last", partial(_depthwise, *grid))
     for norm in NORMS:
         yield Case("rms_norm", "with residual", norm, "rows", partial(_rms_norm, *norm))
         yield Case("layer_norm", "plain", norm, "rows", partial(_layer_norm, *norm))
@@ -153,6 +174,41 @@ def _cross_scan(batch: int, side: int, channels: int, rank: int) -> Problem:
     )  # fmt: skip
 
 
+def _scan_from_both_ends(batch: int, channels: int, length: int, states: int, rank: int) -> Problem:
+    """Two readings, each of an input of its own as after two convolutions, from the low-rank delta to the gate."""
+    route = Route("bidirectional", merge="mean")
+    inputs = {
+        "x": _draw(batch, 2, length, channels),
+        "delta": _draw(batch, 2, length, rank),
+        "A": _decays(2, channels, states),
+        **{name: _draw(batch, 2, length, states) for name in ("B", "C")},
+        "D": _parameter(2, channels),
+        "z": _draw(batch, length, channels),
+        "delta_bias": _parameter(2, channels, mean=-3.0),
+        "delta_weight": (torch.randn(2, channels, rank) * rank**-0.5).requires_grad_(),
+    }
+
+    def operator(*, A: Tensor, D: Tensor, delta_bias: Tensor, backend: str | None = None, **rest: Tensor) -> Tensor:
+        return selective_scan_route(
+            **rest, A=A.flatten(0, 1), D=D.flatten(), delta_bias=delta_bias.flatten(), delta_softplus=True,
+            route=route, backend=backend,
+        )  # fmt: skip
+
+    return Problem(
+        operator=operator,
+        inputs=inputs,
+        dims={
+            "x": "BKLD", "delta": "BKLR", "A": "KDN", "B": "BKLN", "C": "BKLN", "D": "KD", "z": "BLD",
+            "delta_bias": "KD", "delta_weight": "KDR",
+        },
+        out_dims=["BLD"],
+        reference=partial(operator, backend="reference"),
+        sample={"B": _some(batch, 2), "D": _some(channels, 32)},
+        out_bytes=inputs["z"].nbytes,
+        exponentials=2 * batch * channels * length * states,
+    )  # fmt: skip
+
+
 def _convolution(layout: str, batch: int, channels: int, length: int) -> Problem:
     last = layout == "channel last"
     inputs = {
@@ -169,6 +225,43 @@ def _convolution(layout: str, batch: int, channels: int, length: int) -> Problem
         sample={"B": _some(batch, 2), "D": _some(channels, 32)},
         out_bytes=inputs["x"].nbytes,
         rivals=rivals.convolutions(),
+    )
+
+
+def _both_convolutions(batch: int, channels: int, length: int) -> Problem:
+    inputs = {
+        "x": _draw(batch, channels, length, last=True),
+        "weight": _parameter(2, channels, 4),
+        "bias": _parameter(2, channels),
+    }
+    return Problem(
+        operator=partial(causal_conv1d_bidirectional, activation="silu"),
+        inputs=inputs,
+        dims={"x": "BDL", "weight": "KDW", "bias": "KD"},
+        out_dims=["BKDL"],
+        reference=partial(causal_conv1d_bidirectional, activation="silu", backend="reference"),
+        sample={"B": _some(batch, 2), "D": _some(channels, 32)},
+        out_bytes=2 * inputs["x"].nbytes,
+    )
+
+
+def _depthwise(batch: int, *grid_and_channels: int) -> Problem:
+    *grid, channels = grid_and_channels
+    inputs = {
+        "x": _draw(batch, *grid, channels),
+        "weight": _parameter(channels, *[3] * len(grid)),
+        "bias": _parameter(channels),
+    }
+    axes = "PHW"[-len(grid) :]
+    return Problem(
+        operator=partial(depthwise_conv, activation="silu"),
+        inputs=inputs,
+        dims={"x": f"B{axes}D", "weight": "D" + "ZYX"[-len(grid) :], "bias": "D"},
+        out_dims=[f"B{axes}D"],
+        reference=partial(depthwise_conv, activation="silu", backend="reference"),
+        sample={"B": _some(batch, 2), "D": _some(channels, 32)},
+        out_bytes=inputs["x"].nbytes,
+        rivals=rivals.grid_convolutions(len(grid)),
     )
 
 

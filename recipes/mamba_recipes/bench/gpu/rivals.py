@@ -60,6 +60,19 @@ def convolutions() -> Rivals:
     return found
 
 
+def grid_convolutions(rank: int) -> Rivals:
+    """Return the depthwise convolutions of channel-last grids with SiLU: PyTorch's."""
+    convolve = F.conv2d if rank == 2 else F.conv3d
+
+    def torchs(*, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        filters = weight[:, None].to(x.dtype)
+        return F.silu(convolve(x.movedim(-1, 1), filters, bias.to(x.dtype), padding=1, groups=x.shape[-1])).movedim(
+            1, -1
+        )
+
+    return {"torch": torchs}
+
+
 def residual_norms() -> Rivals:
     """Return the RMS norms that add a residual and return the sum too: PyTorch's and mamba-ssm's."""
 

@@ -1,8 +1,8 @@
 """How fast a model could be: its operators and matrix products alone, layer after layer, forward and backward.
 
 Patch embedding, head, loss, optimiser and what glues a model's modules together are left out, so these figures bound
-what the models in this repository reach. Weights of matrix products have 16 bits; those of norms, causal convolutions
-and scans 32.
+what the models in this repository reach. Weights of matrix products have 16 bits; those of norms, convolutions and
+scans 32.
 
 Dimensions: B batch, K readings, L length, H and W of a grid, D model channels, E inner channels, N state, R rank.
 """
@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_kernels import Route, causal_conv1d, layer_norm, rms_norm, selective_scan_route
+from mamba_kernels import (
+    Route,
+    causal_conv1d_bidirectional,
+    depthwise_conv,
+    layer_norm,
+    rms_norm,
+    selective_scan_route,
+)
 from mamba_recipes.bench.gpu.measure import peak_extra_mib, time_eagerly, time_on_gpu
 
 Row = dict[str, Any]
@@ -62,12 +69,8 @@ class VimLayer(nn.Module):
         """Return what is added to the residual next, and the residual (B, L, D) in float32."""
         h, residual = rms_norm(h, self.norm, residual=residual, prenorm=True, residual_in_fp32=True)
         x, z = F.linear(h, self.into).chunk(2, dim=-1)
-        both = [self._convolve(x, k) for k in (0, 1)]
-        return F.linear(self.scan(torch.stack(both, 1), z, x.dtype), self.out), residual
-
-    def _convolve(self, x: Tensor, k: int) -> Tensor:
-        y = causal_conv1d(x.mT, self.filters[k], self.shifts[k], activation="silu", reverse=k == 1)
-        return cast(Tensor, y).mT
+        both = causal_conv1d_bidirectional(x.mT, self.filters, self.shifts, activation="silu").mT
+        return F.linear(self.scan(both, z, x.dtype), self.out), residual
 
 
 class VMambaLayer(nn.Module):
@@ -79,14 +82,13 @@ class VMambaLayer(nn.Module):
         self.shifts = nn.ParameterList([_vector(width) for _ in range(3)])
         self.into, self.out = _matrix(width, width), _matrix(width, width)
         self.up, self.down = _matrix(4 * width, width), _matrix(width, 4 * width)
-        self.filters = _matrix(width, 1, 3, 3)
+        self.filters = _vector(width, 3, 3)
         self.scan = ScanWeights(Route("cross"), 4, width, -(-width // 16), 1)
 
     def forward(self, h: Tensor) -> Tensor:
         """Return the grid (B, H, W, D) with both branches added."""
         x = F.linear(self._norm(0, h, h.dtype), self.into)
-        x = F.conv2d(x.permute(0, 3, 1, 2), self.filters, padding=1, groups=x.shape[-1]).permute(0, 2, 3, 1)
-        y = self.scan(F.silu(x), None, torch.float32)
+        y = self.scan(depthwise_conv(x, self.filters, activation="silu"), None, torch.float32)
         h = h + F.linear(self._norm(1, y, h.dtype), self.out)
         x = F.gelu(F.linear(self._norm(2, h, h.dtype), self.up))
         return h + F.linear(x, self.down)
