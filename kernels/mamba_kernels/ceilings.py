@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -30,7 +30,7 @@ class Ceilings(NamedTuple):
 
 
 @triton.jit
-def exponentials(out, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
+def exponentials(out, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Compute ROUNDS exponentials of each of BLOCK numbers, one after the other, all in registers."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = at.to(tl.float32) * 1e-6

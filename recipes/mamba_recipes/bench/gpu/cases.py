@@ -41,7 +41,7 @@ SCANS = {
 }  # B, D, L, N
 STAGES = ((64, 56, 96, 6), (64, 28, 192, 12), (64, 14, 384, 24), (64, 7, 768, 48))  # B, side, D, R of VMamba-T
 BOTH_ENDS = {"Vim-S, 224 px": (128, 768, 197, 16, 24), "Vim-Ti, 1248 px": (4, 384, 6085, 16, 12)}  # B, D, L, N, R
-GRIDS = {
+GRIDS: dict[str, list[tuple[int, ...]]] = {
     "VMamba-T, 3 x 3": [(128, 56, 56, 96), (128, 28, 28, 192), (128, 14, 14, 384), (128, 7, 7, 768)],
     "U-Mamba, 3 x 3 x 3": [(2, 32, 32, 32, 128)],
 }  # B, the grid's axes, D
@@ -74,8 +74,8 @@ def all_cases() -> Iterator[Case]:
             yield Case("selective_scan", name, scan, layout, partial(_scan, layout, *scan))
     for stage in STAGES:
         yield Case("selective_scan_route", "VMamba-T", stage, "channel last", partial(_cross_scan, *stage))
-    for name, scan in BOTH_ENDS.items():
-        yield Case("selective_scan_route", name, scan, "channel last", partial(_scan_from_both_ends, *scan))
+    for name, pair in BOTH_ENDS.items():
+        yield Case("selective_scan_route", name, pair, "channel last", partial(_scan_from_both_ends, *pair))
     for layout in LAYOUTS:
         for conv in CONVOLUTIONS:
             yield Case("causal_conv1d", "width 4", conv, layout, partial(_convolution, layout, *conv))
@@ -152,7 +152,7 @@ def _cross_scan(batch: int, side: int, channels: int, rank: int) -> Problem:
         "delta_weight": (torch.randn(4, channels, rank) * rank**-0.5).requires_grad_(),
     }
 
-    def operator(*, A: Tensor, D: Tensor, delta_bias: Tensor, backend: str | None = None, **rest: Tensor) -> Tensor:
+    def operator(*, A: Tensor, D: Tensor, delta_bias: Tensor, backend: str | None = None, **rest: Any) -> Tensor:
         return selective_scan_route(
             **rest, A=A.flatten(0, 1), D=D.flatten(), delta_bias=delta_bias.flatten(), delta_softplus=True,
             route=route, out_dtype=torch.float64 if backend else torch.float32, backend=backend,
@@ -188,7 +188,7 @@ def _scan_from_both_ends(batch: int, channels: int, length: int, states: int, ra
         "delta_weight": (torch.randn(2, channels, rank) * rank**-0.5).requires_grad_(),
     }
 
-    def operator(*, A: Tensor, D: Tensor, delta_bias: Tensor, backend: str | None = None, **rest: Tensor) -> Tensor:
+    def operator(*, A: Tensor, D: Tensor, delta_bias: Tensor, backend: str | None = None, **rest: Any) -> Tensor:
         return selective_scan_route(
             **rest, A=A.flatten(0, 1), D=D.flatten(), delta_bias=delta_bias.flatten(), delta_softplus=True,
             route=route, backend=backend,
