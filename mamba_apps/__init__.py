@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mamba_apps.forecasting import Forecaster
     from mamba_apps.vision.classification import ImageClassifier
+    from mamba_apps.vision.segmentation import ImageSegmenter
 
 __version__ = "0.1.0"
-__all__ = ["Forecaster", "ImageClassifier", "__version__"]
+__all__ = ["Forecaster", "ImageClassifier", "ImageSegmenter", "__version__"]
 
-_HOMES = {"Forecaster": "mamba_apps.forecasting", "ImageClassifier": "mamba_apps.vision.classification"}
+_HOMES = {
+    "Forecaster": "mamba_apps.forecasting",
+    "ImageClassifier": "mamba_apps.vision.classification",
+    "ImageSegmenter": "mamba_apps.vision.segmentation",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,12 +42,17 @@ def segmenter_card(
 def load_segmenter(directory: str | Path) -> tuple[Segmenter, ModelCard]:
     """Load what training saved.
 
+    Args:
+        directory: The saved model's folder, or the folder of the run.
+
     Returns:
         The network, ready to predict, and its card.
 
     Raises:
         UserError: There is no such model, it is damaged, or it does not segment images.
     """
+    run = Path(directory)
+    directory = run / "model" if (run / "model").is_dir() else run
     card = load_card(directory)
     if (card.task, card.domain) != (TASK, DOMAIN):
         raise UserError(f"{directory} holds a model for {card.task} of {card.domain}", "give a segmenter of images")

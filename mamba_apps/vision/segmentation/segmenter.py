@@ -39,11 +39,11 @@ class ImageSegmenter:
         self.overlap, self.short_side = overlap, short_side
 
     @classmethod
-    def load(cls, directory: str | Path, device: torch.device | str | None = None) -> ImageSegmenter:
+    def load(cls, directory: str | Path, *, device: torch.device | str | None = None) -> ImageSegmenter:
         """Load a model that training saved.
 
         Args:
-            directory: The saved model's folder.
+            directory: The saved model's folder, or the folder of the run.
             device: Where it runs; None takes a GPU where there is one.
 
         Raises:

@@ -58,7 +58,8 @@ def run(arguments: Namespace, folder: Path) -> int:
             found = ", ".join(f"{label} {share:.1%}" for label, share in shares.items() if share)
             print(f"{job.mask}  {found}", flush=True)
     if arguments.json:
-        print(json.dumps({"model": str(arguments.model), "labels": segmenter.labels, "masks": rows}, indent=1))
+        document = {"model": str(arguments.model), "labels": segmenter.labels, "masks": rows}
+        print(json.dumps(document, indent=1, ensure_ascii=False))
     return DONE
 
 
