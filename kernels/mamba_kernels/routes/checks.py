@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mamba_kernels.checks import FLOATS, cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.memo import per_layout
 from mamba_kernels.routes.route import Route
 
 NAME = "selective_scan_route"
@@ -29,6 +30,7 @@ def cast_route_inputs(*parts: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if part is None else cast_for_autocast(part) for part in parts)
 
 
+@per_layout
 def check_route_inputs(
     op: str,
     route: Route,
