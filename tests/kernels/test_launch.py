@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -89,11 +91,12 @@ class _Driver(DriverBase):
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> _Driver:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Driver]:
     listening = _Driver()
     monkeypatch.setattr(driver, "_active", listening)
     scale.device_caches.clear()
-    return listening
+    yield listening
+    scale.device_caches.clear()
 
 
 def addresses(arguments: tuple[Any, ...]) -> list[Any]:
@@ -196,6 +199,60 @@ def test_what_triton_does_not_compile_is_called_each_time() -> None:
     launch(X)
     launch(Y)
     assert kernel.calls == [((2, 3), (X, 5), {"BLOCK": 16}), ((2, 3), (Y, 5), {"BLOCK": 16})]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+class TestOnTheGpu:
+    """The same launches for real: every call scales what it is given, wherever and whenever."""
+
+    launch = Launch(scale, (4,), 64, 0, 1.0, BLOCK=16)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        y = torch.full((64,), torch.nan, device=x.device)
+        self.launch(x, y)
+        return y
+
+    @pytest.mark.parametrize("shift", [0, 1, 2, 4, 7])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_other_tensors_of_any_alignment(self, shift: int, dtype: torch.dtype) -> None:
+        for _ in range(3):
+            x = torch.randn(80, device="cuda").to(dtype)[shift : shift + 64]
+            assert torch.equal(self.scaled(x), x.float() / 2)
+
+    def test_streams_and_threads(self) -> None:
+        def work() -> None:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    torch.cuda._sleep(100_000)
+                    x = torch.randn(64, device="cuda")
+                    right.append(torch.equal(self.scaled(x), x / 2))
+
+        right: list[bool] = []
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert right == [True] * 80
+
+    def test_a_captured_graph(self) -> None:
+        x = torch.randn(64, device="cuda")
+        self.scaled(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = self.scaled(x)
+        for _ in range(2):
+            x.copy_(torch.randn(64, device="cuda"))
+            graph.replay()
+            assert torch.equal(y, x / 2)
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+    def test_another_gpu(self) -> None:
+        for device in ("cuda:0", "cuda:1", "cuda:0"):
+            x = torch.randn(64, device=device)
+            with torch.cuda.device(device):
+                assert torch.equal(self.scaled(x), x / 2)
 
 
 def test_the_kernel_that_measures_exponentials_keeps_them() -> None:
