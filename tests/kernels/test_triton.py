@@ -272,24 +272,35 @@ class TestNorms:
         compare(gated_rms_norm, inputs, dtype, group_size=group_size, norm_before_gate=before)
 
 
-@pytest.mark.parametrize("route", ["bidirectional", "cross"])
+ROUTES = {
+    "forward": {"route": Route("forward")},
+    "bidirectional": {"route": Route("bidirectional", merge="mean"), "own": True},
+    "cross": {"route": Route("cross"), "rank": 2},
+    "snake": {"route": Route("snake", merge="concat")},
+    "windowed": {"route": Route("windowed", window=2), "rank": 3, "own": True},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
+@pytest.mark.parametrize("case", ROUTES)
 @pytest.mark.usefixtures("_seed")
 class TestRoute:
     pytestmark = MARKS
 
-    def test_output_and_every_gradient(self, route: str) -> None:
-        path, dtype = Route(route), torch.float32
+    def test_output_and_every_gradient(self, case: str, dtype: torch.dtype) -> None:
+        path, rank, own = (ROUTES[case].get(key, default) for key, default in (("route", None), ("rank", 0), ("own", 0)))
         readings, channels, states = path.count(2), 5, 4
+        each = (2, readings, 3, 7)
         inputs = {
-            "x": draw(dtype, 2, 3, 7, channels),
-            "delta": draw(dtype, 2, readings, 3, 7, 2) * 0.5,
-            "A": -draw(dtype, readings * channels, states).abs() - 0.1,
-            "B": draw(dtype, 2, readings, 3, 7, states),
-            "C": draw(dtype, 2, readings, 3, 7, states),
-            "D": draw(dtype, readings * channels),
-            "z": draw(dtype, 2, 3, 7, channels),
-            "delta_bias": draw(dtype, readings * channels) * 0.1,
-            "delta_weight": draw(dtype, readings, channels, 2),
+            "x": draw(dtype, *(each if own else (2, 3, 7)), channels),
+            "delta": draw(dtype, *each, rank or channels) * 0.5,
+            "A": -draw(torch.float32, readings * channels, states).abs() - 0.1,
+            "B": draw(dtype, *each, states),
+            "C": draw(dtype, *each, states),
+            "D": draw(torch.float32, readings * channels),
+            "z": draw(dtype, 2, 3, 7, channels * (readings if path.merge == "concat" else 1)),
+            "delta_bias": draw(torch.float32, readings * channels) * 0.1,
+            "delta_weight": draw(dtype, readings, channels, rank) if rank else None,
         }
         compare(selective_scan_route, inputs, dtype, delta_softplus=True, route=path)
 

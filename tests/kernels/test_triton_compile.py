@@ -17,31 +17,33 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mamba_kernels.causal_conv1d.triton_kernels import conv_backward, conv_forward
-from mamba_kernels.causal_conv1d.triton_walk import walk_backward, walk_forward
+from mamba_kernels.causal_conv1d.triton_walk import turn, walk_backward, walk_forward
 from mamba_kernels.depthwise_conv.triton_kernels import depthwise_forward, depthwise_gradients
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
 from mamba_kernels.selective_scan.triton_backward import scan_backward
 from mamba_kernels.selective_scan.triton_forward import scan_forward
 from mamba_kernels.selective_scan.triton_steps import carry_states
+from mamba_kernels.selective_scan.triton_totals import add_blocks, add_parts
 from mamba_kernels.triton_sums import sum_parts
 
 HOPPER = GPUTarget("cuda", 90, 32)
 HALF = "u delta B C z out dout du ddelta dz x y dx dy residual initial final dfinal grad".split()
 SINGLE = (
     "A D bias entering leaving checkpoints decays scratch dA dB dC dD dbias ends start carried weight dweight added "
-    "dadded dinitial dresidual sums"
+    "dadded dinitial dresidual sums dA_parts dD_parts dbias_parts"
 ).split()
 POINTERS = {
     **dict.fromkeys(HALF, "*bf16"),
     **dict.fromkeys(SINGLE, "*fp32"),
     "marks": "*i8",
+    "order": "*i32",
     "steps": "*i32",
     "reach": "*i32",
     "counts": "*i64",
     "eps": "fp32",
 }
 SCAN = {
-    "N_PAD": 16, "BLOCK": 32, "CHUNK": 64, "SOFTPLUS": True, "REVERSE": True, "B_VARIES": True, "C_VARIES": True,
+    "N_PAD": 16, "BLOCK": 32, "CHUNK": 64, "SOFTPLUS": True, "WALK": "order", "B_VARIES": True, "C_VARIES": True,
     "HAS_D": True, "HAS_Z": True, "HAS_BIAS": True, "HAS_MARKS": True, "HAS_ENTERING": True, "ENDS": False,
 }  # fmt: skip
 CONV = {
@@ -60,6 +62,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scan_forward": (scan_forward, {**SCAN, "STEPS": 4, "SAVE": True}),
     "scan_backward": (scan_backward, {**SCAN, "STEPS": 2}),
     "carry_states": (carry_states, {"BACKWARD": True, "HAS_START": True, "BLOCK": 128}),
+    "add_parts": (add_parts, {"HAS_D": True, "HAS_BIAS": True, "ROWS": 16, "COLUMNS": 64}),
+    "add_blocks": (add_blocks, {"N_PAD": 16, "ROWS": 64}),
     "conv_forward": (conv_forward, {**CONV, "KEEP": 4, "HAS_FINAL": True}),
     "conv_backward": (conv_backward, {**CONV, "HAS_DFINAL": True}),
     "conv_forward_wide": (conv_forward, {**CONV, "WIDTH": 64, "KEEP": 64, "HAS_FINAL": True}),
@@ -68,6 +72,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "walk_backward": (walk_backward, {**WALK, "HAS_DFINAL": True}),
     "walk_forward_both": (walk_forward, {**BOTH, "HAS_FINAL": False}),
     "walk_backward_both": (walk_backward, {**BOTH, "HAS_DFINAL": False}),
+    "turn": (turn, {"ROWS": 64, "COLUMNS": 64}),
     "depthwise_forward": (depthwise_forward, {**IMAGE, "FLIP": False}),
     "depthwise_forward_volume": (depthwise_forward, {**VOLUME, "FLIP": True}),
     "depthwise_gradients": (depthwise_gradients, IMAGE),

@@ -14,7 +14,6 @@ from torch import Tensor
 from mamba_kernels.causal_conv1d.steps import read_steps
 from mamba_kernels.causal_conv1d.triton_kernels import conv_backward, conv_forward
 from mamba_kernels.gpu import ceil_divide, launch_grid, next_power_of_2
-from mamba_kernels.layout import empty_in_order
 
 # Inputs in a tile, and its shorter side.
 TILE = 4096
@@ -63,6 +62,7 @@ class TiledConvolution:
         return ceil_divide(ranks, self.rows)
 
     def grid(self, ranks: int) -> tuple[int, ...]:
+        """Return the programs that ``ranks`` take."""
         return launch_grid("causal_conv1d", self.x.shape[0] * self.blocks(ranks), self.column_blocks)
 
 

@@ -16,6 +16,13 @@ def _empty(like: Tensor, seq_idx: Tensor | None) -> Tensor:
     return result if seq_idx is None else result.zero_()
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    """Return ``x`` (B, D, L), copied if time is contiguous in it."""
+    if not walk.is_length_last(x):
+        return x
+    return walk.copy_turned(x, torch.empty(x.mT.shape, dtype=x.dtype, device=x.device).mT)
+
+
 @on_device_of_inputs
 def forward(
     x: Tensor,
@@ -52,8 +59,15 @@ def backward(
     """Return the gradients of x, weight, bias and the initial states, in the dtypes and dimension orders of these."""
     dx, dweight = _empty(x, seq_idx), empty_in_order(weight)
     dbias, dinitial = (None if t is None else empty_in_order(t) for t in (bias, initial))
-    if walk.fits(x, weight, seq_idx):
-        walk.backward(dy, dfinal, x, weight, bias, initial, silu, reverse, dx, dweight, dbias, dinitial)
+    # Two copies with channels contiguous, and one back, take a fraction of what reading each tap anew for each takes.
+    near = _channels_last(x) if seq_idx is None and weight.shape[1] in walk.WIDTHS else x
+    if walk.fits(near, weight, seq_idx):
+        near_dx = dx if near is x else torch.empty_like(near)
+        walk.backward(
+            _channels_last(dy), dfinal, near, weight, bias, initial, silu, reverse, near_dx, dweight, dbias, dinitial
+        )  # fmt: skip
+        if near_dx is not dx:
+            walk.copy_turned(near_dx, dx)
     else:
         tiled.backward(dy, dfinal, x, weight, bias, seq_idx, initial, silu, reverse, dx, dweight, dbias, dinitial)
     return dx, dweight, dbias, dinitial
@@ -77,9 +91,16 @@ def backward_both(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of x, weight and bias."""
     dx, dweight, dbias = empty_in_order(x), empty_in_order(weight), None if bias is None else empty_in_order(bias)
-    if walk.fits(x, weight, None):
-        walk.backward(dy, None, x, weight, bias, None, silu, False, dx, dweight, dbias, None)
-        return dx, dweight, dbias
+    near = _channels_last(x) if weight.shape[2] in walk.WIDTHS else x
+    if walk.fits(near, weight, None):
+        near_dx = dx if near is x else torch.empty_like(near)
+        near_dy = dy
+        if near is not x:
+            near_dy = torch.empty(dy.mT.shape, dtype=dy.dtype, device=dy.device).mT
+            for k in range(2):
+                walk.copy_turned(dy[:, k], near_dy[:, k])
+        walk.backward(near_dy, None, near, weight, bias, None, silu, False, near_dx, dweight, dbias, None)
+        return dx if near_dx is dx else walk.copy_turned(near_dx, dx), dweight, dbias
     parts = [empty_in_order(x, torch.float32) for _ in range(2)]
     for k, part in enumerate(parts):
         bias_k, dbias_k = (None if t is None else t[k] for t in (bias, dbias))

@@ -153,7 +153,7 @@ def walk_backward(
     taps, shift = _taps(weight, bias, d, d < channels, weight_d, weight_w, bias_d, WIDTH, HAS_BIAS)
     zero = tl.zeros([ROWS, COLUMNS], tl.float32)
     dtaps = ()
-    for i in tl.static_range(WIDTH + 1):
+    for _ in tl.static_range(WIDTH + 1):
         dtaps = dtaps + (zero,)
     if BOTH:
         taps_back, shift_back = _taps(
@@ -255,3 +255,17 @@ def walk_backward(
         tl.store(sums + term * channels, tl.sum(dtaps[term], axis=0), mask=d < channels)
         if BOTH:
             tl.store(sums + (terms + term) * channels, tl.sum(dtaps_back[term], axis=0), mask=d < channels)
+
+
+@triton.jit
+def turn(
+    x, y, channels, length, x_b, x_d, x_l, y_b, y_d, y_l, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """Copy one tile of x (B, D, L), where time is contiguous, to y, where channels are, or the other way around."""
+    blocks = tl.cdiv(length, ROWS)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    at = (tl.program_id(0) % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    d = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    on = (at < length)[:, None] & (d < channels)[None, :]
+    value = tl.load(x + batch * x_b + at[:, None] * x_l + d[None, :] * x_d, mask=on, other=0.0)
+    tl.store(y + batch * y_b + at[:, None] * y_l + d[None, :] * y_d, value, mask=on)

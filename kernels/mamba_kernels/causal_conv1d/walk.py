@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_kernels.causal_conv1d.triton_walk import walk_backward, walk_forward
+from mamba_kernels.causal_conv1d.triton_walk import turn, walk_backward, walk_forward
 from mamba_kernels.gpu import ceil_divide, launch_grid, multiprocessors, next_power_of_2
 from mamba_kernels.launch import Launch
 from mamba_kernels.memo import per_layout
@@ -19,13 +19,29 @@ from mamba_kernels.triton_sums import add_parts
 # Filters that fit into registers with all that moves along with them.
 WIDTHS = range(2, 5)
 WARPS = 4
-# Steps whose loads are in flight together, channels of a lane (16 bytes of bfloat16; fewer where more is kept of each),
-# ranks a walker goes at most, and warps a multiprocessor should have to hide the latency of memory.
+# Steps whose loads are in flight together, channels of a lane (fewer where more is kept of each), ranks of a part at
+# most and at least, warps that a multiprocessor should have to hide the latency of memory, and backward programs that
+# stay on it together.
 STEPS = 4
 FORWARD_LANE, BACKWARD_LANE, BACKWARD_BOTH_LANE = 4, 4, 2
 FORWARD_PART, BACKWARD_PART = 64, 61
 LEAST_PART = 16
-FORWARD_WARPS, BACKWARD_PROGRAMS = 48, 4
+FORWARD_WARPS, BACKWARD_PROGRAMS = 24, 4
+
+
+@per_layout
+def _plan_turn(x: Tensor, y: Tensor) -> Launch:
+    batch, channels, length = x.shape
+    side = 64
+    grid = launch_grid("causal_conv1d", batch * ceil_divide(length, side), ceil_divide(channels, side))
+    return Launch(turn, grid, channels, length, *x.stride(), *y.stride(), ROWS=side, COLUMNS=side, num_warps=WARPS)
+
+
+def copy_turned(x: Tensor, y: Tensor) -> Tensor:
+    """Copy x (B, D, L) to y and return it: a tile at a time, where PyTorch's copy would read or write far apart."""
+    if x.numel():
+        _plan_turn(x, y)(x, y)
+    return y
 
 
 class Walk(NamedTuple):
@@ -46,8 +62,12 @@ class Walk(NamedTuple):
 
 def fits(x: Tensor, weight: Tensor, seq_idx: Tensor | None) -> bool:
     """Return whether the kernels can take these inputs (B, D, L): no segments, and not with time contiguous."""
-    along_length = x.stride(2) == 1 and x.shape[2] > 1 and x.shape[1] > 1
-    return seq_idx is None and weight.shape[-1] in WIDTHS and not along_length
+    return seq_idx is None and weight.shape[-1] in WIDTHS and not is_length_last(x)
+
+
+def is_length_last(x: Tensor) -> bool:
+    """Return whether time is contiguous, so that lanes of channels would read far apart."""
+    return x.stride(2) == 1 and x.shape[2] > 1 and x.shape[1] > 1
 
 
 def cut(x: Tensor, lane: int, longest: int, steps: int, extra: int, warps: int) -> Walk:

@@ -28,10 +28,10 @@ from mamba_kernels.triton_sums import add_parts
 WARPS = 4
 # Channels of a lane for images and for volumes, whose filters take three times the registers; rows read at once; warps
 # a multiprocessor should have, rows of a part at least, and backward programs a multiprocessor.
-FORWARD_LANE, BACKWARD_LANE = {2: 4, 3: 4}, {2: 4, 3: 2}
-FORWARD_STEPS, BACKWARD_STEPS = {2: 2, 3: 1}, {2: 2, 3: 1}
+FORWARD_LANE, BACKWARD_LANE = {2: 4, 3: 4}, {2: 2, 3: 2}
+FORWARD_STEPS, BACKWARD_STEPS = {2: 4, 3: 1}, {2: 2, 3: 1}
 WALKING_WARPS, LEAST_PART = 24, 8
-BACKWARD_PROGRAMS = 3
+BACKWARD_PROGRAMS = 4
 
 
 class _Walk(NamedTuple):

@@ -137,7 +137,7 @@ def depthwise_gradients(
         if HAS_BIAS:
             shift += tl.load(bias + d, mask=on_d, other=0.0).to(tl.float32)[None, :]
     dtaps = ()
-    for tap in tl.static_range(taps_all + 1):
+    for _ in tl.static_range(taps_all + 1):
         dtaps = dtaps + (tl.zeros([WALKERS, COLUMNS], tl.float32),)
     program = tl.program_id(0) // blocks
     one = tl.full([], 1, tl.int64)

@@ -6,7 +6,7 @@ bit for bit.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,10 @@ from mamba_kernels.memo import per_layout
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
 from mamba_kernels.triton_sums import add_parts
 
-# What a warp loads at once, 16 bytes of bfloat16 a lane, and the longest row that stays within a warp.
-WARP_CHUNK, WARP_WIDTH = 256, 768
-# Tiles a forward program takes at most, one after another, and warps of backward programs a multiprocessor, each of
-# which leaves a part of dweight.
-FORWARD_TILES, BACKWARD_WARPS = 2, 12
+# What a warp loads of a row at once, 16 bytes of float32 a lane, and the longest row that stays within a warp.
+WARP_CHUNK, WARP_WIDTH = 128, 512
+# Warps of backward programs a multiprocessor; each program leaves a part of dweight.
+BACKWARD_WARPS = 16
 
 
 class _Tile(NamedTuple):
@@ -42,6 +41,7 @@ class _Tile(NamedTuple):
 
     @property
     def constants(self) -> dict[str, int]:
+        """Return the tile as the kernels' constants."""
         return {"ROWS": self.rows, "CHUNKS": self.chunks, "CHUNK": self.chunk, "num_warps": self.warps}
 
 
@@ -51,7 +51,8 @@ def _tile(width: int) -> _Tile:
     three = padded >= 32 and width <= padded * 3 // 4
     if width > WARP_WIDTH:
         chunk = padded // 4 if three else padded // 2
-        return _Tile(1, 3 if three else 2, chunk, min(16, max(2, chunk // WARP_CHUNK)))
+        warps = min(16, max(4, chunk // (2 * WARP_CHUNK)))
+        return _Tile(max(1, 4 * WARP_CHUNK // chunk), ceil_divide(width, chunk), chunk, warps)
     chunk = min(padded // 4 if three else padded, WARP_CHUNK)
     return _Tile(4 * WARP_CHUNK // chunk, ceil_divide(width, chunk), chunk, 4)
 
@@ -100,11 +101,9 @@ def _plan_forward(
 ) -> Launch:
     tile, width = _tile(group_size), x.shape[-1]
     rows = x.numel() // width
-    tiles = ceil_divide(rows, tile.rows)
-    each = max(1, min(FORWARD_TILES, tiles // (multiprocessors(x.device) * 32)))
     strides = (0 if t is None else _stride(t) for t in (x, residual, z, out, added))
     return Launch(
-        norm_forward, launch_grid("norm", ceil_divide(tiles, each), width // group_size),
+        norm_forward, launch_grid("norm", ceil_divide(rows, tile.rows), width // group_size),
         rows, group_size, eps, *strides, CENTRED=centred, GATE=gate, HAS_RESIDUAL=residual is not None,
         HAS_BIAS=has_bias, **tile.constants,
     )  # fmt: skip
@@ -185,7 +184,7 @@ def _backward(
     centred: bool,
     gate: int,
 ) -> tuple[Tensor, Tensor]:
-    """Write dx, dresidual and dz, and return the gradients of weight and bias, the latter of size 0 if there is none."""
+    """Write dx, dresidual and dz; return the gradients of weight and bias, the latter of size 0 if there is none."""
     dweight, dbias = empty_in_order(weight), None if bias is None else empty_in_order(bias)
     if x.numel() == 0:
         return dweight.zero_(), weight.new_empty(0) if dbias is None else dbias.zero_()

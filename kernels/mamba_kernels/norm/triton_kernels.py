@@ -117,40 +117,39 @@ def norm_forward(
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, CENTRED: tl.constexpr, GATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Write the norm of x + residual for every so manieth tile of rows of one group, and the sum."""
+    """Write the norm of x + residual for ``ROWS`` rows of one group, and the sum."""
     first = tl.program_id(1) * width
     w = _parameter(weight, first, width, CHUNKS, CHUNK)
     if HAS_BIAS:
         shift = _parameter(bias, first, width, CHUNKS, CHUNK)
-    for begin in range(tl.program_id(0).to(tl.int64) * ROWS, rows, tl.num_programs(0) * ROWS):
-        row = begin + tl.arange(0, ROWS)
-        on_row = row < rows
-        s = _read(x, row, on_row, x_row, first, width, CHUNKS, CHUNK)
-        if HAS_RESIDUAL:
-            carried = _read(residual, row, on_row, residual_row, first, width, CHUNKS, CHUNK)
-        if GATE != 0:
-            silu, slope = _gates(_read(z, row, on_row, z_row, first, width, CHUNKS, CHUNK), CHUNKS)
-        s = _widened(s, CHUNKS)
-        if HAS_RESIDUAL:
-            total = ()
-            for c in tl.static_range(CHUNKS):
-                total = total + (s[c] + carried[c].to(tl.float32),)
-            s = total
-            _write(added, s, row, on_row, added_row, first, width, CHUNKS, CHUNK)
-        if GATE == GATE_FIRST:
-            s = _product(s, silu, CHUNKS)
-        if CENTRED:
-            s = _centre(s, on_row, width, CHUNKS, CHUNK)
-        scale = _scale(s, on_row, width, eps, CHUNKS)[:, None]
-        y = ()
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    on_row = row < rows
+    s = _read(x, row, on_row, x_row, first, width, CHUNKS, CHUNK)
+    if HAS_RESIDUAL:
+        carried = _read(residual, row, on_row, residual_row, first, width, CHUNKS, CHUNK)
+    if GATE != 0:
+        silu, _ = _gates(_read(z, row, on_row, z_row, first, width, CHUNKS, CHUNK), CHUNKS)
+    s = _widened(s, CHUNKS)
+    if HAS_RESIDUAL:
+        total = ()
         for c in tl.static_range(CHUNKS):
-            value = s[c] * scale * w[c]
-            if HAS_BIAS:
-                value += shift[c]
-            y = y + (value,)
-        if GATE == GATE_LAST:
-            y = _product(y, silu, CHUNKS)
-        _write(out, y, row, on_row, out_row, first, width, CHUNKS, CHUNK)
+            total = total + (s[c] + carried[c].to(tl.float32),)
+        s = total
+        _write(added, s, row, on_row, added_row, first, width, CHUNKS, CHUNK)
+    if GATE == GATE_FIRST:
+        s = _product(s, silu, CHUNKS)
+    if CENTRED:
+        s = _centre(s, on_row, width, CHUNKS, CHUNK)
+    scale = _scale(s, on_row, width, eps, CHUNKS)[:, None]
+    y = ()
+    for c in tl.static_range(CHUNKS):
+        value = s[c] * scale * w[c]
+        if HAS_BIAS:
+            value += shift[c]
+        y = y + (value,)
+    if GATE == GATE_LAST:
+        y = _product(y, silu, CHUNKS)
+    _write(out, y, row, on_row, out_row, first, width, CHUNKS, CHUNK)
 
 
 @triton.jit
@@ -160,14 +159,14 @@ def norm_backward(
     ROWS: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, CENTRED: tl.constexpr, GATE: tl.constexpr,
     HAS_DADDED: tl.constexpr, HAS_DRESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Write dx, also as dresidual, and dz for every so manieth tile of rows, and this program's sums for the parameters.
+    """Write dx, also as dresidual, and dz for every so manieth tile of rows, and this program's sums.
 
     ``sums`` is (programs, 2, channels), dweight and dbias, or without a bias (programs, 1, channels).
     """
     first = tl.program_id(1) * width
     w = _parameter(weight, first, width, CHUNKS, CHUNK)
     dw = ()
-    for c in tl.static_range(CHUNKS):
+    for _ in tl.static_range(CHUNKS):
         dw = dw + (tl.zeros([ROWS, CHUNK], tl.float32),)
     if HAS_BIAS:
         shift = _parameter(bias, first, width, CHUNKS, CHUNK)
