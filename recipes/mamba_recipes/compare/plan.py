@@ -14,6 +14,7 @@ from mamba_recipes.recipe import CandidateSpec, Recipe
 from mamba_recipes.settings import lookup, parse_value
 
 MEASURES = ("quality", "speed")
+SPEED_BUDGET = "10s"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Job:
         overrides: What was overridden for this candidate, for the report.
         class_path: The candidate's own class, where Lightning does not train it.
         init_args: That class's arguments.
+        candidate: Its name in the recipe, without the point.
+        point: Where it lies on the sweeps' axes, by the keys as typed.
     """
 
     model: str
@@ -39,6 +42,8 @@ class Job:
     overrides: Mapping[str, Any]
     class_path: str | None = None
     init_args: Mapping[str, Any] = field(default_factory=dict)
+    candidate: str = ""
+    point: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def make_plan(
 
     Args:
         recipe: A recipe, with a ``compare:`` block unless it is swept.
-        budget: "300steps", "5epochs" or "60s"; None for the recipe's own.
+        budget: "300steps", "5epochs" or "60s"; None for the recipe's own, or ten seconds to measure speed.
         candidates: Names joined by commas; None for all (with a sweep: the recipe as it stands).
         seeds: How many seeds, counted up from the first.
         seed: The first seed; None for the card's.
@@ -98,7 +103,8 @@ def make_plan(
     settings = dict(overrides or {})
     points = _sweep_points(recipe, sweeps)
     specs = _chosen(recipe, candidates, swept=bool(sweeps))
-    text = budget or (recipe.compare.budget if recipe.compare else None)
+    own = recipe.compare.budget if recipe.compare else None
+    text = budget or (SPEED_BUDGET if measure == "speed" else own)
     if text is None:
         raise UserError(f"recipe {recipe.name!r} states no budget to compare with", "give one: --budget 5epochs")
     first = int(recipe.card["seed"]) if seed is None else seed
@@ -151,7 +157,7 @@ def _sweep_key(recipe: Recipe, key: str) -> str:
     if "." not in key:
         raise UserError(
             f"recipe {recipe.name!r} has no short name {key!r} to sweep",
-            f"{nearest(key, short)} Or write the dotted setting, like model.lr" if short else "write it dotted",
+            f"{nearest(key, short)} (or write the dotted setting, like model.lr)" if short else "write it dotted",
         )
     return key
 
@@ -173,30 +179,38 @@ def _job(
             "leave it out with --candidates",
         )
     return Job(
-        model=_row_name(spec, point),
-        family=_family(spec, point),
+        model=row_name(spec.name, point),
+        family=_family(recipe, spec, point),
         twin=_twin(spec, point, points),
         seed=seed,
         config=config,
         overrides=overrides,
         class_path=spec.class_path,
         init_args=dict(spec.init_args),
+        candidate=spec.name,
+        point=dict(point),
     )
 
 
-def _row_name(spec: CandidateSpec, point: Mapping[str, Any]) -> str:
-    return f"{spec.name}[{','.join(f'{key}={value}' for key, value in point.items())}]" if point else spec.name
+def row_name(candidate: str, point: Mapping[str, Any]) -> str:
+    """Return what a candidate is called at a point of the sweeps."""
+    return f"{candidate}[{','.join(f'{key}={value}' for key, value in point.items())}]" if point else candidate
 
 
 def _is_mamba(value: object) -> bool:
     return isinstance(value, str) and value.startswith("mamba")
 
 
-def _family(spec: CandidateSpec, point: Mapping[str, Any]) -> str:
-    """Return the family of a row: a swept mixer's own, else the candidate's."""
+def _family(recipe: Recipe, spec: CandidateSpec, point: Mapping[str, Any]) -> str:
+    """Return the family of a row: a swept mixer's own, that of the candidate who states a swept value, or its own."""
     if any(_is_mamba(value) for value in point.values()):
         return "mamba"
-    return "transformer" if "attention" in point.values() else spec.family
+    if "attention" in point.values():
+        return "transformer"
+    for other in recipe.compare.candidates if recipe.compare else ():
+        if any(other.overrides.get(_sweep_key(recipe, key)) == value for key, value in point.items()):
+            return other.family
+    return spec.family
 
 
 def _twin(spec: CandidateSpec, point: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str | None:
@@ -204,4 +218,4 @@ def _twin(spec: CandidateSpec, point: Mapping[str, Any], points: Sequence[Mappin
     if not point:
         return spec.twin
     other = {key: "attention" if _is_mamba(value) else value for key, value in point.items()}
-    return _row_name(spec, other) if other != dict(point) and other in [dict(p) for p in points] else None
+    return row_name(spec.name, other) if other != dict(point) and other in [dict(p) for p in points] else None

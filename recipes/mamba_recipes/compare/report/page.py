@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mamba_recipes.compare.report.charts import Bar, dot_chart
 from mamba_recipes.compare.report.panels import Series, chips, draw_panels, series_of
+from mamba_recipes.compare.report.sweeps import draw_sweeps
 from mamba_recipes.compare.result import Comparison, Summary
 from mamba_recipes.compare.table import columns, metric_heading, written_paired
 from mamba_recipes.compare.words import figure, verdict
@@ -51,7 +52,8 @@ def render(comparison: Comparison) -> str:
     summaries = comparison.summaries()
     title = f"{recipe.card['title']}: Mamba against Transformer"
     sections = [_head(comparison, title), _verdict(comparison), _picture(comparison, summaries)]
-    sections += [_table(comparison, summaries), _panels(comparison, summaries), _how(comparison)]
+    sections += [draw_sweeps(comparison), _table(comparison, summaries), _panels(comparison, summaries)]
+    sections.append(_how(comparison))
     style = (_HERE / "report.css").read_text(encoding="utf-8")
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     return (
@@ -134,7 +136,7 @@ def _panels(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     if not series:
         return ""
     return (
-        "<section><h2>What the candidates say, and what happened</h2><p class='small muted'>Tap a name to show or hide "
+        "<section><h2>In pictures</h2><p class='small muted'>Tap a name to show or hide "
         f"it in every picture.</p>{chips(series)}{draw_panels(series)}</section>"
     )
 

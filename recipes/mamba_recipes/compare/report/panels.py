@@ -10,7 +10,7 @@ from mamba_recipes.compare.candidate import Panel
 from mamba_recipes.compare.report.charts import Line, line_chart
 from mamba_recipes.compare.result import Comparison, Summary
 
-_DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 4")
+DASHES = ("", "7 4", "2 3", "10 3 2 3", "1 4")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def series_of(comparison: Comparison, summaries: Sequence[Summary]) -> list[Seri
         panels = first.get(summary.model)
         if not panels:
             continue
-        dash = _DASHES[min(used.get(summary.family, 0), len(_DASHES) - 1)]
+        dash = DASHES[min(used.get(summary.family, 0), len(DASHES) - 1)]
         used[summary.family] = used.get(summary.family, 0) + 1
         for panel in panels:
             own = [key for key in panel.lines if key not in panel.shared]
