@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from toy_candidates import TOY_RECIPE, write_recipe
 
 from mamba_apps.errors import UserError
@@ -17,16 +19,31 @@ from mamba_recipes.compare.plan import make_plan
 from mamba_recipes.settings import apply_overrides, lookup, parse_overrides, parse_value
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a folder a class in each of its parts, for recipes that leave their folder to the user."""
+    root = tmp_path_factory.mktemp("photos")
+    for part, name in itertools.product(("train", "val", "test"), ("cat", "dog")):
+        (root / part / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(root / part / name / "1.png")
+    return root
+
+
 @pytest.mark.parametrize("name", sorted(recipes.shipped()))
-def test_every_shipped_recipe_builds(name: str) -> None:
+def test_every_shipped_recipe_builds(name: str, photos: Path) -> None:
     recipe = recipes.load(name)
-    built = build(recipe.config, recipe.path)
+    given: dict[str, Any] = {}
+    if recipe.config["data"]["class_path"].startswith("mamba_apps.vision.classification."):
+        if lookup(recipe.config, "data.root") is None:
+            flat = "train" in recipe.config["data"]["init_args"]
+            given["data.root"] = str(photos / "train" if flat else photos)
+    built = build(recipe.with_overrides(given), recipe.path)
     assert sum(p.numel() for p in built.model.parameters()) > 0
     assert recipe.path.parent.name == recipe.card["domain"]
     assert recipe.card["command"].startswith("mamba-apps ")
     assert name in recipe.card["command"]
     if recipe.compare:
-        plan = make_plan(recipe)
+        plan = make_plan(recipe, overrides=given)
         for job in plan.jobs:
             if job.class_path is None:
                 build(job.config, recipe.path)
