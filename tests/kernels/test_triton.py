@@ -288,7 +288,7 @@ class TestRoute:
     pytestmark = MARKS
 
     def test_output_and_every_gradient(self, case: str, dtype: torch.dtype) -> None:
-        path, rank, own = (ROUTES[case].get(key, default) for key, default in (("route", None), ("rank", 0), ("own", 0)))
+        path, rank, own = ROUTES[case]["route"], ROUTES[case].get("rank"), ROUTES[case].get("own", False)
         readings, channels, states = path.count(2), 5, 4
         each = (2, readings, 3, 7)
         inputs = {

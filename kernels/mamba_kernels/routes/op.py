@@ -14,7 +14,7 @@ from mamba_kernels.autograd import refuse_second_derivative, register_derivative
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import dimension_order, empty_in_order
 from mamba_kernels.routes.checks import NAME, cast_route_inputs, check_route_inputs
-from mamba_kernels.routes.gathered import RouteScan, checkpoint_shape
+from mamba_kernels.routes.cpu import checkpoint_shape
 from mamba_kernels.routes.reference import route_scan
 from mamba_kernels.routes.route import Route
 
@@ -47,10 +47,12 @@ def _scan(
     delta_weight: Tensor | None,
     delta_softplus: bool,
     route: Route,
-) -> RouteScan:
+) -> Any:
+    """Return the device's `RouteScan`."""
     grid = tuple(x.shape[-delta.dim() + 2 : -1])
     readings = route.readings(grid, x.device)
-    return RouteScan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, readings)
+    kernels = backends.kernels("mamba_kernels.routes", x.device)
+    return kernels.RouteScan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, readings)
 
 
 @torch.library.custom_op("mamba_kernels::selective_scan_route", mutates_args=(), device_types=("cpu", "cuda"))

@@ -1,11 +1,13 @@
 """The backward scan on a Hopper GPU, with layouts and shared memory chosen by hand.
 
 Time is walked in tiles of ``STEPS`` positions from the end. A tile's states are found anew from the checkpoint before
-it, every second one is kept in shared memory, and those in between are found once more in registers on the way back.
-Decayed states a*h(t-1) are computed, never obtained by subtraction. A channel's states are spread over ``LANES`` lanes of
-a warp, each lane holding ``DEEP`` channels: that keeps both sums, over states for the gradients of u, delta and z and over
-channels for those of B and C, short. Sums over time stay in registers; sums over channels are taken in one block and
-left to be added over blocks, without atomics.
+it, every second one is kept in shared memory, and those between are found once more in registers on the way back.
+Decayed states a*h(t-1) are computed, never obtained by subtraction. A channel's states are spread over ``LANES``
+lanes of a warp, each lane holding ``DEEP`` channels: that keeps both sums short, over states for the gradients of u,
+delta and z, and over channels for those of B and C. Sums over time stay in registers; sums over channels are taken in
+one block and left to be added over blocks, without atomics. Inner loops take four positions at a time: unrolled
+further, the code would outgrow the instruction cache, and at every store to shared memory the warps wait for each
+other.
 
 Arguments and results are those of `triton_backward.scan_backward`, which runs on any GPU.
 """
@@ -23,6 +25,7 @@ from mamba_kernels.selective_scan.gluon_steps import (
     in_groups,
     keep_of,
     load_tile,
+    position,
     read_layout,
     real_rows,
     rows_at_once,
@@ -36,7 +39,7 @@ from mamba_kernels.selective_scan.gluon_steps import (
 
 @gluon.jit
 def sum_over_states(x, LANES: gl.constexpr, DEEP: gl.constexpr):
-    """Return the sums (channels,) over the states of x (N, channels): each lane that shares channels takes some of them."""
+    """Return the sums (channels,) over the states of x (N, channels), each lane that shares channels taking some."""
     N: gl.constexpr = x.shape[0]
     BLOCK: gl.constexpr = x.shape[1]
     FOLD: gl.constexpr = min(LANES, DEEP)
@@ -87,13 +90,15 @@ def matrices_of(four):
 
 @gluon.jit
 def scan_backward(
-    u, delta, A, B, C, D, z, bias, marks, checkpoints, scratch, dout, entering,
-    du, ddelta, dA, dB, dC, dD, dz, dbias, leaving, decays,
-    channels, states, length, group_channels, B_share, C_share, part_length, parts, blocks,
-    u_b, u_d, u_l, delta_b, delta_d, delta_l, B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l, z_b, z_d, z_l,
-    dout_b, dout_d, dout_l, du_b, du_d, du_l, ddelta_b, ddelta_d, ddelta_l, dz_b, dz_d, dz_l,
+    u, delta, A, B, C, D, z, bias, marks, order, checkpoints, scratch, dout,
+    du, ddelta, dA, dB, dC, dD, dz, dbias, entering, leaving, decays,
+    channels, states, length, group_channels, B_share, C_share, part_length, parts, readings, blocks,
+    marks_b, marks_k, u_b, u_k, u_d, u_l, delta_b, delta_k, delta_d, delta_l,
+    B_b, B_k, B_g, B_n, B_l, C_b, C_k, C_g, C_n, C_l, z_b, z_k, z_d, z_l,
+    dout_b, dout_k, dout_d, dout_l, du_b, du_k, du_d, du_l, ddelta_b, ddelta_k, ddelta_d, ddelta_l,
+    dz_b, dz_k, dz_d, dz_l,
     N_PAD: gl.constexpr, LANES: gl.constexpr, DEEP: gl.constexpr, STEPS: gl.constexpr,
-    SOFTPLUS: gl.constexpr, REVERSE: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
+    SOFTPLUS: gl.constexpr, WALK: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_MARKS: gl.constexpr, HAS_ENTERING: gl.constexpr, ENDS: gl.constexpr,
     TIME_FAST: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
@@ -116,7 +121,9 @@ def scan_backward(
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
 
     block = gl.program_id(0) % blocks
-    batch = (gl.program_id(0) // blocks).to(gl.int64)
+    sequence = (gl.program_id(0) // blocks).to(gl.int64)
+    batch = sequence // readings
+    reading = sequence % readings
     part = gl.program_id(1)
     d0 = block * BLOCK
     d = d0 + gl.arange(0, BLOCK, gl.SliceLayout(0, STATE))
@@ -125,17 +132,21 @@ def scan_backward(
     state_at = n[:, None] + d[None, :].to(gl.int64) * states
     check_at = n[:, None].to(gl.int64) * channels + d[None, :]
     state_size = states.to(gl.int64) * channels
-    A2 = gl.load(A + state_at, mask=on, other=0.0) * LOG2E
     group = (d0 // group_channels).to(gl.int64)
-    u += batch * u_b
-    delta += batch * delta_b
-    dout += batch * dout_b
-    B += batch * B_b + (group // B_share) * B_g
-    C += batch * C_b + (group // C_share) * C_g
-    marks += batch * length
+    u += batch * u_b + reading * u_k
+    delta += batch * delta_b + reading * delta_k
+    dout += batch * dout_b + reading * dout_k
+    B += batch * B_b + reading * B_k + (group // B_share) * B_g
+    C += batch * C_b + reading * C_k + (group // C_share) * C_g
+    marks += batch * marks_b + reading * marks_k
+    order += reading * length
+    A += reading * state_size
+    D += reading * channels
+    bias += reading * channels
+    A2 = gl.load(A + state_at, mask=on, other=0.0) * LOG2E
     d_t = d0 + gl.arange(0, BLOCK, gl.SliceLayout(0, LAYOUT))
     if HAS_Z:
-        z += batch * z_b
+        z += batch * z_b + reading * z_k
     if HAS_BIAS:
         bias_d = gl.load(bias + d_t, mask=d_t < channels, other=0.0).to(gl.float32)
     if HAS_D:
@@ -145,13 +156,13 @@ def scan_backward(
     dys = gl.allocate_shared_memory(gl.float32, [STEPS, BLOCK], FLAT)
     Cs = gl.allocate_shared_memory(gl.float32, [STEPS, N_PAD], FLAT)
     if not ENDS:
-        du += batch * du_b
-        ddelta += batch * ddelta_b
+        du += batch * du_b + reading * du_k
+        ddelta += batch * ddelta_b + reading * ddelta_k
         if HAS_Z:
-            dz += batch * dz_b
+            dz += batch * dz_b + reading * dz_k
         # Sums over this block's channels go to (B, blocks, L, N), added over blocks afterwards.
-        dB += (batch * blocks + block) * length * states
-        dC += (batch * blocks + block) * length * states
+        dB += (sequence * blocks + block) * length * states
+        dC += (sequence * blocks + block) * length * states
         dxs = gl.allocate_shared_memory(gl.float32, [STEPS, BLOCK], FLAT)
         Bs = gl.allocate_shared_memory(gl.float32, [STEPS, N_PAD], FLAT)
         hs = gl.allocate_shared_memory(gl.float32, [STEPS // 4, 2 * N_PAD, BLOCK], FLAT)
@@ -165,7 +176,9 @@ def scan_backward(
 
     dh = gl.zeros([N_PAD, BLOCK], gl.float32, STATE)
     if HAS_ENTERING:
-        dh = gl.load(entering + (batch * parts + part) * state_size + state_at, mask=on, other=0.0)
+        dh = gl.load(
+            entering + ((batch * parts + part) * readings + reading) * state_size + state_at, mask=on, other=0.0
+        )
     total = gl.zeros([1, BLOCK], gl.float32, STATE)
     alive = 1.0
     first = part * part_length
@@ -173,19 +186,19 @@ def scan_backward(
     tiles = gl.cdiv(stop - first, STEPS)
 
     t0 = first + (tiles - 1) * STEPS
-    next_delta = load_tile(delta, t0, d0, delta_l, delta_d, stop, channels, length, REVERSE, DELTA_TILE)
-    next_dout = load_tile(dout, t0, d0, dout_l, dout_d, stop, channels, length, REVERSE, DOUT_TILE)
-    next_C = load_tile(C, t0, 0, C_l, C_n, stop, states, length, REVERSE, C_TILE)
+    next_delta = load_tile(delta, t0, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
+    next_dout = load_tile(dout, t0, d0, dout_l, dout_d, stop, channels, length, order, WALK, DOUT_TILE)
+    next_C = load_tile(C, t0, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
     if HAS_Z:
-        next_z = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, REVERSE, Z_TILE)
+        next_z = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
     if not ENDS:
-        next_u = load_tile(u, t0, d0, u_l, u_d, stop, channels, length, REVERSE, U_TILE)
-        next_B = load_tile(B, t0, 0, B_l, B_n, stop, states, length, REVERSE, B_TILE)
+        next_u = load_tile(u, t0, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
+        next_B = load_tile(B, t0, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
     for j in range(0, tiles):
         real = real_rows(marks, t0, stop, HAS_MARKS, TILE)
         real_bc = real_rows(marks, t0, stop, HAS_MARKS, BC_TILE)
         if not ENDS:
-            chunk = batch * gl.cdiv(length, STEPS) + t0 // STEPS
+            chunk = sequence * gl.cdiv(length, STEPS) + t0 // STEPS
             h = gl.load(checkpoints + chunk * state_size + check_at, mask=on, other=0.0)
         dt = gl.convert_layout(next_delta, LAYOUT).to(gl.float32)
         if HAS_BIAS:
@@ -207,14 +220,14 @@ def scan_backward(
         # The loads of the tile before are in flight while this one is walked.
         t1 = t0 - STEPS
         if j < tiles - 1:
-            next_delta = load_tile(delta, t1, d0, delta_l, delta_d, stop, channels, length, REVERSE, DELTA_TILE)
-            next_dout = load_tile(dout, t1, d0, dout_l, dout_d, stop, channels, length, REVERSE, DOUT_TILE)
-            next_C = load_tile(C, t1, 0, C_l, C_n, stop, states, length, REVERSE, C_TILE)
+            next_delta = load_tile(delta, t1, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
+            next_dout = load_tile(dout, t1, d0, dout_l, dout_d, stop, channels, length, order, WALK, DOUT_TILE)
+            next_C = load_tile(C, t1, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
             if HAS_Z:
-                next_z = load_tile(z, t1, d0, z_l, z_d, stop, channels, length, REVERSE, Z_TILE)
+                next_z = load_tile(z, t1, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
             if not ENDS:
-                next_u = load_tile(u, t1, d0, u_l, u_d, stop, channels, length, REVERSE, U_TILE)
-                next_B = load_tile(B, t1, 0, B_l, B_n, stop, states, length, REVERSE, B_TILE)
+                next_u = load_tile(u, t1, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
+                next_B = load_tile(B, t1, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
         if ENDS:
             for k in range(STEPS // 4):
                 four = STEPS // 4 - 1 - k
@@ -281,9 +294,9 @@ def scan_backward(
                 in_groups(drives).index(four).store(rows_of(drives_i))
                 dBCs.index(four).store(matrices_of(dBCs_i))
             # The inputs are read again (from the cache): kept, they would take the registers of the recurrence.
-            x = load_tile(u, t0, d0, u_l, u_d, stop, channels, length, REVERSE, U_TILE)
+            x = load_tile(u, t0, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
             x = gl.convert_layout(x, LAYOUT).to(gl.float32)
-            raw = load_tile(delta, t0, d0, delta_l, delta_d, stop, channels, length, REVERSE, DELTA_TILE)
+            raw = load_tile(delta, t0, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
             raw = gl.convert_layout(raw, LAYOUT).to(gl.float32)
             if HAS_MARKS:
                 x = gl.where(real, x, 0.0)
@@ -303,37 +316,37 @@ def scan_backward(
                 dbias_sum += sum_in_thread(ddt, ROWS)
             if HAS_MARKS:
                 dx = gl.where(real, dx, 0.0)
-            store_tile(du, dx, t0, d0, du_l, du_d, stop, channels, length, REVERSE, U_TILE)
-            store_tile(ddelta, ddt, t0, d0, ddelta_l, ddelta_d, stop, channels, length, REVERSE, DELTA_TILE)
+            store_tile(du, dx, t0, d0, du_l, du_d, stop, channels, length, order, WALK, U_TILE)
+            store_tile(ddelta, ddt, t0, d0, ddelta_l, ddelta_d, stop, channels, length, order, WALK, DELTA_TILE)
             if HAS_Z:
                 y = outs.load(LAYOUT)
                 if HAS_D:
                     y += skip_d[None, :] * x
-                g = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, REVERSE, Z_TILE)
+                g = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
                 g = gl.convert_layout(g, LAYOUT).to(gl.float32)
-                dgate = load_tile(dout, t0, d0, dout_l, dout_d, stop, channels, length, REVERSE, DOUT_TILE)
+                dgate = load_tile(dout, t0, d0, dout_l, dout_d, stop, channels, length, order, WALK, DOUT_TILE)
                 dgate = gl.convert_layout(dgate, LAYOUT).to(gl.float32) * y
                 open_g = sigmoid(g)
                 dgate = gl.where(real, dgate * open_g * (1.0 + g * (1.0 - open_g)), 0.0)
-                store_tile(dz, dgate, t0, d0, dz_l, dz_d, stop, channels, length, REVERSE, Z_TILE)
+                store_tile(dz, dgate, t0, d0, dz_l, dz_d, stop, channels, length, order, WALK, Z_TILE)
             dBC = dBCs._reinterpret(gl.float32, [STEPS * num_warps, 2 * N_PAD], FLAT).load(WARPS)
             dBC = gl.convert_layout(gl.sum(dBC.reshape([STEPS, num_warps, 2 * N_PAD]), axis=1), BOTH)
             t = t0 + gl.arange(0, STEPS, gl.SliceLayout(1, BOTH))
             n2 = gl.arange(0, 2 * N_PAD, gl.SliceLayout(0, BOTH))
-            row = (length - 1 - t) if REVERSE else t
-            at = row[:, None] * states + (n2 % N_PAD)[None, :]
+            row = position(order, t, stop, length, WALK)
+            at = row.to(gl.int64)[:, None] * states + (n2 % N_PAD)[None, :]
             target = gl.where((n2 < N_PAD)[None, :], dB + at, dC + at)
             gl.store(target, dBC, mask=(t < stop)[:, None] & (n2 % N_PAD < states)[None, :])
         t0 = t1
-    here = (batch * parts + part) * state_size
+    here = ((batch * parts + part) * readings + reading) * state_size
     if ENDS:
         gl.store(leaving + here + state_at, dh, mask=on)
         gl.store(decays + here + state_at, exp2(total * A2) * alive, mask=on)
     else:
         if part == 0:
-            gl.store(leaving + batch * state_size + state_at, dh, mask=on)
+            gl.store(leaving + sequence * state_size + state_at, dh, mask=on)
         gl.store(dA + here + state_at, dA_sum, mask=on)
-        here = (batch * parts + part) * channels
+        here = ((batch * parts + part) * readings + reading) * channels
         if HAS_D:
             dD_d = gl.convert_layout(gl.sum(dD_sum, axis=0), gl.SliceLayout(0, STATE))
             gl.store(dD + here + d, dD_d, mask=d < channels)

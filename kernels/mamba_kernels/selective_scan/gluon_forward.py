@@ -30,12 +30,13 @@ from mamba_kernels.selective_scan.gluon_steps import (
 
 @gluon.jit
 def scan_forward(
-    u, delta, A, B, C, D, z, bias, marks, entering, out, leaving, checkpoints, decays,
-    channels, states, length, group_channels, B_share, C_share, part_length, parts,
-    u_b, u_d, u_l, delta_b, delta_d, delta_l, B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l,
-    z_b, z_d, z_l, out_b, out_d, out_l,
+    u, delta, A, B, C, D, z, bias, marks, order, checkpoints, out, entering, leaving, decays,
+    channels, states, length, group_channels, B_share, C_share, part_length, parts, readings,
+    marks_b, marks_k, u_b, u_k, u_d, u_l, delta_b, delta_k, delta_d, delta_l,
+    B_b, B_k, B_g, B_n, B_l, C_b, C_k, C_g, C_n, C_l,
+    z_b, z_k, z_d, z_l, out_b, out_k, out_d, out_l,
     N_PAD: gl.constexpr, LANES: gl.constexpr, STEPS: gl.constexpr,
-    SOFTPLUS: gl.constexpr, REVERSE: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
+    SOFTPLUS: gl.constexpr, WALK: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_MARKS: gl.constexpr, HAS_ENTERING: gl.constexpr, ENDS: gl.constexpr, SAVE: gl.constexpr,
     TIME_FAST: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
@@ -55,7 +56,9 @@ def scan_forward(
 
     blocks = gl.cdiv(channels, BLOCK)
     block = gl.program_id(0) % blocks
-    batch = (gl.program_id(0) // blocks).to(gl.int64)
+    sequence = (gl.program_id(0) // blocks).to(gl.int64)
+    batch = sequence // readings
+    reading = sequence % readings
     part = gl.program_id(1)
     d0 = block * BLOCK
     d = d0 + gl.arange(0, BLOCK, gl.SliceLayout(0, STATE))
@@ -64,16 +67,20 @@ def scan_forward(
     state_at = n[:, None] + d[None, :].to(gl.int64) * states
     check_at = n[:, None].to(gl.int64) * channels + d[None, :]
     state_size = states.to(gl.int64) * channels
-    A2 = gl.load(A + state_at, mask=on, other=0.0) * LOG2E
     group = (d0 // group_channels).to(gl.int64)
-    u += batch * u_b
-    delta += batch * delta_b
-    B += batch * B_b + (group // B_share) * B_g
-    C += batch * C_b + (group // C_share) * C_g
-    marks += batch * length
+    u += batch * u_b + reading * u_k
+    delta += batch * delta_b + reading * delta_k
+    B += batch * B_b + reading * B_k + (group // B_share) * B_g
+    C += batch * C_b + reading * C_k + (group // C_share) * C_g
+    marks += batch * marks_b + reading * marks_k
+    order += reading * length
+    A += reading * state_size
+    D += reading * channels
+    bias += reading * channels
+    A2 = gl.load(A + state_at, mask=on, other=0.0) * LOG2E
     d_t = d0 + gl.arange(0, BLOCK, gl.SliceLayout(0, LAYOUT))
     if HAS_Z:
-        z += batch * z_b
+        z += batch * z_b + reading * z_k
     if HAS_BIAS:
         bias_d = gl.load(bias + d_t, mask=d_t < channels, other=0.0).to(gl.float32)
     if HAS_D:
@@ -83,26 +90,28 @@ def scan_forward(
     dxs = gl.allocate_shared_memory(gl.float32, [STEPS, BLOCK], FLAT)
     Bs = gl.allocate_shared_memory(gl.float32, [STEPS, N_PAD], FLAT)
     if not ENDS:
-        out += batch * out_b
+        out += batch * out_b + reading * out_k
         Cs = gl.allocate_shared_memory(gl.float32, [STEPS, N_PAD], FLAT)
         outs = gl.allocate_shared_memory(gl.float32, [STEPS, BLOCK], FLAT)
 
     h = gl.zeros([N_PAD, BLOCK], gl.float32, STATE)
     if HAS_ENTERING:
-        h = gl.load(entering + (batch * parts + part) * state_size + state_at, mask=on, other=0.0)
+        h = gl.load(
+            entering + ((batch * parts + part) * readings + reading) * state_size + state_at, mask=on, other=0.0
+        )
     total = gl.zeros([1, BLOCK], gl.float32, STATE)
     alive = 1.0
     first = part * part_length
     stop = gl.minimum(first + part_length, length)
 
-    next_u = load_tile(u, first, d0, u_l, u_d, stop, channels, length, REVERSE, U_TILE)
-    next_delta = load_tile(delta, first, d0, delta_l, delta_d, stop, channels, length, REVERSE, DELTA_TILE)
-    next_B = load_tile(B, first, 0, B_l, B_n, stop, states, length, REVERSE, B_TILE)
+    next_u = load_tile(u, first, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
+    next_delta = load_tile(delta, first, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
+    next_B = load_tile(B, first, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
     if not ENDS:
-        next_C = load_tile(C, first, 0, C_l, C_n, stop, states, length, REVERSE, C_TILE)
+        next_C = load_tile(C, first, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
     for t0 in range(first, stop, STEPS):
         if SAVE:
-            chunk = batch * gl.cdiv(length, STEPS) + t0 // STEPS
+            chunk = sequence * gl.cdiv(length, STEPS) + t0 // STEPS
             gl.store(checkpoints + chunk * state_size + check_at, h, mask=on)
         real = real_rows(marks, t0, stop, HAS_MARKS, TILE)
         real_bc = real_rows(marks, t0, stop, HAS_MARKS, BC_TILE)
@@ -122,14 +131,14 @@ def scan_forward(
         if not ENDS:
             Cs.store(gl.where(real_bc, gl.convert_layout(next_C, BC_LAYOUT).to(gl.float32), 0.0))
             if HAS_Z:
-                gate = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, REVERSE, Z_TILE)
+                gate = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
         # The next tile's loads are in flight while this one is walked.
         t1 = t0 + STEPS
-        next_u = load_tile(u, t1, d0, u_l, u_d, stop, channels, length, REVERSE, U_TILE)
-        next_delta = load_tile(delta, t1, d0, delta_l, delta_d, stop, channels, length, REVERSE, DELTA_TILE)
-        next_B = load_tile(B, t1, 0, B_l, B_n, stop, states, length, REVERSE, B_TILE)
+        next_u = load_tile(u, t1, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
+        next_delta = load_tile(delta, t1, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
+        next_B = load_tile(B, t1, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
         if not ENDS:
-            next_C = load_tile(C, t1, 0, C_l, C_n, stop, states, length, REVERSE, C_TILE)
+            next_C = load_tile(C, t1, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
         for four in range(STEPS // 4):
             ys = ()
             for i in gl.static_range(4):
@@ -159,10 +168,10 @@ def scan_forward(
                 y = y * g * sigmoid(g)
             if HAS_MARKS:
                 y = gl.where(real, y, 0.0)
-            store_tile(out, y, t0, d0, out_l, out_d, stop, channels, length, REVERSE, U_TILE)
-    here = (batch * parts + part) * state_size
+            store_tile(out, y, t0, d0, out_l, out_d, stop, channels, length, order, WALK, U_TILE)
+    here = ((batch * parts + part) * readings + reading) * state_size
     if ENDS:
         gl.store(leaving + here + state_at, h, mask=on)
         gl.store(decays + here + state_at, exp2(total * A2) * alive, mask=on)
     elif part == parts - 1:
-        gl.store(leaving + batch * state_size + state_at, h, mask=on)
+        gl.store(leaving + sequence * state_size + state_at, h, mask=on)

@@ -49,23 +49,37 @@ def softplus(x):
 
 
 @gluon.jit
-def load_tile(base, t0, c0, row_stride, column_stride, stop, columns, length, REVERSE: gl.constexpr, TILE: gl.constexpr):
+def position(order, t, stop, length, WALK: gl.constexpr):
+    """Return where in memory the positions ``t`` in reading order are."""
+    if WALK == "order":
+        return gl.load(order + t, mask=t < stop, other=0)
+    elif WALK == "reverse":
+        return length - 1 - t
+    else:
+        return t
+
+
+@gluon.jit
+def load_tile(
+    base, t0, c0, row_stride, column_stride, stop, columns, length, order, WALK: gl.constexpr, TILE: gl.constexpr
+):
     """Return the tile (positions, columns) at ``t0`` and ``c0``, zero outside; TILE is its shape and layout."""
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
-    row = (length - 1 - t) if REVERSE else t
+    row = position(order, t, stop, length, WALK)
     at = row.to(gl.int64)[:, None] * row_stride + c[None, :] * column_stride
     return gl.load(base + at, mask=(t < stop)[:, None] & (c < columns)[None, :], other=0.0)
 
 
 @gluon.jit
 def store_tile(
-    base, tile, t0, c0, row_stride, column_stride, stop, columns, length, REVERSE: gl.constexpr, TILE: gl.constexpr
+    base, tile, t0, c0, row_stride, column_stride, stop, columns, length, order, WALK: gl.constexpr,
+    TILE: gl.constexpr,
 ):  # fmt: skip
     """Write a tile where `load_tile` would read it."""
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
-    row = (length - 1 - t) if REVERSE else t
+    row = position(order, t, stop, length, WALK)
     at = row.to(gl.int64)[:, None] * row_stride + c[None, :] * column_stride
     tile = gl.convert_layout(tile.to(base.dtype.element_ty), TILE[2])
     gl.store(base + at, tile, mask=(t < stop)[:, None] & (c < columns)[None, :])
@@ -104,7 +118,7 @@ def rows_of(four):
 
 @gluon.constexpr_function
 def _fold(lane):
-    """Return the instructions that add two registers up over two lanes: the first in the lower, the second in the higher."""
+    """Return the instructions that add two registers up over two lanes: the first in the lower, the second above."""
     return f"""{{
         .reg .b32 lane, kept, sent, received;
         .reg .pred high;
@@ -120,11 +134,11 @@ def _fold(lane):
 
 @gluon.jit
 def fold(x, LANE: gl.constexpr):
-    """Return sums of ``x`` (..., 2) over pairs of lanes, LANE apart: x[..., 0] in the lower lane, x[..., 1] in the higher.
+    """Return sums of ``x`` (..., 2) over pairs of lanes, LANE apart: x[..., 0] in the lower, x[..., 1] above.
 
-    One exchange sums two registers, where a sum that every lane gets takes two: halving until one register is left costs
-    as many exchanges as there are registers. What was a dimension of registers becomes one of lanes, which the result's
-    layout cannot say: the caller reads it accordingly.
+    One exchange sums two registers, where a sum that every lane gets takes two: halving until one register is left
+    costs as many exchanges as there are registers. What was a dimension of registers becomes one of lanes, which the
+    result's layout cannot say: the caller reads it accordingly.
     """
     a, b = gl.split(x)
     return gl.inline_asm_elementwise(_fold(LANE), "=f,f,f", [a, b], dtype=gl.float32, is_pure=True, pack=1)

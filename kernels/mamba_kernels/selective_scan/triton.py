@@ -1,65 +1,56 @@
-"""The selective scan on a GPU: lays the inputs out for the kernels and launches them.
-
-Two pairs of kernels take the same arguments: plain Triton's for any GPU, and Gluon's, laid out by hand for Hopper. The
-configuration is a pure function of the shapes and the GPU, and nothing is added atomically, so that results repeat
-bit for bit.
-"""
+"""The selective scan on a GPU: hands the inputs to the kernels that `triton_launch` plans."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mamba_kernels.gpu import ceil_divide, launch_grid, multiprocessors, on_device_of_inputs, refuse_float64
+from mamba_kernels.gpu import on_device_of_inputs, refuse_float64
 from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
 from mamba_kernels.segments import segment_marks
-from mamba_kernels.selective_scan import triton_plan
-from mamba_kernels.selective_scan.triton_backward import scan_backward
-from mamba_kernels.selective_scan.triton_forward import scan_forward
-from mamba_kernels.selective_scan.triton_plan import Shape, checkpoint_shape
-from mamba_kernels.selective_scan.triton_steps import carry_states
-from mamba_kernels.selective_scan.triton_totals import add_blocks, add_parts
+from mamba_kernels.selective_scan.triton_launch import (
+    CONSTANT,
+    Pass,
+    Scan,
+    Strides,
+    plan_backward,
+    plan_blocks,
+    plan_forward,
+    plan_parts,
+)
+from mamba_kernels.selective_scan.triton_plan import checkpoint_shape
 
-CARRY_BLOCK = 128
+
+def _strides(x: Tensor) -> Strides:
+    """Return the strides of (B, D, L) with one reading."""
+    batch, channels, length = x.stride()
+    return batch, 0, channels, length
 
 
-def _matrix_strides(M: Tensor) -> tuple[int, ...]:
-    """Return the strides of B or C as (B, G, N, L); none where it is constant, (D, N)."""
+def _matrix_strides(M: Tensor) -> Strides:
+    """Return the strides of B or C with one reading."""
     if M.dim() == 2:
-        return (0, 0, 0, 0)
-    return tuple((M[:, None] if M.dim() == 3 else M).stride())
+        return CONSTANT
+    batch, *others = (M[:, None] if M.dim() == 3 else M).stride()
+    return batch, 0, *others
 
 
 def _groups(M: Tensor) -> int:
-    return M.shape[1] if M.dim() == 4 else 1
+    return 0 if M.dim() == 2 else 1 if M.dim() == 3 else M.shape[1]
 
 
-def _strides(x: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0) if x is None else tuple(x.stride())
+class _Backward(NamedTuple):
+    scan: Pass
+    parts: Launch
+    dB: Launch | None
+    dC: Launch | None
 
 
-def _time_fast(x: Tensor | None) -> bool:
-    """Return whether neighbours in time are neighbours in memory, and neighbours in the other dimension are not."""
-    return x is not None and x.dim() > 2 and x.stride(-1) == 1 and x.stride(-2) != 1
-
-
-class _Pass(NamedTuple):
-    """One pass' launches: over parts for what leaves them, then the pass itself; and the shape of a part's states."""
-
-    ends: Launch | None
-    carry: Launch | None
-    whole: Launch
-    parts: tuple[int, ...]
-    blocks: int
-
-
-@per_layout
-def _plan(
+def _scan(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -69,66 +60,64 @@ def _plan(
     z: Tensor | None,
     delta_bias: Tensor | None,
     softplus: bool,
-    enters: bool,
-    marked: bool,
+    seq_idx: Tensor | None,
     reverse: bool,
-    save: bool,
-    out: Tensor | None,
-    gradients: tuple[tuple[int, ...], ...] | None,
-) -> _Pass:
-    """Plan the forward pass into ``out``, or the backward pass with the strides of dout, du, ddelta and dz."""
+) -> Scan:
     refuse_float64("selective_scan", u, delta, A, B, C, D, z, delta_bias)
-    (batch, channels, length), states = u.shape, A.shape[1]
-    groups = math.lcm(_groups(B), _groups(C))
-    shape = Shape(batch, channels, length, states, groups, multiprocessors(u.device))
-    backward = gradients is not None
-    varies = {"B_VARIES": B.dim() > 2, "C_VARIES": C.dim() > 2}
-    plan = None
-    if triton_plan.runs_hopper_kernels(u.device) and all(varies.values()):
-        plan = triton_plan.hopper_plan(shape, backward)
-    if plan is None:
-        kernel: Any = scan_backward if backward else scan_forward
-        plan = triton_plan.any_gpu_plan(shape, backward)
-        constants: dict[str, Any] = {**plan.constants, **varies}
-    else:
-        # Gluon is imported where it runs: elsewhere it may be missing.
-        from mamba_kernels.selective_scan import gluon_backward, gluon_forward
+    batch, channels, length = u.shape
+    return Scan(
+        batch, 1, channels, length, A.shape[1], _groups(B), _groups(C), softplus, D is not None,
+        delta_bias is not None, None if seq_idx is None else (length, 0), "reverse" if reverse else "forward",
+        _strides(u), _strides(delta), _matrix_strides(B), _matrix_strides(C), None if z is None else _strides(z),
+    )  # fmt: skip
 
-        kernel = gluon_backward.scan_backward if backward else gluon_forward.scan_forward
-        constants = {**plan.constants, "TIME_FAST": tuple(map(_time_fast, (u, delta, B, C, z)))}
-        if gradients is not None:
-            constants["TIME_FAST"] += (gradients[0][2] == 1 != gradients[0][1],)
-    blocks, parts = ceil_divide(channels, plan.block), ceil_divide(length, plan.part_length)
-    # A group of B may hold several of C and the other way round: the kernels' groups are the smaller ones.
-    shares = (groups // _groups(B), groups // _groups(C))
-    sizes = (channels, states, length, channels // groups, *shares, plan.part_length, parts)
-    strides = (*u.stride(), *delta.stride(), *_matrix_strides(B), *_matrix_strides(C), *_strides(z))
-    if gradients is None:
-        assert out is not None
-        strides += tuple(out.stride())
-    else:
-        sizes += (blocks,)
-        strides += tuple(stride for strides in gradients for stride in strides)
-    constants |= {
-        "SOFTPLUS": softplus, "REVERSE": reverse, "HAS_D": D is not None, "HAS_Z": z is not None,
-        "HAS_BIAS": delta_bias is not None, "HAS_MARKS": marked,
-    }  # fmt: skip
-    grid = launch_grid("selective_scan", batch * blocks, parts)
 
-    def launch(**options: bool) -> Launch:
-        return Launch(kernel, grid, *sizes, *strides, **{**constants, **options})
+@per_layout
+def _plan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    seq_idx: Tensor | None,
+    reverse: bool,
+    enters: bool,
+    save: bool,
+    out: Tensor,
+) -> Pass:
+    scan = _scan(u, delta, A, B, C, D, z, delta_bias, softplus, seq_idx, reverse)
+    return plan_forward(scan, u.device, enters, save, _strides(out))
 
-    ends = carry = None
-    if parts > 1:
-        last = {} if backward else {"HAS_Z": False, "SAVE": False}
-        ends = launch(ENDS=True, HAS_ENTERING=False, **last)
-        carry = Launch(
-            carry_states, (ceil_divide(states * channels, CARRY_BLOCK), batch), parts, states * channels,
-            BACKWARD=backward, HAS_START=enters, BLOCK=CARRY_BLOCK,
-        )  # fmt: skip
-    last = {} if backward else {"SAVE": save}
-    whole = launch(ENDS=False, HAS_ENTERING=enters or parts > 1, **last)
-    return _Pass(ends, carry, whole, (batch, parts, channels, states), blocks)
+
+@per_layout
+def _plan_backward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    softplus: bool,
+    seq_idx: Tensor | None,
+    reverse: bool,
+    enters: bool,
+    dout: Tensor,
+) -> _Backward:
+    scan = _scan(u, delta, A, B, C, D, z, delta_bias, softplus, seq_idx, reverse)
+    gradients = (dout, *(empty_in_order(x.to("meta")) for x in (u, delta, u if z is None else z)))
+    planned = plan_backward(scan, u.device, enters, *map(_strides, gradients))
+    adding = []
+    for M, groups in ((B, scan.B_groups), (C, scan.C_groups)):
+        strides = _matrix_strides(empty_in_order(M.to("meta")))
+        adding.append(plan_blocks(scan, planned.blocks, groups, (strides[0], *strides[2:])) if groups else None)
+    parts = plan_parts(scan, planned.parts, tuple(empty_in_order(A.to("meta")).stride()))
+    return _Backward(planned, parts, *adding)
 
 
 def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
@@ -152,8 +141,13 @@ def _inputs(
 ) -> tuple[Tensor, ...]:
     """Return the inputs as the kernels take them; u stands in for what is missing, a pointer that is never read."""
     B, C = (M.float().contiguous() if M.dim() == 2 else M for M in (B, C))
-    optional = (None if D is None else D.contiguous(), z, None if delta_bias is None else delta_bias.contiguous(), marks)
-    return (u, delta, A.float().contiguous(), B, C, *(u if x is None else x for x in optional))
+    optional = (
+        None if D is None else D.contiguous(),
+        z,
+        None if delta_bias is None else delta_bias.contiguous(),
+        marks,
+    )
+    return (u, delta, A.float().contiguous(), B, C, *(u if x is None else x for x in (*optional, None)))
 
 
 def _new(u: Tensor, *shape: int) -> Tensor:
@@ -182,21 +176,15 @@ def forward(
     The arguments are those of `selective_scan`, already checked.
     """
     out = empty_in_order(u, out_dtype)
-    plan = _plan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state is not None, seq_idx is not None, reverse,
-        save, out, None,
-    )  # fmt: skip
+    plan = _plan_forward(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, reverse, initial_state is not None, save, out
+    )
     inputs = _inputs(u, delta, A, B, C, D, z, delta_bias, _marks(seq_idx, reverse))
-    leaving = _new(u, u.shape[0], *A.shape)
+    last_state = _new(u, u.shape[0], *A.shape)
     checkpoints = _new(u, *(checkpoint_shape(u, A, B, C) if save else (0,)))
-    entering = leaving if initial_state is None else initial_state.float().contiguous()
-    if plan.ends is not None and plan.carry is not None:
-        ends, decays, carried = (_new(u, *plan.parts) for _ in range(3))
-        plan.ends(*inputs, leaving, out, ends, checkpoints, decays)
-        plan.carry(ends, decays, entering, carried)
-        entering = carried
-    plan.whole(*inputs, entering, out, leaving, checkpoints, leaving)
-    return out, leaving, checkpoints
+    entering = None if initial_state is None else initial_state.float().contiguous()
+    plan.run((*inputs, checkpoints, out), last_state, entering)
+    return out, last_state, checkpoints
 
 
 @on_device_of_inputs
@@ -218,76 +206,32 @@ def backward(
     checkpoints: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, empty for absent inputs."""
-    du, ddelta = empty_in_order(u), empty_in_order(delta)
-    dz = None if z is None else empty_in_order(z)
-    plan = _plan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, grad_last_state is not None, seq_idx is not None, reverse,
-        False, None, (grad_out.stride(), du.stride(), ddelta.stride(), _strides(dz)),
-    )  # fmt: skip
-    inputs = _inputs(u, delta, A, B, C, D, z, delta_bias, _marks(seq_idx, reverse))
-    (batch, parts, channels, states), length = plan.parts, u.shape[2]
-    dA_parts, leaving = _new(u, *plan.parts), _new(u, batch, channels, states)
-    dB_parts, dC_parts = (
-        _new(u, *(plan.parts if M.dim() == 2 else (batch, plan.blocks, length, states))) for M in (B, C)
+    plan = _plan_backward(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, reverse, grad_last_state is not None, grad_out
     )
-    dD_parts, dbias_parts = _new(u, batch, parts, channels), _new(u, batch, parts, channels)
-    scratch = _scratch(u, plan)
-    entering = leaving if grad_last_state is None else grad_last_state.float().contiguous()
-    into = (du, ddelta, dA_parts, dB_parts, dC_parts, dD_parts, du if dz is None else dz, dbias_parts)
-    if plan.ends is not None and plan.carry is not None:
-        ends, decays, carried = (_new(u, *plan.parts) for _ in range(3))
-        plan.ends(*inputs, checkpoints, scratch, grad_out, leaving, *into, ends, decays)
-        plan.carry(ends, decays, entering, carried)
-        entering = carried
-    plan.whole(*inputs, checkpoints, scratch, grad_out, entering, *into, leaving, leaving)
+    (batch, channels, length), states = u.shape, A.shape[1]
+    parts, blocks = plan.scan.parts, plan.scan.blocks
 
     def like(x: Tensor | None) -> Tensor:
         return u.new_empty(0) if x is None else empty_in_order(x)
 
-    dA, dD, dbias = empty_in_order(A), like(D), like(delta_bias)
-    _parts_plan(A, D, delta_bias, batch * parts)(dA_parts, dD_parts, dbias_parts, dA, dD, dbias)
-    return (
-        du, ddelta, dA, _matrix_total(dB_parts, B), _matrix_total(dC_parts, C), dD,
-        u.new_empty(0) if dz is None else dz, dbias,
-        u.new_empty(0) if initial_state is None else empty_in_order(initial_state).copy_(leaving),
-    )  # fmt: skip
-
-
-def _scratch(u: Tensor, plan: _Pass) -> Tensor:
-    """Return room for the states within a chunk, for the kernel that keeps them in memory."""
-    constants = plan.whole.constants
-    if "CHUNK" not in constants:
-        return _new(u, 0)
-    batch, parts, _, _ = plan.parts
-    tile = constants["N_PAD"] * constants["BLOCK"]
-    return _new(u, batch * parts * plan.blocks, constants["CHUNK"] // constants["STEPS"], tile)
-
-
-@per_layout
-def _parts_plan(A: Tensor, D: Tensor | None, delta_bias: Tensor | None, count: int) -> Launch:
-    (channels, states), columns = A.shape, 64
-    programs = ceil_divide(channels * states, columns) + 2 * ceil_divide(channels, columns)
-    return Launch(
-        add_parts, (programs,), count, channels, states, *empty_in_order(A).stride(),
-        HAS_D=D is not None, HAS_BIAS=delta_bias is not None, ROWS=16, COLUMNS=columns, num_warps=4,
-    )  # fmt: skip
-
-
-@per_layout
-def _blocks_plan(parts: Tensor, out: Tensor) -> Launch:
-    batch, blocks, length, states = parts.shape
-    groups, state_pad = _groups(out), triton_plan.next_power_of_2(states)
-    rows = max(16, 1024 // state_pad)
-    return Launch(
-        add_blocks, launch_grid("selective_scan", batch * groups * ceil_divide(length, rows)),
-        blocks // groups, groups, length, states, *_matrix_strides(out), N_PAD=state_pad, ROWS=rows, num_warps=4,
-    )  # fmt: skip
-
-
-def _matrix_total(parts: Tensor, M: Tensor) -> Tensor:
-    """Return the gradient of B or C in its shape and dimension order."""
-    out = empty_in_order(M)
-    if M.dim() == 2:
-        return out.copy_(parts.sum((0, 1)))
-    _blocks_plan(parts, out)(parts, out)
-    return out
+    du, ddelta, dA, dB, dC, dD, dz, dbias = map(like, (u, delta, A, B, C, D, z, delta_bias))
+    dA_parts, dD_parts = _new(u, batch, parts, channels, states), _new(u, batch, parts, channels)
+    dbias_parts = torch.empty_like(dD_parts)
+    dB_parts, dC_parts = (
+        torch.empty_like(dA_parts) if add is None else _new(u, batch, blocks, length, states)
+        for add in (plan.dB, plan.dC)
+    )
+    dinitial = _new(u, batch, channels, states)
+    inputs = _inputs(u, delta, A, B, C, D, z, delta_bias, _marks(seq_idx, reverse))
+    entering = None if grad_last_state is None else grad_last_state.float().contiguous()
+    into = (du, ddelta, dA_parts, dB_parts, dC_parts, dD_parts, dz, dbias_parts)
+    plan.scan.run((*inputs, checkpoints, _new(u, *plan.scan.scratch), grad_out, *into), dinitial, entering)
+    plan.parts(dA_parts, dD_parts, dbias_parts, dA, dD, dbias)
+    for add, sums, gradient in ((plan.dB, dB_parts, dB), (plan.dC, dC_parts, dC)):
+        if add is None:
+            gradient.copy_(sums.sum((0, 1)))
+        else:
+            add(sums, gradient)
+    dstart = u.new_empty(0) if initial_state is None else like(initial_state).copy_(dinitial)
+    return du, ddelta, dA, dB, dC, dD, dz, dbias, dstart

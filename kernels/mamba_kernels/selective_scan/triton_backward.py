@@ -14,24 +14,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mamba_kernels.selective_scan.triton_steps import LN2, LOG2E, REAL, RESET, columns, exp2, softplus
+from mamba_kernels.selective_scan.triton_steps import LN2, LOG2E, REAL, RESET, columns, exp2, position, softplus
 
 
 @triton.jit
 def scan_backward(
-    u, delta, A, B, C, D, z, bias, marks, checkpoints, scratch, dout, entering,
-    du, ddelta, dA, dB, dC, dD, dz, dbias, leaving, decays,
-    channels, states, length, group_channels, B_share, C_share, part_length, parts, blocks,
-    u_b, u_d, u_l, delta_b, delta_d, delta_l, B_b, B_g, B_n, B_l, C_b, C_g, C_n, C_l, z_b, z_d, z_l,
-    dout_b, dout_d, dout_l, du_b, du_d, du_l, ddelta_b, ddelta_d, ddelta_l, dz_b, dz_d, dz_l,
+    u, delta, A, B, C, D, z, bias, marks, order, checkpoints, scratch, dout,
+    du, ddelta, dA, dB, dC, dD, dz, dbias, entering, leaving, decays,
+    channels, states, length, group_channels, B_share, C_share, part_length, parts, readings, blocks,
+    marks_b, marks_k, u_b, u_k, u_d, u_l, delta_b, delta_k, delta_d, delta_l,
+    B_b, B_k, B_g, B_n, B_l, C_b, C_k, C_g, C_n, C_l, z_b, z_k, z_d, z_l,
+    dout_b, dout_k, dout_d, dout_l, du_b, du_k, du_d, du_l, ddelta_b, ddelta_k, ddelta_d, ddelta_l,
+    dz_b, dz_k, dz_d, dz_l,
     N_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr,
+    SOFTPLUS: tl.constexpr, WALK: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MARKS: tl.constexpr,
     HAS_ENTERING: tl.constexpr, ENDS: tl.constexpr,
 ):  # fmt: skip
     """Walk one part of one sequence back for one block of channels; see `triton.py` for the arguments."""
     block = tl.program_id(0) % blocks
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
+    batch = sequence // readings
+    reading = sequence % readings
     part = tl.program_id(1).to(tl.int64)
     d = block * BLOCK + tl.arange(0, BLOCK)
     n = tl.arange(0, N_PAD)
@@ -42,6 +46,11 @@ def scan_backward(
     state_at = n[:, None] + d64[None, :] * states
     check_at = n[:, None].to(tl.int64) * channels + d64[None, :]
     state_size = tl.full([], 1, tl.int64) * states * channels
+    marks += batch * marks_b + reading * marks_k
+    order += reading * length
+    A += reading * state_size
+    D += reading * channels
+    bias += reading * channels
     A2 = tl.load(A + state_at, mask=on, other=0.0) * LOG2E
     bias_d = tl.zeros([BLOCK], tl.float32)
     if HAS_BIAS:
@@ -50,37 +59,39 @@ def scan_backward(
     if HAS_D:
         skip_d = tl.load(D + d, mask=on_d, other=0.0).to(tl.float32)
     if B_VARIES:
-        B += batch * B_b + (group // B_share) * B_g + n.to(tl.int64) * B_n
+        B += batch * B_b + reading * B_k + (group // B_share) * B_g + n.to(tl.int64) * B_n
     else:
         B_fixed = tl.load(B + state_at, mask=on, other=0.0).to(tl.float32)
     if C_VARIES:
-        C += batch * C_b + (group // C_share) * C_g + n.to(tl.int64) * C_n
+        C += batch * C_b + reading * C_k + (group // C_share) * C_g + n.to(tl.int64) * C_n
     else:
         C_fixed = tl.load(C + state_at, mask=on, other=0.0).to(tl.float32)
     first = part * part_length
     stop = tl.minimum(first + part_length, length)
-    u += batch * u_b + d64 * u_d
-    delta += batch * delta_b + d64 * delta_d
-    dout += batch * dout_b + d64 * dout_d
+    u += batch * u_b + reading * u_k + d64 * u_d
+    delta += batch * delta_b + reading * delta_k + d64 * delta_d
+    dout += batch * dout_b + reading * dout_k + d64 * dout_d
     if HAS_Z:
-        z += batch * z_b + d64 * z_d
+        z += batch * z_b + reading * z_k + d64 * z_d
     dh = tl.zeros([N_PAD, BLOCK], tl.float32)
     if HAS_ENTERING:
-        dh = tl.load(entering + (batch * parts + part) * state_size + state_at, mask=on, other=0.0)
+        dh = tl.load(
+            entering + ((batch * parts + part) * readings + reading) * state_size + state_at, mask=on, other=0.0
+        )
     if ENDS:
         total = tl.zeros([BLOCK], tl.float32)
         alive = 1.0
     else:
-        du += batch * du_b + d64 * du_d
-        ddelta += batch * ddelta_b + d64 * ddelta_d
+        du += batch * du_b + reading * du_k + d64 * du_d
+        ddelta += batch * ddelta_b + reading * ddelta_k + d64 * ddelta_d
         if HAS_Z:
-            dz += batch * dz_b + d64 * dz_d
+            dz += batch * dz_b + reading * dz_k + d64 * dz_d
         # Sums over this block's channels go to (B, blocks, L, N), added over blocks afterwards.
         if B_VARIES:
-            dB += (batch * blocks + block) * length * states + n
+            dB += (sequence * blocks + block) * length * states + n
         if C_VARIES:
-            dC += (batch * blocks + block) * length * states + n
-        scratch += ((batch * parts + part) * blocks + block) * (CHUNK // STEPS) * N_PAD * BLOCK
+            dC += (sequence * blocks + block) * length * states + n
+        scratch += ((sequence * parts + part) * blocks + block) * (CHUNK // STEPS) * N_PAD * BLOCK
         tile_at = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
         dA_sum = tl.zeros([N_PAD, BLOCK], tl.float32)
         dB_sum = tl.zeros([N_PAD, BLOCK], tl.float32)
@@ -92,16 +103,16 @@ def scan_backward(
         begin = first + (chunks - 1 - j) * CHUNK
         end = tl.minimum(begin + CHUNK, stop)
         if not ENDS:
-            chunk = batch * tl.cdiv(length, CHUNK) + begin // CHUNK
+            chunk = sequence * tl.cdiv(length, CHUNK) + begin // CHUNK
             h = tl.load(checkpoints + chunk * state_size + check_at, mask=on, other=0.0)
             for t0 in range(begin, end, STEPS):
                 tl.store(scratch + (t0 - begin) // STEPS * (N_PAD * BLOCK) + tile_at, h)
                 k = tl.arange(0, STEPS)
-                at = (length - 1 - t0 - k) if REVERSE else (t0 + k)
+                at = position(order, t0 + k, stop, length, WALK)
                 there = on_n[:, None] & (t0 + k < end)[None, :]
                 if HAS_MARKS:
-                    marks_k = tl.load(marks + batch * length + t0 + k, mask=t0 + k < end, other=0)
-                    there = there & ((marks_k & REAL) != 0)[None, :]
+                    mark_rows = tl.load(marks + t0 + k, mask=t0 + k < end, other=0)
+                    there = there & ((mark_rows & REAL) != 0)[None, :]
                 if B_VARIES:
                     tile = tl.load(B[:, None] + at[None, :] * B_l, mask=there, other=0.0)
                     Bs = columns(tile.to(tl.float32), N_PAD, STEPS)
@@ -110,11 +121,11 @@ def scan_backward(
                 mark = ()
                 for i in tl.static_range(STEPS):
                     inside = t0 + i < end
-                    pos = (length - 1 - t0 - i) if REVERSE else (t0 + i)
+                    pos = position(order, t0 + i, stop, length, WALK)
                     us = us + (tl.load(u + pos * u_l, mask=on_d & inside, other=0.0),)
                     deltas = deltas + (tl.load(delta + pos * delta_l, mask=on_d & inside, other=0.0),)
                     if HAS_MARKS:
-                        mark = mark + (tl.load(marks + batch * length + t0 + i, mask=inside, other=0),)
+                        mark = mark + (tl.load(marks + t0 + i, mask=inside, other=0),)
                 for i in tl.static_range(STEPS):
                     dt = deltas[i].to(tl.float32) + bias_d
                     if SOFTPLUS:
@@ -135,11 +146,11 @@ def scan_backward(
         for r in range(0, pieces):
             t0 = begin + (pieces - 1 - r) * STEPS
             k = tl.arange(0, STEPS)
-            at = (length - 1 - t0 - k) if REVERSE else (t0 + k)
+            at = position(order, t0 + k, stop, length, WALK)
             there = on_n[:, None] & (t0 + k < end)[None, :]
             if HAS_MARKS:
-                marks_k = tl.load(marks + batch * length + t0 + k, mask=t0 + k < end, other=0)
-                there = there & ((marks_k & REAL) != 0)[None, :]
+                mark_rows = tl.load(marks + t0 + k, mask=t0 + k < end, other=0)
+                there = there & ((mark_rows & REAL) != 0)[None, :]
             if B_VARIES and not ENDS:
                 tile = tl.load(B[:, None] + at[None, :] * B_l, mask=there, other=0.0)
                 Bs = columns(tile.to(tl.float32), N_PAD, STEPS)
@@ -153,13 +164,13 @@ def scan_backward(
             mark = ()
             for i in tl.static_range(STEPS):
                 inside = t0 + i < end
-                pos = (length - 1 - t0 - i) if REVERSE else (t0 + i)
+                pos = position(order, t0 + i, stop, length, WALK)
                 deltas = deltas + (tl.load(delta + pos * delta_l, mask=on_d & inside, other=0.0),)
                 douts = douts + (tl.load(dout + pos * dout_l, mask=on_d & inside, other=0.0),)
                 if HAS_Z:
                     zs = zs + (tl.load(z + pos * z_l, mask=on_d & inside, other=0.0),)
                 if HAS_MARKS:
-                    mark = mark + (tl.load(marks + batch * length + t0 + i, mask=inside, other=0),)
+                    mark = mark + (tl.load(marks + t0 + i, mask=inside, other=0),)
                 if not ENDS:
                     us = us + (tl.load(u + pos * u_l, mask=on_d & inside, other=0.0),)
             decayed = ()
@@ -183,7 +194,7 @@ def scan_backward(
                         h += B_fixed * (dt * x)[None, :]
             for i in tl.static_range(STEPS - 1, -1, -1):
                 inside = t0 + i < end
-                pos = (length - 1 - t0 - i) if REVERSE else (t0 + i)
+                pos = position(order, t0 + i, stop, length, WALK)
                 raw = deltas[i].to(tl.float32) + bias_d
                 dt = raw
                 if SOFTPLUS:
@@ -248,19 +259,19 @@ def scan_backward(
                         alive = alive * keep
         if not ENDS:
             tl.debug_barrier()
-    here = (batch * parts + part) * state_size + state_at
+    here = ((batch * parts + part) * readings + reading) * state_size + state_at
     if ENDS:
         tl.store(leaving + here, dh, mask=on)
         tl.store(decays + here, exp2(total[None, :] * A2) * alive, mask=on)
     else:
         if part == 0:
-            tl.store(leaving + batch * state_size + state_at, dh, mask=on)
+            tl.store(leaving + sequence * state_size + state_at, dh, mask=on)
         tl.store(dA + here, dA_sum, mask=on)
         if not B_VARIES:
             tl.store(dB + here, dB_sum, mask=on)
         if not C_VARIES:
             tl.store(dC + here, dC_sum, mask=on)
         if HAS_D:
-            tl.store(dD + (batch * parts + part) * channels + d, dD_sum, mask=on_d)
+            tl.store(dD + ((batch * parts + part) * readings + reading) * channels + d, dD_sum, mask=on_d)
         if HAS_BIAS:
-            tl.store(dbias + (batch * parts + part) * channels + d, dbias_sum, mask=on_d)
+            tl.store(dbias + ((batch * parts + part) * readings + reading) * channels + d, dbias_sum, mask=on_d)

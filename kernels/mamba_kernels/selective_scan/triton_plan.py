@@ -72,13 +72,16 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
         return None
     group = shape.channels // shape.groups
     lanes = min(4 if backward else max(2, state_pad // 16), state_pad)
-    deep = 2 if backward else 1
-    warps = 4 if backward else 2
-    while warps > 1 and (32 // lanes * deep * warps // 2 >= group or (shape.groups > 1 and group % (32 // lanes * deep * warps))):
-        warps //= 2
-    block = 32 // lanes * deep * warps
-    if shape.groups > 1 and group % block:
+    # Of the blocks that fit a group of channels, the largest; without groups, the smallest that holds all channels.
+    wanted = [(deep, warps) for deep in ((2, 1) if backward else (1,)) for warps in ((4, 2, 1) if backward else (2, 1))]
+    blocks = [(32 // lanes * deep * warps, deep, warps) for deep, warps in wanted]
+    if shape.groups > 1:
+        fitting = [x for x in blocks if group % x[0] == 0]
+    else:
+        fitting = [x for x in blocks if x[0] < 2 * group] or blocks[-1:]
+    if not fitting:
         return None
+    block, deep, warps = fitting[0]
     constants = {"N_PAD": state_pad, "LANES": lanes, "STEPS": checkpoint_distance(shape.states), "num_warps": warps}
     if backward:
         constants["DEEP"] = deep

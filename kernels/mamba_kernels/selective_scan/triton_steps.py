@@ -46,6 +46,17 @@ def softplus(x):
 
 
 @triton.jit
+def position(order, t, stop, length, WALK: tl.constexpr):
+    """Return where in memory the ``t``-th position in reading order is."""
+    if WALK == "order":
+        return tl.load(order + t, mask=t < stop, other=0)
+    elif WALK == "reverse":
+        return length - 1 - t
+    else:
+        return t
+
+
+@triton.jit
 def columns(tile, N_PAD: tl.constexpr, STEPS: tl.constexpr):
     """Return the 2 or 4 columns of a tile (N_PAD, STEPS) as a tuple."""
     if STEPS == 2:

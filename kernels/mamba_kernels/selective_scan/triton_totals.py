@@ -51,7 +51,7 @@ def column_sums(x, at, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
 
 @triton.jit
 def add_blocks(
-    parts, out, blocks, groups, length, states, out_b, out_g, out_n, out_l,
+    sums, out, blocks, groups, length, states, out_b, out_g, out_n, out_l,
     N_PAD: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Add up the gradient of B or C, left as (B, groups * blocks, L, N), over the blocks of a group."""
@@ -66,7 +66,7 @@ def add_blocks(
     at = (batch * groups + group) * blocks * size + t.to(tl.int64)[:, None] * states + n[None, :]
     total = tl.zeros([ROWS, N_PAD], tl.float32)
     for _ in range(blocks):
-        total += tl.load(parts + at, mask=inside, other=0.0)
+        total += tl.load(sums + at, mask=inside, other=0.0)
         at += size
     at = batch * out_b + group * out_g + t.to(tl.int64)[:, None] * out_l + n[None, :] * out_n
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)

@@ -1,7 +1,7 @@
 """The selective scan along a route: one scan a reading, of inputs that are gathered only where they must be.
 
 Of mirrored readings the second is the first one's path, scanned from its end; row-major paths are read as they lie.
-One reading's inputs are laid out at a time. The scans are those of the device's own kernels.
+One reading's inputs are laid out at a time. The scans are those of `selective_scan`.
 
 Dimensions: B batch, K readings, L cells of the grid, D channels, N state, R rank of a low-rank delta, X any of them.
 """
