@@ -6,6 +6,7 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 
@@ -27,8 +28,14 @@ default_cfgs = generate_default_cfgs({"deit_micro_patch4_32": _cfg(32, 10), "dei
 
 
 def _create(variant: str, pretrained: bool, **arguments: Any) -> VisionTransformer:
-    features = {"out_indices": 3, "feature_cls": "getter"}
-    return build_model_with_cfg(VisionTransformer, variant, pretrained, feature_cfg=features, **arguments)
+    return build_model_with_cfg(
+        VisionTransformer,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **arguments,
+    )
 
 
 @register_model

@@ -83,6 +83,11 @@ class ImageData(pl.LightningDataModule):
         for name, count in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if count < 1:
                 raise UserError(f"{name} is {count}", "give at least 1")
+        held_back = [part for part in (val, test) if isinstance(part, float)]
+        if any(not 0 < part < 1 for part in held_back) or sum(held_back) >= 1:
+            raise UserError(
+                f"val is {val}, test is {test}", "hold back parts in (0, 1) that leave something to train on"
+            )
         if not 0 <= erase <= 1:
             raise UserError(f"erase is {erase}", "give a probability in [0, 1]")
         self.root, self.dataset, self.leave_out = root, dataset, leave_out
@@ -203,7 +208,7 @@ class ImageData(pl.LightningDataModule):
         return open_images(self.root, split, dataset=self.dataset, classes=classes, leave_out=self.leave_out)
 
     def _loader(self, images: Dataset[Any]) -> DataLoader[Any]:
-        return DataLoader(images, self.eval_batch_size, **self._loading())
+        return DataLoader(images, batch_size=self.eval_batch_size, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         return {

@@ -124,6 +124,11 @@ class ClassificationTask(pl.LightningModule):
             self.prepare_for(data)
         elif self.options is None:
             raise UserError("the classes are not known", "train with ImageData, or give classes")
+        if stage == "fit" and self.weights is None and (self.linear_probe or self.head_warmup):
+            what = "a linear probe" if self.linear_probe else "a warm-up of the head"
+            raise UserError(
+                f"{what} has no weights to start from", "give --model.weights released, or a run's folder, or a file"
+            )
         if self.compiled:
             self.network.compile()
 
@@ -131,12 +136,10 @@ class ClassificationTask(pl.LightningModule):
         """Return the average of the weights, where there is one."""
         return [] if self.ema is None else [Ema(self.ema)]
 
-    def train(self, mode: bool = True) -> ClassificationTask:
-        """Set training's behaviour; a backbone that is only probed stays as it is in use."""
-        super().train(mode)
-        if self.linear_probe and self.options is not None:
+    def on_train_start(self) -> None:
+        """Let a backbone that is only probed stay as it is in use: no dropout, no new statistics."""
+        if self.linear_probe:
             self.network.eval()
-        return self
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return the classes' scores (B, classes) of normalised images."""

@@ -1,0 +1,185 @@
+"""Labelled images: parts held back, batches and augmentation, what is refused, and a sample without a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mamba_apps.errors import UserError
+from mamba_apps.vision.classification import ImageData, SmallImageData
+from mamba_apps.vision.classification.augment import BatchAugment
+from mamba_apps.vision.classification.preprocessing import Preprocessing
+from mamba_apps.vision.classification.sources import TimmImages, hold_back
+from mamba_datasets.errors import DataError
+
+COLOURS = {"blue": (20, 30, 200), "green": (20, 200, 40), "red": (220, 20, 30)}
+
+
+def write_images(root: Path, count: int = 6, size: int = 12) -> Path:
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(np.array(colour) + generator.normal(0, 12, (size, size + number, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for part in ("train", "val"):
+        write_images(tmp_path / "images" / part)
+    return tmp_path / "images"
+
+
+def test_a_folder_with_parts(folder: Path) -> None:
+    data = ImageData(str(folder), size=8, batch_size=4, eval_batch_size=5, workers=0)
+    assert list(data.classes) == sorted(COLOURS)
+    assert (len(data.train), len(data.val)) == (18, 18)
+    batches = list(data.train_dataloader())
+    assert [len(labels) for _, labels in batches] == [4] * 4
+    x_BCHW, labels_B = next(iter(data.val_dataloader()))
+    assert x_BCHW.shape == (5, 3, 8, 8)
+    assert x_BCHW.dtype == torch.uint8
+    assert labels_B.tolist() == [0] * 5
+    normal, _ = data.on_after_batch_transfer((x_BCHW, labels_B), 0)
+    assert normal.dtype == torch.float32
+    assert normal[0, 2].mean() > normal[0, 0].mean()
+    assert data.describe() == "images: 18 training images, 3 classes, 8 px"
+    assert data.test_dataloader() == []
+
+
+def test_parts_are_held_back_once_and_for_all(tmp_path: Path) -> None:
+    root = str(write_images(tmp_path / "images"))
+    seen = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        data = SmallImageData(root, train=None, val=0.25, test=0.25, size=8, batch_size=4)
+        parts = [data.train, data.val, data.test]
+        assert [len(part) for part in parts] == [10, 4, 4]
+        everything = torch.cat([part.images_NCHW for part in parts])
+        assert len(torch.unique(everything, dim=0)) == 18
+        seen.append(everything)
+    assert torch.equal(*seen)
+
+
+def test_small_and_large_see_the_same_images(folder: Path) -> None:
+    large = ImageData(str(folder), size=8, crop_pct=1.0, workers=0)
+    small = SmallImageData(str(folder), size=8)
+    for index in (0, 9, 17):
+        one, other = large.val[index], small.val[index]
+        assert torch.equal(one[0], other[0])
+        assert one[1] == other[1]
+
+
+def test_batches_repeat_with_the_seed() -> None:
+    def batches(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        data = SmallImageData("digits", train=None, val=None, size=8, batch_size=512)
+        return torch.cat([labels for _, labels in data.train_dataloader()])
+
+    assert torch.equal(batches(3), batches(3))
+    assert not torch.equal(batches(3), batches(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"root": None}, "name their folder"),
+        ({"root": "digits"}, "has no part 'train'"),
+        ({"dataset": "torch/no_such_set", "root": "."}, "timm cannot open the data set 'torch/no_such_set'"),
+    ],
+)
+def test_sources_that_are_refused(options: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        _ = SmallImageData(**options).train
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"size": 0}, "size is 0"),
+        ({"val": 1.5}, "val is 1.5"),
+        ({"val": 0.5, "test": 0.5}, "leave something to learn"),
+        ({"crop_pct": 0.0}, "crop_pct"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"erase": 2.0}, "erase"),
+        ({"shift": -1}, "shift"),
+        ({"distort": 1.5}, "distort"),
+        ({"interpolation": "lanczos9"}, "interpolation"),
+        ({"std": (1.0, 0.0, 1.0)}, "std"),
+    ],
+)
+def test_settings_out_of_range(options: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        SmallImageData("digits", **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [ImageData, SmallImageData])
+def test_a_broken_image_stops_with_its_path(kind: type, workers: int, folder: Path) -> None:
+    broken = folder / "train" / "green" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    options = {} if kind is SmallImageData else {"workers": workers}
+    data = kind(str(folder), size=8, **options)
+    with pytest.raises(DataError, match=r"3\.png"):
+        list(data.train_dataloader())
+
+
+def test_a_broken_image_of_timm_s_reader_is_not_skipped(folder: Path) -> None:
+    """A folder read by timm's own reader: its data set would take the next image."""
+    images = TimmImages("", str(folder), "train")
+    assert list(images.classes) == sorted(COLOURS)
+    assert images[0][0].mode == "RGB"
+    broken = folder / "train" / "blue" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"0\.png"):
+        images[0]
+
+
+def test_hold_back_keeps_everything() -> None:
+    kept, held = hold_back(10, 0.3)
+    assert sorted(kept + held) == list(range(10))
+    assert len(held) == 3
+    assert hold_back(10, 0.3) == (kept, held)
+    with pytest.raises(UserError, match="leaves none"):
+        hold_back(2, 0.9)
+
+
+def test_augmentation_draws_for_each_image() -> None:
+    x_BCHW = torch.randint(0, 256, (64, 3, 9, 7)).float()
+    assert torch.equal(BatchAugment()(x_BCHW), x_BCHW)
+    flipped = BatchAugment(hflip=1.0)(x_BCHW)
+    torch.testing.assert_close(flipped, x_BCHW.flip(-1), atol=0.02, rtol=0)
+    either = BatchAugment(hflip=0.5)(x_BCHW)
+    kept = [torch.allclose(a, b, atol=0.02) for a, b in zip(either, x_BCHW, strict=True)]
+    assert 10 < sum(kept) < 54
+    distorted = BatchAugment(shift=2, hflip=0.5, distort=1.0)(x_BCHW)
+    assert distorted.min() >= 0
+    assert distorted.max() <= 255
+    assert len(torch.unique(distorted, dim=0)) == 64
+
+
+def test_shifts_are_whole_pixels_and_bring_black() -> None:
+    x_BCHW = torch.randint(1, 256, (200, 1, 6, 6)).float()
+    shifted = BatchAugment(shift=1)(x_BCHW)
+    padded = torch.nn.functional.pad(x_BCHW, (1, 1, 1, 1))
+    moves = [(down, right) for down in range(3) for right in range(3)]
+    found = set()
+    for one, whole in zip(shifted, padded, strict=True):
+        fits = [m for m in moves if torch.allclose(one, whole[:, m[0] : m[0] + 6, m[1] : m[1] + 6], atol=0.05)]
+        assert len(fits) == 1
+        found.update(fits)
+    assert found == set(moves)
+
+
+def test_preprocessing_is_the_validation_s() -> None:
+    preprocessing = Preprocessing(size=4, crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
+    image = Image.new("RGB", (8, 8), (255, 0, 255))
+    x_CHW = preprocessing.transform()(image)
+    assert x_CHW.shape == (3, 4, 4)
+    assert preprocessing.normalise(x_CHW[None].float())[0, :, 0, 0].tolist() == pytest.approx([2.0, -1.0, 0.5])

@@ -1,0 +1,225 @@
+"""Training a classifier: what learns at which rate, targets, averages, weights to start from, what is refused."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mamba_apps.errors import UserError
+from mamba_apps.training import load_card, make_trainer, save_model
+from mamba_apps.training.schedule import rate_factor
+from mamba_apps.vision.classification import ClassificationTask, SmallImageData
+from mamba_apps.vision.classification.network import head_of, make_network
+from mamba_apps.vision.classification.optimiser import backbone_rate, make_optimiser
+
+MODEL = "deit_nano_patch2_8"
+OPTIONS: dict[str, Any] = {"depth": 2, "embed_dim": 16}
+
+
+def digits(**options: Any) -> SmallImageData:
+    settings = {"val": 0.1, "test": 0.6, "train": None, "size": 8, "batch_size": 64, "shift": 1, "hflip": 0.0}
+    return SmallImageData("digits", **{**settings, **options})
+
+
+def task(**options: Any) -> ClassificationTask:
+    return ClassificationTask(MODEL, model_options=OPTIONS, **options)
+
+
+def fit(folder: Path, module: ClassificationTask, data: SmallImageData, steps: int = 4, **options: Any) -> Any:
+    options = {"monitor": "val/top1", "mode": "max", "accelerator": "cpu", "progress": False, **options}
+    trainer = make_trainer(run_dir=folder, max_steps=steps, val_check_interval=2, **options)
+    trainer.fit(module, datamodule=data)
+    return trainer
+
+
+def save(folder: Path, module: ClassificationTask, data: SmallImageData) -> Path:
+    return save_model(folder, module, module.model_card(data, {"val/top1": 50.0}))
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_scores_in_per_cent_and_a_curve(tmp_path: Path) -> None:
+    module, data = task(label_smoothing=0.1, mixup=0.8, cutmix=1.0), digits()
+    trainer = fit(tmp_path, module, data)
+    (found,) = trainer.test(module, datamodule=data, verbose=False)
+    assert set(found) == {"test/loss", "test/top1", "test/top5"}
+    assert 0 < found["test/top1"] <= found["test/top5"] <= 100
+    (panel,) = module.plots(data)
+    assert list(panel.x) == [2, 4]
+    assert list(panel.lines) == [MODEL]
+    predicted = trainer.predict(module, datamodule=data)[0]
+    torch.testing.assert_close(predicted["probability"].sum(dim=-1), torch.ones(512))
+
+
+def test_mixed_targets_are_timm_s() -> None:
+    module = task(classes=10, size=8, mixup=0.8, label_smoothing=0.1)
+    assert module._mix is not None
+    _, targets_BK = module._mix(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
+    assert targets_BK.shape == (4, 10)
+    torch.testing.assert_close(targets_BK.sum(dim=-1), torch.ones(4))
+    module.log = lambda *args, **options: None  # type: ignore[method-assign, assignment]
+    odd = module.training_step((torch.rand(5, 3, 8, 8), torch.arange(5)), 0)
+    assert torch.isfinite(odd)
+
+
+@pytest.mark.parametrize("name", [MODEL, "vim_nano_patch2_8", "vmamba_nano_8", "mambavision_nano_8"])
+def test_layers_learn_at_their_rates(name: str) -> None:
+    network = make_network(name, {"num_classes": 10})
+    head = head_of(network)
+    optimiser, are_head = make_optimiser(network, head, lr=1.0, weight_decay=0.1, layer_decay=0.5, betas=(0.9, 0.999))
+    groups = optimiser.param_groups
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    own = {id(parameter) for parameter in head.parameters()}
+    spared = network.no_weight_decay() if hasattr(network, "no_weight_decay") else set()
+    names = {id(parameter): key for key, parameter in network.named_parameters()}
+    for group, is_head in zip(groups, are_head, strict=True):
+        assert all((id(parameter) in own) == is_head for parameter in group["params"])
+        assert group["lr"] == 1.0 if is_head else group["lr"] <= 1.0
+        for parameter in group["params"]:
+            decays = parameter.dim() > 1 and names[id(parameter)] not in spared
+            assert group["weight_decay"] == (0.1 if decays else 0.0), names[id(parameter)]
+    rates = sorted({group["lr"] for group in groups})
+    assert len(rates) > 2
+    assert all(low * 2 == pytest.approx(high) for low, high in itertools.pairwise(rates))
+
+
+def test_the_backbone_waits_for_the_head() -> None:
+    rate = backbone_rate(warmup=0.1, head_warmup=0.3)
+    assert rate(0.0) == rate(0.29) == 0.0
+    assert rate(0.35) == pytest.approx(0.5 * rate_factor(0.35, 0.1))
+    assert rate(0.4) == rate_factor(0.4, 0.1)
+    assert backbone_rate(0.1, 0.0)(0.05) == rate_factor(0.05, 0.1)
+
+
+def test_head_warmup_moves_the_head_alone(tmp_path: Path) -> None:
+    data = digits()
+    saved = save(tmp_path / "saved", task(classes=10, size=8), data)
+    module = task(head_warmup=0.75, weights=str(saved))
+    module.prepare_for(data)
+    before = weights_of(module.network)
+    fit(tmp_path / "run", module, data, steps=3)
+    moved = {name for name, value in module.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_a_linear_probe_leaves_the_backbone_alone(tmp_path: Path) -> None:
+    data = digits()
+    saved = save(tmp_path / "saved", ClassificationTask("mambavision_nano_8", classes=10, size=8), data)
+    module = ClassificationTask("mambavision_nano_8", weights=str(saved), linear_probe=True, lr=0.01)
+    module.prepare_for(data)
+    before = weights_of(module.network)
+    fit(tmp_path / "run", module, data)
+    changed = [name for name, value in module.network.state_dict().items() if not torch.equal(value, before[name])]
+    assert sorted(changed) == ["head.bias", "head.weight"]
+    assert not module.network.training
+
+
+def test_the_average_is_what_is_tested_and_saved(tmp_path: Path) -> None:
+    module, data = task(ema=0.9, lr=0.05), digits()
+    trainer = fit(tmp_path, module, data, steps=6)
+    best = torch.load(tmp_path / "best.ckpt", weights_only=True)
+    assert set(best["state_dict"]) == set(best["current_model_state"])
+    assert any(not torch.equal(best["state_dict"][k], v) for k, v in best["current_model_state"].items())
+    (found,) = trainer.test(module, datamodule=data, ckpt_path=tmp_path / "best.ckpt", verbose=False, weights_only=True)
+    assert all(torch.equal(value, best["state_dict"][name]) for name, value in module.state_dict().items())
+    assert found["test/top1"] > 0
+
+
+def test_short_runs_average_over_less() -> None:
+    from mamba_apps.training.ema import Ema
+
+    average = Ema(0.999)._kwargs["multi_avg_fn"]
+    kept, new = [torch.zeros(1)], [torch.ones(1)]
+    average(kept, new, torch.tensor(1))
+    assert kept[0].item() == pytest.approx(1 - 2 / 11)
+    kept = [torch.zeros(1)]
+    average(kept, new, torch.tensor(10**6))
+    assert kept[0].item() == pytest.approx(0.001, rel=1e-3)
+
+
+def test_saved_weights_start_another_task(tmp_path: Path) -> None:
+    first = task(classes=10, size=8)
+    saved = save(tmp_path / "saved", first, digits())
+    again = task(classes=10, size=8, weights=str(saved))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
+    # other classes and a higher resolution: a new head, resized positions, the rest as it was
+    other = task(classes=3, size=16, weights=str(saved))
+    assert other.network(torch.randn(1, 3, 16, 16)).shape == (1, 3)
+    assert other.network.pos_embed.shape[1] == 65
+    name = "blocks.1.attn.qkv.weight"
+    assert torch.equal(other.network.state_dict()[name], first.network.state_dict()[name])
+
+
+def test_a_file_of_weights(tmp_path: Path) -> None:
+    network = make_network(MODEL, {**OPTIONS, "num_classes": 10})
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    loaded = task(classes=10, size=8, weights=str(tmp_path / "w.safetensors"))
+    found = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(value, found[name]) for name, value in loaded.network.state_dict().items())
+    with pytest.raises(UserError, match="the weights do not fit"):
+        ClassificationTask(MODEL, classes=10, size=8, weights=str(tmp_path / "w.safetensors"))
+
+
+def test_the_card_is_plain_and_complete(tmp_path: Path) -> None:
+    module, data = task(), digits()
+    module.prepare_for(data)
+    card = load_card(save(tmp_path / "saved", module, data))
+    assert (card.task, card.domain, card.model) == ("classification", "image", MODEL)
+    assert card.arguments == {**OPTIONS, "img_size": 8, "num_classes": 10}
+    assert card.labels == [str(digit) for digit in range(10)]
+    assert card.preprocessing["size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": "vim_tinny_patch16_224"}, "did you mean 'vim_tiny_patch16_224'"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"layer_decay": 0.0}, "layer_decay"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"head_warmup": -0.1}, "head_warmup"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"mixup": -1.0}, "mixup"),
+        ({"ema": 1.0}, "average is 1.0"),
+        ({"classes": 1}, "there is 1 class"),
+        ({"classes": 2, "model_options": {"depht": 2}}, "depht"),
+        ({"classes": 2, "weights": "nowhere"}, "weights 'nowhere'"),
+    ],
+)
+def test_wrong_settings(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ClassificationTask(**{"model": MODEL, "size": 8, **options})
+
+
+@pytest.mark.parametrize("options", [{"linear_probe": True}, {"head_warmup": 0.1}])
+def test_random_weights_are_not_fine_tuned(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no weights to start from"):
+        fit(tmp_path, task(**options), digits())
+
+
+def test_data_with_other_classes_is_refused() -> None:
+    with pytest.raises(UserError, match="made for 3 classes, the data has 10"):
+        task(classes=3, size=8).prepare_for(digits())
+
+
+def test_two_classes_have_no_top5(tmp_path: Path) -> None:
+    assert list(task(classes=2, size=8).scores) == ["top1"]
+
+
+@pytest.mark.slow
+def test_compiled_training_is_training(tmp_path: Path) -> None:
+    losses = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        module = task(compile=compile)
+        trainer = fit(tmp_path / str(compile), module, digits(), steps=2)
+        losses.append(float(trainer.callback_metrics["val/loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
