@@ -14,7 +14,7 @@ from mamba_kernels.causal_conv1d.triton_walk import turn, walk_backward, walk_fo
 from mamba_kernels.gpu import ceil_divide, launch_grid, multiprocessors, next_power_of_2
 from mamba_kernels.launch import Launch
 from mamba_kernels.memo import per_layout
-from mamba_kernels.triton_sums import add_parts
+from mamba_kernels.sums import add_parts
 
 # Filters that fit into registers with all that moves along with them.
 WIDTHS = range(2, 5)

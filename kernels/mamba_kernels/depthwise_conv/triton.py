@@ -23,7 +23,7 @@ from mamba_kernels.gpu import (
 from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
-from mamba_kernels.triton_sums import add_parts
+from mamba_kernels.sums import add_parts
 
 WARPS = 4
 # Channels of a lane for images and for volumes, whose filters take three times the registers; rows read at once; warps

@@ -23,7 +23,7 @@ from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
-from mamba_kernels.triton_sums import add_parts
+from mamba_kernels.sums import add_parts
 
 # What a warp loads of a row at once, 16 bytes of float32 a lane, and the longest row that stays within a warp.
 WARP_CHUNK, WARP_WIDTH = 128, 512
