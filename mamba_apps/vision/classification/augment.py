@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mamba_apps.errors import UserError
+from mamba_apps.vision.classification.preprocessing import by_channel
 
 # At full strength: degrees, and factors about one.
 _ROTATION, _SHEAR, _ZOOM, _COLOUR = 30.0, 0.3, 0.3, 0.8
@@ -65,8 +66,7 @@ class BatchAugment:
             1 + _COLOUR * self._around_zero(x_BCHW)[:, None, None, None] for _ in range(3)
         )
         x_BCHW = x_BCHW * brightness
-        luma = torch.tensor(_LUMA, device=x_BCHW.device)[:, None, None]
-        grey_B1HW = (x_BCHW * luma).sum(dim=1, keepdim=True)
+        grey_B1HW = (x_BCHW * by_channel(_LUMA, x_BCHW.device)).sum(dim=1, keepdim=True)
         x_BCHW = grey_B1HW + saturation * (x_BCHW - grey_B1HW)
         mean_B111 = grey_B1HW.mean(dim=(2, 3), keepdim=True)
         return (mean_B111 + contrast * (x_BCHW - mean_B111)).clamp(0, 255)

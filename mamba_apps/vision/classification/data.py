@@ -85,9 +85,7 @@ class ImageData(pl.LightningDataModule):
                 raise UserError(f"{name} is {count}", "give at least 1")
         held_back = [part for part in (val, test) if isinstance(part, float)]
         if any(not 0 < part < 1 for part in held_back) or sum(held_back) >= 1:
-            raise UserError(
-                f"val is {val}, test is {test}", "hold back parts in (0, 1) that leave something to train on"
-            )
+            raise UserError(f"val is {val}, test is {test}", "hold back parts in (0, 1) that leave something to learn")
         if not 0 <= erase <= 1:
             raise UserError(f"erase is {erase}", "give a probability in [0, 1]")
         self.root, self.dataset, self.leave_out = root, dataset, leave_out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import timm.data
 import torch
@@ -59,8 +60,14 @@ class Preprocessing:
 
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Return images in [0, 255] as the model wants them."""
-        mean, std = (torch.tensor(values, device=x_BCHW.device) for values in (self.mean, self.std))
-        return (x_BCHW / 255 - mean[:, None, None]) / std[:, None, None]
+        mean_C11, std_C11 = (by_channel(tuple(values), x_BCHW.device) for values in (self.mean, self.std))
+        return (x_BCHW / 255 - mean_C11) / std_C11
+
+
+@lru_cache(maxsize=32)
+def by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return a number for each channel (C, 1, 1); kept, because a copy to a GPU in every step makes it wait."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def as_bytes(transform: Callable[[Image.Image], object]) -> Transform:
