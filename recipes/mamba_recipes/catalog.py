@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -80,4 +81,35 @@ def _mixers() -> list[dict[str, Any]]:
     return found
 
 
-_DOMAINS: dict[str, Callable[[], list[dict[str, Any]]]] = {"forecasting": _forecasting, "mixers": _mixers}
+def _vision() -> list[dict[str, Any]]:
+    import timm
+    import torch
+
+    import mamba_apps.vision
+
+    found = []
+    for family in mamba_apps.vision.__all__:
+        for name in timm.list_models(module=family.lower()):
+            create = timm.models.model_entrypoint(name)
+            with torch.device("meta"):  # the largest has 3 GB of weights, none of which is needed
+                model = create()
+            parameters = inspect.signature(type(model)).parameters.values()
+            size = timm.data.resolve_data_config(model=model)["input_size"][-1]
+            found.append(
+                {
+                    "model": name,
+                    "parameters": sum(p.numel() for p in model.parameters()),
+                    "at": "their own sizes and numbers of classes",
+                    "takes": f"images of {size} pixels",
+                    "options": {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD},
+                    "summary": (inspect.getdoc(create) or "").partition("\n")[0],
+                }
+            )
+    return found
+
+
+_DOMAINS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "forecasting": _forecasting,
+    "vision": _vision,
+    "mixers": _mixers,
+}

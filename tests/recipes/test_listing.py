@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 
 from mamba_apps.forecasting import models
 from mamba_apps.mixers import names as mixer_names
@@ -34,7 +35,8 @@ def test_one_recipe_is_printed_as_its_file(capsys: pytest.CaptureFixture[str]) -
 def test_models_lists_every_registered_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()] == ["model", *models.names(), *mixer_names()]
+    images = [name for family in ("mambavision", "vim", "vmamba") for name in timm.list_models(module=family)]
+    assert [line.split()[0] for line in out.splitlines()] == ["model", *models.names(), *images, *mixer_names()]
     assert main(["models", "forecasting", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["model"] for entry in found] == models.names()
@@ -46,6 +48,10 @@ def test_one_model_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "d_model" in out
     assert "mixer " in out
+    assert main(["models", "vim_tiny_patch16_224"]) == 0
+    out = capsys.readouterr().out
+    assert "7,148,008" in out
+    assert "embed_dim" in out
 
 
 def test_an_unknown_model_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def deit_nano_patch2_8(pretrained: bool = False, **options: Any) -> VisionTransf
     """A DeiT on the 4 x 4 patches of an 8-pixel image: 0.2 M parameters."""
     arguments = {"img_size": 8, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 2}
     model = _create("deit_nano_patch2_8", pretrained, **{**arguments, **options})
-    if not pretrained:
+    if not pretrained and model.pos_embed is not None:
         # Patches of so few pixels drown positions of timm's 0.02, and it would learn no more than a bag of patches can.
         nn.init.normal_(model.pos_embed, std=0.5)
     return model

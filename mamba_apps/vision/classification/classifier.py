@@ -185,7 +185,7 @@ def _listed(images: Images) -> list[str | Path | Image.Image]:
         if not found:
             raise UserError(f"{folder} holds no images", f"give a folder with {', '.join(SUFFIXES)} in it")
         return list(found)
-    chosen = [images] if isinstance(images, Image.Image) else list(images)
+    chosen: list[str | Path | Image.Image] = [images] if isinstance(images, Image.Image) else list(images)
     if not chosen:
         raise UserError("there are no images", "give at least one")
     return chosen

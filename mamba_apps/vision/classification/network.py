@@ -68,7 +68,7 @@ def check_name(name: str) -> None:
     if timm.is_model(name):
         return
     near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-    remedy = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "see mamba-apps models image"
+    remedy = "did you mean " + " or ".join(map(repr, near)) + "?" if near else "see mamba-apps models vision"
     raise UserError(f"there is no image model {name!r}", remedy)
 
 

@@ -36,7 +36,7 @@ def make_optimiser(
         layer_decay: In (0, 1]; 1 gives all layers one rate.
         betas: AdamW's.
     """
-    spared = network.no_weight_decay() if hasattr(network, "no_weight_decay") else set()
+    spared: set[str] = getattr(network, "no_weight_decay", set)()
     own = {id(parameter) for parameter in head.parameters()}
     groups: list[dict[str, Any]] = []
     are_head: list[bool] = []

@@ -23,7 +23,9 @@ _SPLIT_SEED = 0
 class ImageSource(Protocol):
     """Images with the numbers of their classes, by index."""
 
-    classes: Sequence[str]
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the classes; a class is its index."""
 
     def __len__(self) -> int:
         """Return how many images there are."""

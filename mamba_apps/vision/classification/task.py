@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -22,7 +22,7 @@ from mamba_apps.training.schedule import budget_spent
 from mamba_apps.vision.classification.curve import CurvePanel, learning_curve
 from mamba_apps.vision.classification.data import ImageData
 from mamba_apps.vision.classification.network import check_name, freeze_all_but, head_of, make_network, network_options
-from mamba_apps.vision.classification.optimiser import backbone_rate, head_rate, make_optimiser
+from mamba_apps.vision.classification.optimiser import Rate, backbone_rate, head_rate, make_optimiser
 
 
 class ClassificationTask(pl.LightningModule):
@@ -190,8 +190,7 @@ class ClassificationTask(pl.LightningModule):
             betas=self.betas,
         )
         head, backbone = head_rate(self.warmup), backbone_rate(self.warmup, self.head_warmup)
-        rates = [head if is_head else backbone for is_head in are_head]
-        factors = [lambda step, rate=rate: rate(budget_spent(self.trainer, step)) for rate in rates]
+        factors = [self._factor(head if is_head else backbone) for is_head in are_head]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -215,6 +214,9 @@ class ClassificationTask(pl.LightningModule):
     def label(self) -> str:
         """The model's name."""
         return self.model_name
+
+    def _factor(self, rate: Rate) -> Callable[[int], float]:
+        return lambda step: rate(budget_spent(self.trainer, step))
 
     def _make_network(self, classes: int, size: int) -> None:
         if classes < 2:
