@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from mamba_kernels.errors import KernelInputError
 from mamba_kernels.gpu import launch_grid, on_device_of_inputs
-from mamba_kernels.selective_scan.triton_plan import make_plan
+from mamba_kernels.selective_scan.triton_plan import Shape, any_gpu_plan, hopper_plan
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 3), (2**31 - 1,), (2**15, 65_535)])
@@ -29,22 +29,30 @@ def test_a_grid_that_cuda_cannot_launch_is_refused(sizes: tuple[int, ...]) -> No
 def test_large_batches_lie_along_the_first_axis_of_the_grid() -> None:
     pytest.importorskip("triton")
     from mamba_kernels.causal_conv1d.tiled import TiledConvolution
-    from mamba_kernels.selective_scan.triton import _Scan
+    from mamba_kernels.selective_scan.triton_launch import Scan, plan_forward
 
-    x, M = torch.zeros(1, 40, 5).expand(70_000, -1, -1), torch.zeros(1, 2, 5).expand(70_000, -1, -1)
-    scan = _Scan(x, x, torch.zeros(40, 2), M, M, None, None, None, False, None, False)
-    assert scan.grid == (140_000, 1)
+    x, M = (0, 0, 5, 1), (0, 0, 0, 5, 1)
+    scan = Scan(35_000, 2, 40, 5, 2, 1, 1, False, False, False, None, "forward", x, x, M, M, None)
+    assert plan_forward(scan, torch.device("cpu"), False, False, x).whole.grid == (140_000, 1)
+    x = torch.zeros(1, 40, 5).expand(70_000, -1, -1)
     assert TiledConvolution(x, torch.zeros(40, 4), None, None, None, True, False).grid(5) == (70_000, 2)
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 4000])
 @pytest.mark.parametrize("length", [1, 64, 1000])
 @pytest.mark.parametrize(("channels", "groups"), [(1, 1), (40, 1), (48, 6), (15, 5)])
-def test_a_plan_covers_the_sequence_and_keeps_groups_apart(batch: int, length: int, channels: int, groups: int) -> None:
-    plan = make_plan(batch, channels, length, 16, groups, 132)
-    assert plan.part_length * (plan.parts - 1) < length <= plan.part_length * plan.parts
-    assert plan.block * (plan.blocks - 1) < channels <= plan.block * plan.blocks
-    assert groups == 1 or plan.group_channels % plan.block == 0
+def test_plans_cut_time_at_checkpoints_and_keep_groups_apart(
+    batch: int, length: int, channels: int, groups: int
+) -> None:
+    for make in (any_gpu_plan, hopper_plan):
+        for backward in (False, True):
+            plan = make(Shape(batch, channels, length, 16, groups, 132), backward)
+            if plan is None:
+                assert groups > 1
+                continue
+            assert plan.part_length > 0
+            assert plan.part_length % 16 == 0
+            assert groups == 1 or channels // groups % plan.block == 0
 
 
 def test_a_launcher_runs_on_its_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

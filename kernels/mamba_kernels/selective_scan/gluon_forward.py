@@ -66,7 +66,7 @@ def scan_forward(
     on = (n < states)[:, None] & (d < channels)[None, :]
     state_at = n[:, None] + d[None, :].to(gl.int64) * states
     check_at = n[:, None].to(gl.int64) * channels + d[None, :]
-    state_size = states.to(gl.int64) * channels
+    state_size = gl.to_tensor(states).to(gl.int64) * channels
     group = (d0 // group_channels).to(gl.int64)
     u += batch * u_b + reading * u_k
     delta += batch * delta_b + reading * delta_k
