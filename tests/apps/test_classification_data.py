@@ -119,12 +119,12 @@ def test_settings_out_of_range(options: dict, says: str) -> None:
         SmallImageData("digits", **options)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", [ImageData, SmallImageData])
-def test_a_broken_image_stops_with_its_path(kind: type, workers: int, folder: Path) -> None:
+def test_a_broken_image_stops_with_its_path(kind: type, folder: Path) -> None:
     broken = folder / "train" / "green" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    options = {} if kind is SmallImageData else {"workers": workers}
+    # torch waits seconds for workers in which an image failed, so here are none
+    options = {} if kind is SmallImageData else {"workers": 0}
     data = kind(str(folder), size=8, **options)
     with pytest.raises(DataError, match=r"3\.png"):
         list(data.train_dataloader())

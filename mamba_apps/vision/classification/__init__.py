@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from mamba_apps.vision.classification.classifier import BadImagesError, ImageClassifier, Prediction
     from mamba_apps.vision.classification.data import ImageData
     from mamba_apps.vision.classification.small import SmallImageData
+    from mamba_apps.vision.classification.streamed import StreamedImageData
     from mamba_apps.vision.classification.task import ClassificationTask
 
-__all__ = ["ImageClassifier", "Prediction", "BadImagesError", "ClassificationTask", "ImageData", "SmallImageData"]
+__all__ = [
+    "ImageClassifier",
+    "Prediction",
+    "BadImagesError",
+    "ClassificationTask",
+    "ImageData",
+    "SmallImageData",
+    "StreamedImageData",
+]
 
 _HOMES = {
     "ImageClassifier": "classifier",
@@ -23,6 +32,7 @@ _HOMES = {
     "ClassificationTask": "task",
     "ImageData": "data",
     "SmallImageData": "small",
+    "StreamedImageData": "streamed",
 }
 
 

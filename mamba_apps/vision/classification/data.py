@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import ResumableLoader
-from mamba_apps.vision.classification.preprocessing import Preprocessing, as_bytes
+from mamba_apps.vision.classification.preprocessing import Preprocessing, Transform, as_bytes
 from mamba_apps.vision.classification.sources import ImageSource, hold_back, open_images
 
 Part = str | float | None
@@ -169,10 +169,13 @@ class ImageData(pl.LightningDataModule):
         return x_BCHW
 
     def _augmented(self, images: ImageSource) -> Dataset[Any]:
+        return _Transformed(images, self._random_transform())
+
+    def _random_transform(self) -> Transform:
         crop = timm.data.create_transform(
             self.preprocessing.size, is_training=True, use_prefetcher=True, **self._augmentation
         )
-        return _Transformed(images, as_bytes(crop))
+        return as_bytes(crop)
 
     def _plain(self, images: ImageSource) -> Dataset[Any]:
         return _Transformed(images, self.preprocessing.transform())
@@ -233,7 +236,7 @@ class _Some:
 class _Transformed(Dataset[tuple[Tensor, int]]):
     """Images as bytes (3, H, W), with their classes."""
 
-    def __init__(self, images: ImageSource, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, images: ImageSource, transform: Transform) -> None:
         self.images, self.transform = images, transform
 
     def __len__(self) -> int:

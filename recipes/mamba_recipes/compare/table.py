@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _NO = "–"
 _ENDLESS = 10_000
+_ACRONYMS = {"mae", "mse", "rmse", "mape", "smape", "mase", "iou", "miou"}
 _HEADINGS = {"predict_samples_per_second": "inference samples/s", "predict_peak_memory_mib": "inference peak MiB"}
 
 
@@ -152,7 +153,7 @@ def _paired(summary: Summary) -> str:
 def _heading(name: str) -> str:
     if name in _HEADINGS:
         return _HEADINGS[name]
-    return name.upper() if len(name) <= 5 else name.replace("_", " ")
+    return name.upper() if name in _ACRONYMS else name.replace("_", " ")
 
 
 def _whole(value: float | None) -> str:
