@@ -20,6 +20,7 @@ from mamba_kernels.causal_conv1d.triton_kernels import conv_backward, conv_forwa
 from mamba_kernels.causal_conv1d.triton_walk import turn, walk_backward, walk_forward
 from mamba_kernels.depthwise_conv.triton_kernels import depthwise_forward, depthwise_gradients
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
+from mamba_kernels.routes.triton_merge import merge, unmerge
 from mamba_kernels.selective_scan.triton_backward import scan_backward
 from mamba_kernels.selective_scan.triton_forward import scan_forward
 from mamba_kernels.selective_scan.triton_steps import carry_states
@@ -41,6 +42,10 @@ POINTERS = {
     "reach": "*i32",
     "counts": "*i64",
     "eps": "fp32",
+    "scale": "fp32",
+    "merged": "*bf16",
+    "ys": "*fp32",
+    "dparts": "*bf16",
 }
 SCAN = {
     "N_PAD": 16, "BLOCK": 32, "CHUNK": 64, "SOFTPLUS": True, "WALK": "order", "B_VARIES": True, "C_VARIES": True,
@@ -61,6 +66,8 @@ NORM = {"ROWS": 8, "CHUNKS": 3, "CHUNK": 128, "CENTRED": True, "GATE": 0, "HAS_B
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scan_forward": (scan_forward, {**SCAN, "STEPS": 4, "SAVE": True}),
     "scan_backward": (scan_backward, {**SCAN, "STEPS": 2}),
+    "merge": (merge, {"HAS_Z": True, "KEEP": True, "ROWS": 16, "COLUMNS": 128}),
+    "unmerge": (unmerge, {"ROWS": 16, "COLUMNS": 128}),
     "carry_states": (carry_states, {"BACKWARD": True, "HAS_START": True, "BLOCK": 128}),
     "add_parts": (add_parts, {"HAS_D": True, "HAS_BIAS": True, "ROWS": 16, "COLUMNS": 64}),
     "add_blocks": (add_blocks, {"N_PAD": 16, "ROWS": 64}),

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_kernels.checks import compute_dtype
@@ -52,7 +53,7 @@ class _Path:
 
 
 class RouteScan:
-    """A scan along a route: the checked inputs of `selective_scan_route`, but for the gate, and the passes over them.
+    """A scan along a route: the checked inputs of `selective_scan_route`, and the passes over them.
 
     Args:
         x: (B, *grid, D) or (B, K, *grid, D).
@@ -87,12 +88,19 @@ class RouteScan:
         self._shared = x.dim() < delta.dim()
         self._scan = scans.kernels_on(x.device)
 
-    def forward(self, save: bool) -> tuple[Tensor, Tensor]:
-        """Return the merged result (B, *grid, D or K*D) in the arithmetic's dtype, and what `backward` starts from.
+    def forward(self, z: Tensor | None, out_dtype: torch.dtype, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the result (B, *grid, D or K*D), and what `backward` starts from.
 
         Args:
-            save: Whether `backward` will follow; otherwise the second tensor is empty.
+            z: The gate, or None.
+            out_dtype: The result's dtype.
+            save: Whether `backward` will follow: only then are the merged result before the gate and checkpoints kept.
         """
+        merged, checkpoints = self._merged(save)
+        gated = merged if z is None else merged * F.silu(z.to(merged.dtype))
+        return gated.to(out_dtype), merged if save and z is not None else merged.new_empty(0), checkpoints
+
+    def _merged(self, save: bool) -> tuple[Tensor, Tensor]:
         concat = self._readings.merge == "concat"
         channels = self._x.shape[-1] * (self._readings.K if concat else 1)
         shape = (self._x.shape[0], *self._readings.shape, channels)
@@ -114,9 +122,15 @@ class RouteScan:
             merged.div_(self._readings.K)
         return merged, torch.stack(checkpoints) if save else merged.new_empty(0)
 
-    def backward(self, grad_merged: Tensor, checkpoints: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradients of x, delta, A, B, C, D, delta_bias and delta_weight, empty where the input is None."""
+    def backward(self, dout: Tensor, z: Tensor | None, merged: Tensor, checkpoints: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight, empty for absent inputs."""
         x, dtype = self._x, self._dtype
+        grad_merged, dz = dout.to(dtype), x.new_empty(0)
+        if z is not None:
+            gate = z.to(dtype)
+            sigmoid = gate.sigmoid()
+            dz = empty_in_order(z).copy_(grad_merged * merged * (sigmoid * (1 + gate * (1 - sigmoid))))
+            grad_merged = grad_merged * (gate * sigmoid)
         concat = self._readings.merge == "concat"
         if self._readings.merge == "mean":
             grad_merged = grad_merged / self._readings.K
@@ -152,7 +166,7 @@ class RouteScan:
                 dx_shared.add_(path.put_back(total_BLD))
         if dx_shared is not None:
             dx.copy_(dx_shared)
-        return dx, ddelta, dA, dB, dC, dD, dbias, dweight
+        return dx, ddelta, dA, dB, dC, dD, dz, dbias, dweight
 
     def _paths(self) -> Iterator[_Path]:
         paths = self._readings.K // 2 if self._readings.mirrored else self._readings.K

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_kernels import backend as backends
@@ -55,6 +54,11 @@ def _scan(
     return kernels.RouteScan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, readings)
 
 
+def merged_dtype(device: torch.device, arithmetic: torch.dtype, out_dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which the result before the gate is kept for the backward pass."""
+    return out_dtype if backends.runs_gpu_kernels(device) and out_dtype.itemsize == 2 else arithmetic
+
+
 @torch.library.custom_op("mamba_kernels::selective_scan_route", mutates_args=(), device_types=("cpu", "cuda"))
 def _scan_route(
     x: Tensor,
@@ -76,10 +80,9 @@ def _scan_route(
     """Return the result and what the backward pass needs, if ``save``: the merged result before a gate, checkpoints."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
     with torch.autocast(x.device.type, enabled=False):
-        merged, checkpoints = scan.forward(save)
-        gated = merged if z is None else merged * F.silu(z.to(merged.dtype))
-    out = _empty_out(x, delta, merged.shape[-1], out_dtype).copy_(gated)
-    return out, merged if save and z is not None else merged.new_empty(0), checkpoints
+        out, merged, checkpoints = scan.forward(z, out_dtype, save)
+    ordered = _empty_out(x, delta, out.shape[-1], out_dtype)
+    return out if out.stride() == ordered.stride() else ordered.copy_(out), merged, checkpoints
 
 
 @_scan_route.register_fake
@@ -103,7 +106,8 @@ def _(
     dtype = compute_dtype(x, delta, A, B, C, delta_weight)
     channels = x.shape[-1] * (delta.shape[1] if merge == "concat" else 1)
     keeps_merged = save and z is not None
-    merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=dtype)
+    kept = merged_dtype(x.device, dtype, out_dtype)
+    merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=kept)
     checkpoints = x.new_empty(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
     return _empty_out(x, delta, channels, out_dtype), merged, checkpoints
 
@@ -130,17 +134,10 @@ def _differentiate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight; empty where the input is None."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
-    dmerged, dz = dout.to(checkpoints.dtype), x.new_empty(0)
     with torch.autocast(x.device.type, enabled=False):
         if not save:
-            merged, checkpoints = scan.forward(True)
-        if z is not None:
-            gate = z.to(dmerged.dtype)
-            sigmoid = gate.sigmoid()
-            dz = empty_in_order(z).copy_(dmerged * merged * (sigmoid * (1 + gate * (1 - sigmoid))))
-            dmerged = dmerged * (gate * sigmoid)
-        dx, ddelta, dA, dB, dC, dD, dbias, dweight = scan.backward(dmerged, checkpoints)
-    return dx, ddelta, dA, dB, dC, dD, dz, dbias, dweight
+            _, merged, checkpoints = scan.forward(z, dout.dtype, True)
+        return scan.backward(dout, z, merged, checkpoints)
 
 
 @_differentiate.register_fake

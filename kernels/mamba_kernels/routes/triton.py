@@ -1,7 +1,7 @@
 """The selective scan along a route on a GPU: all readings in one launch, read from the grid and written back in place.
 
 The kernels look up where each position of a reading lies, so nothing is gathered. Readings that merge by a sum or a
-mean leave one result each, which are then added up.
+mean leave one result each, which a second kernel adds up and gates.
 
 Dimensions: B batch, K readings, L cells of the grid, D channels, N state, R rank of a low-rank delta.
 """
@@ -11,14 +11,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_kernels.gpu import refuse_float64
+from mamba_kernels.gpu import ceil_divide, launch_grid, next_power_of_2, refuse_float64
 from mamba_kernels.launch import Launch
-from mamba_kernels.layout import empty_in_order
+from mamba_kernels.layout import empty_in_order, in_order_of
 from mamba_kernels.memo import per_layout
 from mamba_kernels.routes.cpu import checkpoint_shape
 from mamba_kernels.routes.readings import Readings
+from mamba_kernels.routes.triton_merge import merge, unmerge
 from mamba_kernels.segments import segment_marks
 from mamba_kernels.selective_scan.triton_launch import (
     Pass,
@@ -98,6 +100,36 @@ def _plan_backward(
     )
 
 
+TILE = 2048
+
+
+def _tiles(cells: int, channels: int) -> tuple[int, int, int]:
+    """Return a tile's rows and columns, and the tiles of a grid."""
+    columns = min(TILE, next_power_of_2(channels))
+    rows = TILE // columns
+    return rows, columns, ceil_divide(cells, rows) * ceil_divide(channels, columns)
+
+
+@per_layout
+def _plan_merge(parts_BKLX: Tensor, z_BLX: Tensor, has_z: bool, keep: bool, scale: float) -> Launch:
+    batch, readings, cells, channels = parts_BKLX.shape
+    rows, columns, tiles = _tiles(cells, channels)
+    return Launch(
+        merge, launch_grid("selective_scan_route", batch * tiles), readings, cells, channels, scale, *z_BLX.stride(),
+        HAS_Z=has_z, KEEP=keep, ROWS=rows, COLUMNS=columns, num_warps=4,
+    )  # fmt: skip
+
+
+@per_layout
+def _plan_unmerge(dout_BLX: Tensor, z_BLX: Tensor, dz_BLX: Tensor, scale: float) -> Launch:
+    batch, cells, channels = dout_BLX.shape
+    rows, columns, tiles = _tiles(cells, channels)
+    return Launch(
+        unmerge, launch_grid("selective_scan_route", batch * tiles), cells, channels, scale, *dout_BLX.stride(),
+        *z_BLX.stride(), *dz_BLX.stride(), ROWS=rows, COLUMNS=columns, num_warps=4,
+    )  # fmt: skip
+
+
 class RouteScan:
     """A scan along a route on a GPU, with the arguments and passes of `cpu.RouteScan`.
 
@@ -123,8 +155,13 @@ class RouteScan:
         self._shared = x.dim() < delta.dim()
         self._checkpoints = checkpoint_shape(x, delta, A, B, C)
         x_BKLD = self._on_cells(x[:, None] if self._shared else x).expand(-1, readings.K, -1, -1)
-        self._low_BKLR = self._on_cells(delta)
-        steps = self._low_BKLR if delta_weight is None else self._low_BKLR @ delta_weight.to(delta.dtype).mT
+        steps = self._on_cells(delta)
+        if delta_weight is not None:
+            # Matrix products are several times faster where rows start at multiples of 16 bytes.
+            short = -delta.shape[-1] % 8
+            steps = F.pad(steps, (0, short))
+            self._low_BKLR, self._weight_KDR = steps, F.pad(delta_weight.to(delta.dtype), (0, short))
+            steps = steps @ self._weight_KDR.mT
         marks = None
         if readings.segment is not None:
             reset, padding = segment_marks(readings.segment)
@@ -138,33 +175,46 @@ class RouteScan:
         )
         self._inputs = (*self._layout, *(x if part is None else part for part in (*optional, marks)), readings.order)
 
-    def forward(self, save: bool) -> tuple[Tensor, Tensor]:
-        """Return the merged result (B, *grid, D or K*D) in float32, and what `backward` starts from if ``save``."""
+    def forward(self, z: Tensor | None, out_dtype: torch.dtype, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the result (B, *grid, D or K*D), and what `backward` starts from: see `cpu.RouteScan.forward`.
+
+        Readings leave results in float32, or in ``out_dtype`` where that has 16 bits.
+        """
         batch, K, cells, channels = self._layout[1].shape
-        merged = self._new(batch, cells, K, channels) if self._concatenates else self._new(batch, K, cells, channels)
-        y_BKLD = merged.transpose(1, 2) if self._concatenates else merged
+        dtype = out_dtype if out_dtype.itemsize == 2 else torch.float32
+        sizes = (batch, cells, K, channels) if self._concatenates else (batch, K, cells, channels)
+        parts = torch.empty(sizes, dtype=dtype, device=self._x.device)
+        y_BKLD = parts.transpose(1, 2) if self._concatenates else parts
         checkpoints = self._new(*(self._checkpoints if save else (0,)))
         plan = _plan_forward(*self._layout, *self._options, save, y_BKLD)
         plan.run((*self._inputs, checkpoints, y_BKLD), self._new(batch, K, *self._state_shape), None)
-        if self._concatenates:
-            merged = merged.flatten(2)
-        elif K == 1:
-            merged = merged[:, 0]
+        parts_BKLX = parts.view(batch, 1, cells, K * channels) if self._concatenates else parts
+        keep = save and z is not None
+        if z is None and parts_BKLX.shape[1] == 1 and dtype == out_dtype:
+            out, merged = parts_BKLX[:, 0], parts.new_empty(0)
         else:
-            merged = merged.mean(1) if self._readings.merge == "mean" else merged.sum(1)
-        return merged.unflatten(1, self._readings.shape), checkpoints
+            out = torch.empty_like(parts_BKLX[:, 0], dtype=out_dtype)
+            merged = torch.empty_like(parts_BKLX[:, 0]) if keep else parts.new_empty(0)
+            z_BLX = out if z is None else z.flatten(1, -2)
+            _plan_merge(parts_BKLX, z_BLX, z is not None, keep, self._scale)(parts_BKLX, z_BLX, out, merged)
+        return out.unflatten(1, self._readings.shape), merged, checkpoints
 
-    def backward(self, grad_merged: Tensor, checkpoints: Tensor) -> tuple[Tensor, ...]:
-        """Return the gradients of x, delta, A, B, C, D, delta_bias and delta_weight, empty where the input is None."""
+    def backward(self, dout: Tensor, z: Tensor | None, merged: Tensor, checkpoints: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight, empty for absent inputs."""
         batch, K, cells, channels = self._layout[1].shape
-        if self._readings.merge == "mean":
-            grad_merged = grad_merged / K
-        dy_BLD = grad_merged.flatten(1, -2)
-        if self._concatenates:
-            dy_BKLD = dy_BLD.unflatten(2, (K, channels)).transpose(1, 2)
-        else:
-            dy_BKLD = dy_BLD[:, None].expand(-1, K, -1, -1)
         x, device = self._x, self._x.device
+        dy_BLX, dz = dout.flatten(1, -2), x.new_empty(0)
+        if z is not None:
+            z_BLX, dz_BLX = z.flatten(1, -2), torch.empty_like(z.flatten(1, -2))
+            dpart = torch.empty(dy_BLX.shape, dtype=dout.dtype, device=device)
+            _plan_unmerge(dy_BLX, z_BLX, dz_BLX, self._scale)(dy_BLX, z_BLX, merged, dpart, dz_BLX)
+            dy_BLX, dz = dpart, in_order_of(dz_BLX.view(z.shape), z)
+        elif self._scale != 1:
+            dy_BLX = dy_BLX * self._scale
+        if self._concatenates:
+            dy_BKLD = dy_BLX.unflatten(2, (K, channels)).transpose(1, 2)
+        else:
+            dy_BKLD = dy_BLX[:, None].expand(-1, K, -1, -1)
         dx_BKLD = torch.empty((batch, K, cells, channels), dtype=x.dtype, device=device)
         dsteps = torch.empty((batch, K, cells, channels), dtype=self._layout[1].dtype, device=device)
         dA = empty_in_order(self._A)
@@ -181,16 +231,21 @@ class RouteScan:
         plan.parts(dA_parts, dD_parts, dbias_parts, dA, dD, dbias)
         plan.matrices(dB_parts, dB)
         plan.matrices(dC_parts, dC)
-        dx = empty_in_order(x).copy_((dx_BKLD.sum(1) if self._shared else dx_BKLD).view(x.shape))
-        dweight, dlow = x.new_empty(0), dsteps
+        dx = dx_BKLD.sum(1) if self._shared else dx_BKLD
+        dweight, ddelta = x.new_empty(0), dsteps
         if self._weight is not None:
-            dweight = empty_in_order(self._weight).copy_((dsteps.mT @ self._low_BKLR).sum(0))
-            dlow = dsteps @ self._weight.to(dsteps.dtype)
-        ddelta, dB, dC = (
-            empty_in_order(part).copy_(gradient.view(part.shape))
-            for part, gradient in ((self._delta, dlow), (self._B, dB), (self._C, dC))
+            rank = self._weight.shape[-1]
+            dweight = empty_in_order(self._weight).copy_((dsteps.mT @ self._low_BKLR).sum(0)[..., :rank])
+            ddelta = (dsteps @ self._weight_KDR)[..., :rank]
+        dx, ddelta, dB, dC = (
+            in_order_of(gradient.reshape(part.shape), part)
+            for part, gradient in ((x, dx), (self._delta, ddelta), (self._B, dB), (self._C, dC))
         )
-        return dx, ddelta, dA, dB, dC, dD, dbias, dweight
+        return dx, ddelta, dA, dB, dC, dD, dz, dbias, dweight
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 / self._readings.K if self._readings.merge == "mean" else 1.0
 
     @property
     def _concatenates(self) -> bool:

@@ -15,6 +15,8 @@ from mamba_kernels.gpu import ceil_divide, next_power_of_2
 # Programs of one warp that a multiprocessor should have before time is left uncut.
 WARPS_WANTED = 16
 HOPPER_WARPS = 7
+# With few states the pass that finds what enters each part costs nearly as much as the scan itself.
+FEW_STATES_WARPS = 5
 
 
 class Shape(NamedTuple):
@@ -72,21 +74,26 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
         return None
     group = shape.channels // shape.groups
     lanes = min(4 if backward else max(2, state_pad // 16), state_pad)
-    # Of the blocks that fit a group of channels, the largest; without groups, the smallest that holds all channels.
-    wanted = [(deep, warps) for deep in ((2, 1) if backward else (1,)) for warps in ((4, 2, 1) if backward else (2, 1))]
-    blocks = [(32 // lanes * deep * warps, deep, warps) for deep, warps in wanted]
+    # The largest block that leaves few lanes idle; blocks never span two groups of channels.
+    sizes = [(deep, warps) for deep in ((2, 1) if backward else (1,)) for warps in ((4, 2, 1) if backward else (2, 1))]
+    blocks = [(32 // lanes * deep * warps, deep, warps) for deep, warps in sizes]
     if shape.groups > 1:
-        fitting = [x for x in blocks if group % x[0] == 0]
-    else:
-        fitting = [x for x in blocks if x[0] < 2 * group] or blocks[-1:]
-    if not fitting:
+        blocks = [x for x in blocks if group % x[0] == 0]
+    if not blocks:
         return None
-    block, deep, warps = fitting[0]
+    least = min(_padded(group, x[0]) for x in blocks)
+    block, deep, warps = next(x for x in blocks if _padded(group, x[0]) <= 1.1 * least)
     constants = {"N_PAD": state_pad, "LANES": lanes, "STEPS": checkpoint_distance(shape.states), "num_warps": warps}
     if backward:
         constants["DEEP"] = deep
+    wanted = HOPPER_WARPS if shape.states > 4 else FEW_STATES_WARPS
     running = shape.batch * ceil_divide(shape.channels, block) * warps
-    return Plan(block, _part_length(shape, ceil_divide(shape.processors * HOPPER_WARPS, max(1, running))), constants)
+    return Plan(block, _part_length(shape, ceil_divide(shape.processors * wanted, max(1, running))), constants)
+
+
+def _padded(channels: int, block: int) -> int:
+    """Return the channels that whole blocks would hold."""
+    return ceil_divide(channels, block) * block
 
 
 def _part_length(shape: Shape, parts: int) -> int:
