@@ -33,17 +33,17 @@ class StreamedImageData(ImageData):
             f"{self.root}: {len(found):,} training images, {len(found.classes)} classes, {self.preprocessing.size} px"
         )
 
-    def train_dataloader(self) -> StreamingLoader:  # type: ignore[override]
+    def train_dataloader(self) -> StreamingLoader:
         """Return the training batches, in an order that follows the run's seed and can be resumed anywhere."""
         options = {"shuffle": True, "seed": torch.initial_seed() % 2**32, "drop_last": True}
         images = self._stream("train", self.train_part, transform=self._random_transform(), **options)
         return self._streaming_loader(images, self.batch_size)
 
-    def val_dataloader(self) -> StreamingLoader | list[Any]:  # type: ignore[override]
+    def val_dataloader(self) -> StreamingLoader | list[Any]:
         """Return the validation batches; none where there is no validation part."""
         return self._evaluation("val", self.val_part)
 
-    def test_dataloader(self) -> StreamingLoader | list[Any]:  # type: ignore[override]
+    def test_dataloader(self) -> StreamingLoader | list[Any]:
         """Return the test batches; none where there is no test part."""
         return self._evaluation("test", self.test_part)
 

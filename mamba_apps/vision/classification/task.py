@@ -244,5 +244,5 @@ class ClassificationTask(pl.LightningModule):
         found = {name: 100 * value for name, value in self.scores.compute().items()}
         self.scores.reset()
         for name, value in found.items():
-            self.log(f"{part}/{name}", value)
+            self.log(f"{part}/{name}", value, sync_dist=True)
         return float(found["top1"])
