@@ -215,6 +215,7 @@ def test_two_classes_have_no_top5(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own import
 def test_compiled_training_is_training(tmp_path: Path) -> None:
     losses = []
     for compile in (False, True):
