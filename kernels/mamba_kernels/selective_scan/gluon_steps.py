@@ -67,7 +67,7 @@ def load_tile(
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
     row = position(order, t, stop, length, WALK)
-    at = row.to(gl.int64)[:, None] * row_stride + c[None, :] * column_stride
+    at = row.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
     return gl.load(base + at, mask=(t < stop)[:, None] & (c < columns)[None, :], other=0.0)
 
 
@@ -80,7 +80,7 @@ def store_tile(
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
     row = position(order, t, stop, length, WALK)
-    at = row.to(gl.int64)[:, None] * row_stride + c[None, :] * column_stride
+    at = row.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
     tile = gl.convert_layout(tile.to(base.dtype.element_ty), TILE[2])
     gl.store(base + at, tile, mask=(t < stop)[:, None] & (c < columns)[None, :])
 
