@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.models import DLinear, ITransformer, PatchTST, Sizes, SMamba, create, from_reference
+from mamba_apps.forecasting.models import (
+    DLinear,
+    ITransformer,
+    MambaSimple,
+    PatchTST,
+    Sizes,
+    SMamba,
+    TimeMachine,
+    create,
+    from_reference,
+)
 from mamba_apps.forecasting.models.adapters import our_names
 from mamba_apps.forecasting.models.base import checked_quantiles, interpolated, masked_mean
 from mamba_apps.forecasting.models.patchtst import sinusoid
@@ -292,13 +305,13 @@ def test_the_adapter_is_strict(family: str) -> None:
 
 
 def test_a_head_for_another_task_is_refused() -> None:
-    with pytest.raises(UserError, match="task_name='classification' is not supported"):
-        from_reference("patchtst", {**ARGUMENTS["patchtst"], "task_name": "classification"}, {})
+    with pytest.raises(UserError, match="task_name='imputation' is not supported"):
+        from_reference("patchtst", {**ARGUMENTS["patchtst"], "task_name": "imputation"}, {})
 
 
 def test_a_family_without_adapter_is_refused() -> None:
     with pytest.raises(UserError, match="smamba"):
-        from_reference("timemachine", {}, {})
+        from_reference("timemixer", {}, {})
 
 
 def test_individual_dlinear_maps_find_their_place() -> None:
@@ -307,3 +320,28 @@ def test_individual_dlinear_maps_find_their_place() -> None:
     state = {f"{part}.{i}.{kind}": torch.rand(shapes[kind]) for part in parts for i in range(2) for kind in shapes}
     model = from_reference("dlinear", {**ARGUMENTS["dlinear"], "individual": True}, state)
     torch.testing.assert_close(model.state_dict()["trend.1.weight"], state["Linear_Trend.1.weight"])
+
+
+@pytest.mark.parametrize("card", ["timemachine_ci", "timemachine_mix", "tslib_mambasimple", "patchtst_cls"])
+def test_the_adapters_of_recorded_models_are_strict(card: str) -> None:
+    folder = Path(__file__).parents[1] / "parity" / "data"
+    entries = json.loads((folder / f"{card}.json").read_text(encoding="utf-8"))
+    family = {"tslib_mambasimple": "mambasimple"}.get(card, card.split("_")[0])
+    kinds = ("param.", "buffer.")
+    held = load_file(folder / f"{card}.safetensors")
+    state = {key.partition(".")[2]: value for key, value in held.items() if key.startswith(kinds)}
+    from_reference(family, entries["args"], state)
+    with pytest.raises(UserError, match="missing"):
+        from_reference(family, entries["args"], dict(list(state.items())[1:]))
+    with pytest.raises(UserError, match=r"unexpected.*extra"):
+        from_reference(family, entries["args"], {**state, "extra.weight": torch.zeros(1)})
+
+
+def test_timemachine_with_a_scale_a_variate_refuses_another_number_of_variates() -> None:
+    with pytest.raises(UserError, match="got 3 variates"):
+        TimeMachine(12, 3, channels=2, n1=4, n2=2, d_state=2)(torch.randn(1, 12, 3))
+
+
+def test_mambasimple_refuses_a_horizon_longer_than_its_lookback() -> None:
+    with pytest.raises(UserError, match="longer than the lookback"):
+        MambaSimple(12, 13)

@@ -18,6 +18,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "itransformer": {"d_model": 16, "heads": 2},
     "patchtst": {"patch": 6, "d_model": 16, "heads": 2},
     "dlinear": {"moving_average": 5, "effect_width": 8},
+    "timemachine": {"n1": 12, "n2": 8, "d_state": 4},
+    "mambasimple": {"d_model": 16, "d_state": 4},
 }
 CASES = [pytest.param(name, {}, id=name) for name in names()] + [
     pytest.param("patch", {"mixer": "attention"}, id="patch-attention"),
@@ -26,7 +28,11 @@ CASES = [pytest.param(name, {}, id=name) for name in names()] + [
 ]
 every_model = pytest.mark.parametrize(("name", "options"), CASES)
 # The target is S-Mamba's first token: the last forward scan has one step when it reaches it, so its decay is not used.
-DEAD = {"smamba": {"network.layers.1.mixer.sets.0.A_log"}}
+# TimeMachine's Mambas along the tokens have one token, the series.
+DEAD = {
+    "smamba": {"network.layers.1.mixer.sets.0.A_log"},
+    "timemachine": {"network.along1.A_log", "network.along2.A_log"},
+}
 COUNTS = {"past": 2, "future": 3, "static": 2}
 
 

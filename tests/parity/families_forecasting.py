@@ -13,17 +13,19 @@ _CLASSES = {
     "iTransformer model.iTransformer.Model": "itransformer",
     "TSLib models.PatchTST.Model": "patchtst",
     "TSLib models.DLinear.Model": "dlinear",
+    "TSLib models.MambaSimple.Model": "mambasimple",
+    "TimeMachine models.TimeMachine.Model": "timemachine",
 }
 
 
-@family("smamba_*", "itransformer_*", "patchtst_*", "dlinear*")
+@family("smamba_*", "itransformer_*", "patchtst_*", "dlinear*", "timemachine_*", "tslib_mambasimple*")
 def check_forecaster(card: Card) -> None:
     if card.kind not in _CLASSES:
         raise UnsupportedCardError(f"{card.name}: unsupported model {card.kind!r}")
     name = _CLASSES[card.kind]
     model = from_reference(name, card.entries["args"], card.group("param.") | card.group("buffer.")).eval()
     inputs = {key: x.requires_grad_() for key, x in card.group("input.").items()}
-    unknown = sorted(set(inputs) - {"x_enc", "x_mark_enc"})
+    unknown = sorted(set(inputs) - {"x", "x_enc", "x_mark_enc"})
     if unknown:
         raise UnsupportedCardError(f"{card.name}: unsupported input {', '.join(unknown)}")
     comparison = Comparison(card)

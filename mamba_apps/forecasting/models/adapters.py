@@ -1,14 +1,14 @@
 """Published forecasters from and to the state dicts of their reference code: every key must find its place.
 
-The reference names are those of S-D-Mamba (S-Mamba), the iTransformer repository, and the Time-Series-Library
-(PatchTST, DLinear).
+The reference names are those of S-D-Mamba (S-Mamba), TimeMachine, the iTransformer repository, and the
+Time-Series-Library (MambaSimple, PatchTST, DLinear).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.models.dlinear import DLinear
 from mamba_apps.forecasting.models.inverted import ITransformer, SMamba
+from mamba_apps.forecasting.models.mambasimple import MambaSimple
 from mamba_apps.forecasting.models.patchtst import PatchTST
+from mamba_apps.forecasting.models.timemachine import TimeMachine
 from mamba_apps.state_dicts import fitted, refuse_keys
 
 _REMEDY = "give the reference's whole state dict and the arguments that belong to it"
@@ -49,15 +51,17 @@ class _Family:
         cls: Our class.
         rules: Beginnings of its keys, as patterns, and of ours.
         arguments: Its constructor's arguments and ours; None for one that changes nothing we compute.
-        fixed: Arguments of which one value alone is what our class computes.
-        dead: Parts of names of modules that the reference creates and never uses.
+        fixed: Arguments of which our class computes these values alone.
+        dead: Parts of names of modules that the reference creates and never uses, or that are no weights.
+        options: Further options of our class.
     """
 
     cls: Callable[..., nn.Module]
     rules: tuple[tuple[str, str], ...]
     arguments: Mapping[str, str | None]
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, tuple[Any, ...]]
     dead: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 _FAMILIES = {
@@ -76,10 +80,11 @@ _FAMILIES = {
     "patchtst": _Family(
         PatchTST,
         (*_ENCODER_LAYER, (r"encoder\.norm\.1\.", "norm."), (r"patch_embedding\.value_embedding\.", "embedding."),
-         (r"head\.linear\.", "head.")),
+         (r"head\.linear\.", "head."), (r"projection\.", "head.")),
         {**{k: v for k, v in _INVERTED_ARGUMENTS.items() if k != "use_norm"}, "n_heads": "heads", "factor": None,
-         "patch_len": "patch", "stride": "stride", "enc_in": None},
-        {"task_name": "long_term_forecast"},
+         "patch_len": "patch", "stride": "stride", "enc_in": "channels", "num_class": "classes"},
+        {"task_name": ("long_term_forecast", "classification")},
+        dead=(".position_embedding.",),
     ),
     "dlinear": _Family(
         DLinear,
@@ -87,7 +92,28 @@ _FAMILIES = {
          (r"Linear_Seasonal\.", "seasonal.0."), (r"Linear_Trend\.", "trend.0.")),
         {"seq_len": "lookback", "pred_len": "horizon", "enc_in": "channels", "moving_avg": "moving_average",
          "individual": "individual"},
-        {"task_name": "long_term_forecast"},
+        {"task_name": ("long_term_forecast",)},
+    ),
+    "timemachine": _Family(
+        TimeMachine,
+        ((r"lin1\.", "embed1."), (r"lin2\.", "embed2."), (r"lin3\.", "widen."), (r"lin4\.", "head."),
+         (r"mamba3\.", "along1."), (r"mamba4\.", "across1."), (r"mamba2\.", "along2."), (r"mamba1\.", "across2."),
+         (r"revin_layer\.affine_", "affine.")),
+        {"seq_len": "lookback", "pred_len": "horizon", "enc_in": "channels", "n1": "n1", "n2": "n2",
+         "dropout": "dropout", "revin": "affine", "ch_ind": "independent", "residual": "residual",
+         "d_state": "d_state", "dconv": "d_conv", "e_fact": "expand"},
+        {},
+    ),
+    "mambasimple": _Family(
+        MambaSimple,
+        ((r"layers\.(\d+)\.mixer\.", r"mixers.\1."), (r"layers\.(\d+)\.norm\.", r"norms.\1."),
+         (r"out_layer\.", "head."), (r"embedding\.value_embedding\.tokenConv\.", "embedding."),
+         (r"embedding\.temporal_embedding\.embed\.", "mark_embedding.")),
+        {"seq_len": "lookback", "pred_len": "horizon", "enc_in": "channels", "c_out": None, "d_model": "d_model",
+         "d_ff": "d_state", "expand": "expand", "d_conv": "d_conv", "e_layers": "layers", "dropout": "dropout"},
+        {"task_name": ("long_term_forecast",), "embed": ("timeF",), "freq": ("h",)},
+        dead=(".position_embedding.",),
+        options={"marks": 4},
     ),
 }  # fmt: skip
 
@@ -96,23 +122,24 @@ def from_reference(family: str, arguments: Mapping[str, Any], state_dict: Mappin
     """Build a published forecaster from its reference code's arguments and weights.
 
     Args:
-        family: "smamba", "itransformer", "patchtst" or "dlinear".
+        family: "smamba", "itransformer", "patchtst", "dlinear", "timemachine" or "mambasimple".
         arguments: The reference's own, such as seq_len, pred_len, d_model, e_layers.
         state_dict: Its state dict, or the parameters and buffers of it.
 
     Returns:
-        Our module, in training mode as PyTorch builds it; it takes x_enc (B, L, C), and for the inverted forecasters
-        x_mark_enc (B, L, M) too.
+        Our module, in training mode as PyTorch builds it; it takes x_enc (B, L, C), and the inverted forecasters and
+        MambaSimple take x_mark_enc (B, L, M) too.
 
     Raises:
         UserError: If an argument is not supported, or a key is missing, unexpected or of the wrong shape.
     """
     known = _family(family)
-    options = {}
+    options = dict(known.options)
     for name, value in arguments.items():
         if name in known.fixed:
-            if value != known.fixed[name]:
-                raise UserError(f"{family}: {name}={value!r} is not supported", f"use {name}={known.fixed[name]!r}")
+            if value not in known.fixed[name]:
+                remedy = " or ".join(f"{name}={choice!r}" for choice in known.fixed[name])
+                raise UserError(f"{family}: {name}={value!r} is not supported", f"use {remedy}")
         elif name not in known.arguments:
             raise UserError(f"{family}: unsupported argument {name}={value!r}", f"use {', '.join(known.arguments)}")
         elif (ours := known.arguments[name]) is not None:

@@ -34,9 +34,11 @@ class PatchTST(nn.Module):
         layers: Number of layers.
         dropout: Probability of dropping, in [0, 1).
         activation: "gelu" or "relu".
+        channels: With ``classes``, the number of variates (C).
+        classes: Classes that the variates together are told apart into; None to forecast.
 
     Raises:
-        UserError: If the patch does not fit the lookback, or ``d_model`` is odd.
+        UserError: If the patch does not fit the lookback, ``d_model`` is odd, or ``classes`` lacks the channels.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class PatchTST(nn.Module):
         layers: int = 2,
         dropout: float = 0.1,
         activation: str = "gelu",
+        channels: int | None = None,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
         d_ff = 2 * d_model if d_ff is None else d_ff
@@ -63,7 +67,9 @@ class PatchTST(nn.Module):
             )
         if d_model % 2:
             raise UserError(f"patchtst: d_model is {d_model}", "give an even number: half sines, half cosines")
-        self.patch, self.stride = patch, stride
+        if classes and not channels:
+            raise UserError("patchtst: classes need the number of variates", "give channels")
+        self.patch, self.stride, self.classes = patch, stride, classes
         tokens = (lookback - patch) // stride + 2
         self.embedding = nn.Linear(patch, d_model, bias=False)
         self.register_buffer("position_TD", sinusoid(tokens, d_model), persistent=False)
@@ -79,10 +85,11 @@ class PatchTST(nn.Module):
             for _ in range(layers)
         )
         self.norm = nn.BatchNorm1d(d_model)
-        self.head = nn.Linear(d_model * tokens, horizon)
+        features = d_model * tokens
+        self.head = nn.Linear(features * (channels or 1), classes) if classes else nn.Linear(features, horizon)
 
     def forward(self, x_enc_BLC: Tensor) -> Tensor:
-        """Forecast the variates (B, L, C), each by itself: (B, H, C)."""
+        """Forecast the variates (B, L, C), each by itself: (B, H, C); or return logits (B, classes)."""
         mean_B1C, scale_B1C = instance_statistics(x_enc_BLC)
         x_SL = ((x_enc_BLC - mean_B1C) / scale_B1C).transpose(1, 2).flatten(0, 1)
         x_STP = F.pad(x_SL[:, None], (0, self.stride), mode="replicate")[:, 0].unfold(-1, self.patch, self.stride)
@@ -90,6 +97,8 @@ class PatchTST(nn.Module):
         for layer in self.layers:
             x_STD = layer(x_STD)
         x_SDT = self.norm(x_STD.transpose(1, 2))
+        if self.classes:
+            return self.head(self.dropout(x_SDT.reshape(len(x_enc_BLC), -1)))
         y_SH = self.dropout(self.head(x_SDT.flatten(1)))
         y_BHC = y_SH.unflatten(0, (len(x_enc_BLC), -1)).transpose(1, 2)
         return y_BHC * scale_B1C + mean_B1C

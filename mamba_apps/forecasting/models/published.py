@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from mamba_apps.forecasting.models.base import Sizes
 from mamba_apps.forecasting.models.dlinear import DLinear
 from mamba_apps.forecasting.models.effect import EffectForecaster, outputs
 from mamba_apps.forecasting.models.inverted import ITransformer, SMamba
+from mamba_apps.forecasting.models.mambasimple import MambaSimple
 from mamba_apps.forecasting.models.patchtst import PatchTST
 from mamba_apps.forecasting.models.registry import register
+from mamba_apps.forecasting.models.timemachine import TimeMachine
 
 _EFFECT_WIDTH = 32
 
@@ -188,3 +193,95 @@ class DLinearForecaster(EffectForecaster):
     ) -> None:
         network = DLinear(sizes.lookback, outputs(sizes, quantiles), moving_average=moving_average)
         super().__init__(sizes, network, quantiles, effect_width)
+
+
+@register("timemachine")
+class TimeMachineForecaster(EffectForecaster):
+    """TimeMachine: four Mambas on two widths of the embedded past.
+
+    Covariates known ahead come through the covariate effect; it has no place for past ones.
+
+    Args:
+        sizes: The shape of the problem.
+        n1: Features of the first embedding.
+        n2: Features of the second embedding.
+        d_state: The Mambas' states per channel.
+        dropout: Probability of dropping after each embedding, in [0, 1).
+        quantiles: As in `ForecastModel`.
+        effect_width: Hidden channels of the covariate effect.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        n1: int = 128,
+        n2: int = 32,
+        d_state: int = 64,
+        dropout: float = 0.1,
+        quantiles: Sequence[float] | None = None,
+        effect_width: int = _EFFECT_WIDTH,
+    ) -> None:
+        network = TimeMachine(sizes.lookback, outputs(sizes, quantiles), n1=n1, n2=n2, d_state=d_state, dropout=dropout)
+        super().__init__(sizes, network, quantiles, effect_width)
+
+
+@register("mambasimple")
+class MambaSimpleForecaster(EffectForecaster):
+    """MambaSimple: Mamba over the steps of the past, the last of which are read as the forecast.
+
+    Past covariates are embedded beside the target; the future of those known ahead comes through the covariate effect.
+    A lookback shorter than the horizon is continued to the left by its first step.
+
+    Args:
+        sizes: The shape of the problem.
+        d_model: Model channels, an even number.
+        d_state: The Mambas' states per channel.
+        layers: Number of layers.
+        dropout: Probability of dropping the embedding, in [0, 1).
+        quantiles: As in `ForecastModel`.
+        effect_width: Hidden channels of the covariate effect.
+    """
+
+    covariates = frozenset({"past"})
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        d_model: int = 128,
+        d_state: int = 16,
+        layers: int = 2,
+        dropout: float = 0.1,
+        quantiles: Sequence[float] | None = None,
+        effect_width: int = _EFFECT_WIDTH,
+    ) -> None:
+        values = len(quantiles) if quantiles else 1
+        network = MambaSimple(
+            max(sizes.lookback, sizes.horizon),
+            sizes.horizon,
+            channels=values,
+            marks=sizes.n_past + sizes.n_future,
+            d_model=d_model,
+            d_state=d_state,
+            layers=layers,
+            dropout=dropout,
+        )
+        missing = max(0, sizes.horizon - sizes.lookback)
+        super().__init__(sizes, _StepByStep(network, missing, values), quantiles, effect_width)
+
+
+class _StepByStep(nn.Module):
+    """A network from steps to steps, with its input as long as its output needs, and one variate for each quantile."""
+
+    def __init__(self, network: nn.Module, missing: int, values: int) -> None:
+        super().__init__()
+        self.network, self.missing, self.values = network, missing, values
+
+    def forward(self, x_BL1: Tensor, x_BLM: Tensor | None = None) -> Tensor:
+        x_BLQ = self._longer(x_BL1).expand(-1, -1, self.values)
+        y_BHQ = self.network(x_BLQ, None if x_BLM is None else self._longer(x_BLM))
+        return y_BHQ.flatten(1)[..., None]
+
+    def _longer(self, x_BLC: Tensor) -> Tensor:
+        return F.pad(x_BLC.transpose(1, 2), (self.missing, 0), mode="replicate").transpose(1, 2)
