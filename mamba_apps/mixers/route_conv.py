@@ -35,12 +35,12 @@ def causal_conv1d_route(
     Returns:
         The grids (B, K, *spatial, E).
     """
-    readings = route.readings(tuple(x.shape[1:-1]), x.device)
     x_BLE = x.flatten(1, -2)
-    row_major = route.name in ("forward", "bidirectional")
-    if row_major and readings.mirrored:
+    if route.name == "bidirectional":
         y_BKEL = causal_conv1d_bidirectional(x_BLE.mT, weight_KEW, bias_KE, activation, backend=backend)
         return y_BKEL.mT.unflatten(2, x.shape[1:-1])
+    readings = route.readings(tuple(x.shape[1:-1]), x.device)
+    row_major = route.name == "forward"
     # Of mirrored readings only the first half is gathered: the others are the same sequences, convolved from the end.
     paths = readings.K // 2 if readings.mirrored else readings.K
     ys: dict[int, Tensor] = {}

@@ -23,7 +23,7 @@ from mamba_apps.mixers.base import Mixer
 from mamba_apps.mixers.norms import LayerNorm
 from mamba_apps.mixers.registry import create
 from mamba_apps.mixers.routed import RoutedMixer
-from mamba_kernels import Route, selective_scan_route
+from mamba_kernels import Route, depthwise_conv, selective_scan_route
 
 # What each forward type scans: a route, or "cascade" (rows, then columns of the result). The numbers of v01 to v05 tell
 # the reference's backends and precisions apart; here all of them scan in float32 whatever the dtype of the input.
@@ -144,6 +144,7 @@ class SS2D(Mixer):
 
         gated = self.forward_type.gate is not None
         self.in_proj = nn.Linear(d_model, 2 * d_inner if gated else d_inner, bias=bias)
+        # Holds the parameters under their usual names; for 3 x 3 cells the operator does the work.
         self.conv2d = (
             nn.Conv2d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv // 2, bias=conv_bias)
             if d_conv > 1
@@ -218,15 +219,21 @@ class SS2D(Mixer):
         u, z = self.in_proj(x_BLD), None
         if self.forward_type.gate is not None:
             u, z = u.chunk(2, dim=-1)
-        if self.conv2d is not None:
-            u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        u = F.silu(u)
+        u = self._convolve(u)
         y = self._normalise(self._read(u), u.dtype)
         if self.forward_type.out_act:
             y = F.gelu(y)
         if z is not None:
             y = y * (F.silu(z) if self.forward_type.gate == "silu" else z)
         return self.dropout(self.out_proj(y))
+
+    def _convolve(self, u: Tensor) -> Tensor:
+        """Return SiLU of the convolved grid (B, H, W, E): in one pass for the width that the published models have."""
+        if self.conv2d is None:
+            return F.silu(u)
+        if self.conv2d.kernel_size == (3, 3):
+            return depthwise_conv(u, self.conv2d.weight[:, 0], self.conv2d.bias, "silu", backend=self.backend)
+        return F.silu(self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
     def _normalise(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the normalised scan in ``dtype``: the norm is the last to see float32."""

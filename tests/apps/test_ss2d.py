@@ -21,6 +21,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"forward_type": "v05_noz", "d_state": 3},
     {"forward_type": "v052dc_noz", "d_state": 2, "expand": 1},
     {"forward_type": "v05_nozact", "d_conv": 1},
+    {"forward_type": "v05_noz", "d_conv": 5, "conv_bias": True},
     {"forward_type": "v05_noz_oact_no32", "bias": True},
     *({"forward_type": f"v05_{norm}_noz"} for norm in ("onnone", "oncnorm", "ondwconv3", "onsoftmax", "onsigmoid")),
     {"forward_type": "v05_noz", "route": "snake"},
