@@ -81,6 +81,12 @@ class LayerNorm(_Norm):
         super().__init__(width, eps, bias, **options)
 
 
+def linear_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast gives linear layers, else None: a norm that writes it saves the conversion."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def create_norm(
     name: Literal["rms", "layer"], width: int, eps: float = 1e-5, backend: str | None = None
 ) -> RMSNorm | LayerNorm:

@@ -112,6 +112,7 @@ class MambaVision(nn.Module):
                         mlp_ratio,
                         layer_scale,
                         rate,
+                        backend,
                     )
                     for j, rate in enumerate(level_rates)
                 ]

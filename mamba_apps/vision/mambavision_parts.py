@@ -17,7 +17,8 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import RoutedMixer, create, spec
+from mamba_apps.mixers import LayerNorm, RoutedMixer, create, spec
+from mamba_apps.mixers.norms import linear_dtype
 from mamba_apps.mixers.routed import Share
 from mamba_kernels import Route
 
@@ -53,6 +54,7 @@ class WindowBlock(nn.Module):
         mlp_ratio: Hidden channels of the MLP per channel.
         layer_scale: Where the learned scales start; None for no scales.
         drop_path: Probability of skipping each part in training.
+        backend: The norms' implementation to force.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class WindowBlock(nn.Module):
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = (LayerNorm(dim, backend=backend) for _ in range(2))
         self.mixer = mixer
         self.mlp = Mlp(dim, int(dim * mlp_ratio)).apply(init_linear)
         self.ls1, self.ls2 = (nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale) for _ in range(2))
@@ -72,8 +75,11 @@ class WindowBlock(nn.Module):
 
     def forward(self, x_NLD: Tensor) -> Tensor:
         """Return tokens of the same shape."""
-        x_NLD = x_NLD + self.drop_path(self.ls1(self.mixer(self.norm1(x_NLD))))
-        return x_NLD + self.drop_path(self.ls2(self.mlp(self.norm2(x_NLD))))
+        mixed_NLD = self.drop_path(self.ls1(self.mixer(self.norm1(x_NLD, out_dtype=linear_dtype(x_NLD)))))
+        # The sum and its norm in one pass; under autocast a layer scale makes the sum wider than its first term.
+        x_NLD = x_NLD.to(torch.promote_types(x_NLD.dtype, mixed_NLD.dtype))
+        normed_NLD, x_NLD = self.norm2.add(mixed_NLD, x_NLD)
+        return x_NLD + self.drop_path(self.ls2(self.mlp(normed_NLD)))
 
 
 class Level(nn.Module):

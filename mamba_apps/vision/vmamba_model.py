@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import no_weight_decay
+from mamba_apps.mixers.norms import LayerNorm
 from mamba_apps.mixers.ss2d import SS2D
 from mamba_apps.vision.vmamba_adapter import resized_pos_embed
 from mamba_apps.vision.vmamba_parts import VMambaStage, VSSBlock, downsample, patch_embed, reset_linear
@@ -31,12 +32,15 @@ class VMambaHead(nn.Module):
         num_classes: Number of classes; 0 for the pooled features.
         global_pool: timm's name of the pooling; "" for none.
         drop_rate: Probability of dropping a pooled feature in training.
+        backend: The norm's implementation to force.
     """
 
-    def __init__(self, width: int, num_classes: int, global_pool: str, drop_rate: float) -> None:
+    def __init__(
+        self, width: int, num_classes: int, global_pool: str, drop_rate: float, backend: str | None = None
+    ) -> None:
         super().__init__()
         self.width = width
-        self.norm: nn.Module = nn.LayerNorm(width)
+        self.norm: nn.Module = LayerNorm(width, backend=backend)
         self.drop = nn.Dropout(drop_rate)
         self.reset(num_classes, global_pool)
 
@@ -137,7 +141,7 @@ class VMamba(nn.Module):
             {"num_chs": width, "reduction": patch_size * 2**i, "module": f"layers.{i}.blocks"}
             for i, width in enumerate(dims)
         ]
-        self.patch_embed = patch_embed(patch_version, in_chans, dims[0], patch_size, patch_norm)
+        self.patch_embed = patch_embed(patch_version, in_chans, dims[0], patch_size, patch_norm, backend)
         grid = tuple(side // patch_size for side in to_2tuple(img_size))
         self.pos_embed = nn.Parameter(torch.zeros(1, dims[0], *grid)) if pos_embed else None
         if self.pos_embed is not None:
@@ -157,11 +161,11 @@ class VMamba(nn.Module):
                 for rate in rates[i]
             ]  # fmt: skip
             last = i == len(dims) - 1
-            halve = nn.Identity() if last else downsample(downsample_version, width, dims[i + 1])
+            halve = nn.Identity() if last else downsample(downsample_version, width, dims[i + 1], backend)
             self.layers.append(VMambaStage(blocks, halve))
         for i in feature_norms:
-            self.add_module(f"outnorm{i}", nn.LayerNorm(dims[i]))
-        self.classifier = VMambaHead(dims[-1], num_classes, global_pool, drop_rate)
+            self.add_module(f"outnorm{i}", LayerNorm(dims[i], backend=backend))
+        self.classifier = VMambaHead(dims[-1], num_classes, global_pool, drop_rate, backend)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised last grid (B, H, W, D) of images (B, C, H, W)."""

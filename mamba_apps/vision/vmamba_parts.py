@@ -17,7 +17,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers.norms import LayerNorm
+from mamba_apps.mixers.norms import LayerNorm, linear_dtype
 from mamba_apps.mixers.ss2d import SS2D
 
 
@@ -28,11 +28,11 @@ class _ChannelsLast(nn.Module):
         return x_BCHW.permute(0, 2, 3, 1).contiguous()
 
 
-class _ResidualNorm(nn.LayerNorm):
+class _ResidualNorm(LayerNorm):
     """A layer norm that gives its weights' dtype under autocast too: the blocks after it add up in full precision."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return super().forward(x, out_dtype or self.weight.dtype)
 
 
 def reset_linear(layer: nn.Linear) -> None:
@@ -46,7 +46,9 @@ def _channels_first() -> nn.Module:
     return Rearrange("b h w c -> b c h w")
 
 
-def patch_embed(version: str, in_chans: int, width: int, patch_size: int, norm: bool) -> nn.Sequential:
+def patch_embed(
+    version: str, in_chans: int, width: int, patch_size: int, norm: bool, backend: str | None = None
+) -> nn.Sequential:
     """Build the layers from an image (B, C, H, W) to a grid (B, H / patch, W / patch, D).
 
     Args:
@@ -55,11 +57,12 @@ def patch_embed(version: str, in_chans: int, width: int, patch_size: int, norm: 
         width: Channels of the grid.
         patch_size: Pixels along a cell; 1, 2 or 4 in version 2.
         norm: Whether each convolution is normalised.
+        backend: The norms' implementation to force.
 
     Raises:
         UserError: If the version is unknown or has no such patches.
     """
-    last_norm = _ResidualNorm(width) if norm else nn.Identity()
+    last_norm = _ResidualNorm(width, backend=backend) if norm else nn.Identity()
     if version == "v1":
         return nn.Sequential(nn.Conv2d(in_chans, width, patch_size, patch_size), _ChannelsLast(), last_norm)
     if version != "v2" or patch_size not in (1, 2, 4):
@@ -70,7 +73,7 @@ def patch_embed(version: str, in_chans: int, width: int, patch_size: int, norm: 
     return nn.Sequential(
         nn.Conv2d(in_chans, width // 2, 3, first, 1),
         _ChannelsLast(),
-        nn.LayerNorm(width // 2) if norm else nn.Identity(),
+        LayerNorm(width // 2, backend=backend) if norm else nn.Identity(),
         _channels_first(),
         nn.GELU(),
         nn.Conv2d(width // 2, width, 3, second, 1),
@@ -85,12 +88,13 @@ class PatchMerging(nn.Module):
     Args:
         width: Channels of the input.
         out_width: Channels of the output.
+        backend: The norm's implementation to force.
     """
 
-    def __init__(self, width: int, out_width: int) -> None:
+    def __init__(self, width: int, out_width: int, backend: str | None = None) -> None:
         super().__init__()
         self.reduction = nn.Linear(4 * width, out_width, bias=False)
-        self.norm = nn.LayerNorm(4 * width)
+        self.norm = LayerNorm(4 * width, backend=backend)
         reset_linear(self.reduction)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,26 +103,27 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         # Squares are read column by column.
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return self.reduction(self.norm(x))
+        return self.reduction(self.norm(x, out_dtype=linear_dtype(x)))
 
 
-def downsample(version: str, width: int, out_width: int) -> nn.Module:
+def downsample(version: str, width: int, out_width: int, backend: str | None = None) -> nn.Module:
     """Build the layers that halve a grid (B, H, W, D).
 
     Args:
         version: "v1" for patch merging, "v2" for a convolution of 2 x 2 cells, "v3" for an overlapping one of 3 x 3.
         width: Channels of the input.
         out_width: Channels of the output.
+        backend: The norm's implementation to force.
 
     Raises:
         UserError: If the version is unknown.
     """
     if version == "v1":
-        return PatchMerging(width, out_width)
+        return PatchMerging(width, out_width, backend)
     if version not in ("v2", "v3"):
         raise UserError(f"VMamba has no down-sampling {version!r}", "choose v1, v2 or v3")
     conv = nn.Conv2d(width, out_width, 2, 2) if version == "v2" else nn.Conv2d(width, out_width, 3, 2, 1)
-    return nn.Sequential(_channels_first(), conv, _ChannelsLast(), _ResidualNorm(out_width))
+    return nn.Sequential(_channels_first(), conv, _ChannelsLast(), _ResidualNorm(out_width, backend=backend))
 
 
 class VSSBlock(nn.Module):
@@ -154,17 +159,11 @@ class VSSBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, H, W, D) from (B, H, W, D)."""
-        mixed = self.drop_path(self.op(self.norm(x, out_dtype=_linear_dtype(x))))
+        mixed = self.drop_path(self.op(self.norm(x, out_dtype=linear_dtype(x))))
         if self.norm2 is None or self.mlp is None:
             return x + mixed
         normed, x = self.norm2.add(mixed, x)  # the sum and its norm in one pass
         return x + self.drop_path(self.mlp(normed))
-
-
-def _linear_dtype(x: Tensor) -> torch.dtype | None:
-    """Return the dtype that autocast gives linear layers: a norm that writes it saves them the conversion."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class VMambaStage(nn.Module):

@@ -17,7 +17,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.mixers import MambaVisionMixer, create
 from mamba_apps.vision import MambaVision
 from mamba_apps.vision.mambavision import adapt
-from mamba_apps.vision.mambavision_parts import WindowBlock, WindowLevel
+from mamba_apps.vision.mambavision_parts import WindowBlock, WindowLevel, attention
 
 TINY: dict[str, Any] = {"dim": 8, "stem_dim": 4, "num_classes": 5, "conv_depths": (1,), "depths": (3,), "windows": (4,),
                         "heads": (2,)}  # fmt: skip
@@ -131,6 +131,15 @@ def test_options_reach_the_mixers() -> None:
     model = MambaVision(**TINY, mixer_options={"d_state": 5}, backend="reference")
     assert model.levels[1].blocks[0].mixer.A_log.shape[1] == 5
     assert model.levels[1].blocks[0].mixer.backend == "reference"
+
+
+def test_small_scales_are_not_rounded_away_under_autocast() -> None:
+    block = WindowBlock(16, attention(16, 2), layer_scale=1e-5)
+    torch.nn.init.zeros_(block.ls2.gamma)  # type: ignore[union-attr, arg-type]
+    x_NLD = torch.rand(2, 4, 16).add(1.0).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y_NLD = block(x_NLD)
+    assert ((y_NLD - x_NLD.float()) != 0).any()
 
 
 @pytest.mark.parametrize("pool", ["max", "avgmax", "catavgmax"])
