@@ -9,7 +9,7 @@ from timm.layers import DropPath, LayerScale
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import LayerNorm, Mixer, MixerBlock, RMSNorm, RoutedMixer, VimMixer, create, spec
+from mamba_apps.mixers import LayerNorm, Mixer, MixerBlock, RMSNorm, RoutedMixer, State, VimMixer, create, spec
 from mamba_apps.mixers.routed import Share
 from mamba_kernels import Route
 
@@ -40,6 +40,11 @@ class VimBlock(MixerBlock):
         """Run the block; see ``MixerBlock.forward``."""
         hidden, residual = super().forward(hidden, residual, seq_idx_BL=seq_idx_BL)
         return self.drop_path(self.layer_scale(hidden)), residual
+
+    def prefill(self, hidden_BLD: Tensor, residual_BLD: Tensor | None, state: State) -> tuple[Tensor, Tensor, State]:
+        """Run the block on several tokens from a state; see ``Mixer.prefill``."""
+        hidden_BLD, residual_BLD, state = super().prefill(hidden_BLD, residual_BLD, state)
+        return self.drop_path(self.layer_scale(hidden_BLD)), residual_BLD, state
 
 
 def create_mixer(

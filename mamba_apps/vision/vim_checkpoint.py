@@ -40,7 +40,8 @@ def adapt_checkpoint(checkpoint: Mapping[str, Any], model: Vim) -> dict[str, Ten
 def _learned_grid(model: Vim, patches: int) -> Grid:
     """Return the grid of a checkpoint's positions: that of the image size its configuration names, or a square."""
     height, width = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 0, 0))[1:]
-    if min(height, width) >= model.patch_embed.patch_size:
+    tall, wide = model.patch_embed.patch_size
+    if height >= tall and width >= wide:
         grid = model.patch_embed.grid((height, width))
         if math.prod(grid) == patches:
             return grid

@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping
 from typing import Any, Literal
 
 import torch
-from timm.layers import apply_rot_embed, global_pool_nlc, lecun_normal_, to_2tuple, trunc_normal_
+from timm.layers import apply_rot_embed, global_pool_nlc, to_2tuple, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
@@ -41,15 +41,16 @@ class Vim(nn.Module):
 
     Args:
         img_size: Height and width of the images, or one number for both.
-        patch_size: Edge of a patch.
-        stride: Distance of neighbouring patches; None for ``patch_size``.
+        patch_size: Height and width of a patch, or one number for both.
+        stride: Distance of neighbouring patches, likewise; None for ``patch_size``.
         in_chans: Channels of the images.
         num_classes: Classes; 0 for no classifier.
         global_pool: What the classifier sees: "token" (the class token, or the mean of two), "avg", "max" or "avgmax"
             of the patches, or "" for the whole sequence. None for "token" where there is one, else "avg".
         embed_dim: Channels of a token.
         depth: Number of blocks.
-        class_token: Where it stands: "middle" before patch M // 2, "front", "double" for one at either end, or "none".
+        class_token: Where it stands: "middle" before patch M // 2, "front", "end", "double" for one at either end, or
+            "none".
         pos_embed: Whether every place of the sequence has a learned position.
         rope: Whether what enters a block turns with each patch's row and column.
         rope_residual: Whether the residual does so too.
@@ -65,12 +66,13 @@ class Vim(nn.Module):
             "v2", or shares all but the decay rates, "v1".
         divide_out: Whether the readings are averaged rather than added.
         dynamic_img_size: Whether images of other sizes are taken, with the positions interpolated each time.
-        pos_resize: How the positions of a checkpoint are interpolated to another grid: "grid" or "official"; see
-            ``resize_position_embedding``.
+        pos_resize: How the positions of a checkpoint are interpolated to another grid: "grid", "official" or
+            "antialiased"; see ``resize_position_embedding``.
         drop_rate: Probability of dropping a channel before the classifier.
         pos_drop_rate: Probability of dropping a channel of a token before the first block.
         drop_path_rate: Probability of dropping the last block's output in training; the first's is never dropped.
         backend: The operators' implementation to force ("reference", "cpu", "triton"); None lets each choose.
+        patch_embed: What cuts the images and projects the patches, where it is not ``PatchEmbed``.
 
     Raises:
         UserError: If an option is unknown or out of range, or the mixer does not accept the route.
@@ -79,8 +81,8 @@ class Vim(nn.Module):
     def __init__(
         self,
         img_size: int | Grid = 224,
-        patch_size: int = 16,
-        stride: int | None = None,
+        patch_size: int | Grid = 16,
+        stride: int | Grid | None = None,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str | None = None,
@@ -104,14 +106,15 @@ class Vim(nn.Module):
         pos_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         backend: str | None = None,
+        patch_embed: PatchEmbed | None = None,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise UserError(f"vim: depth is {depth}", "give at least 1 block")
         if rope and embed_dim % 4:
             raise UserError(f"vim: rope turns channels by fours, and embed_dim is {embed_dim}", "give a multiple of 4")
-        if pos_resize not in ("grid", "official"):
-            raise UserError(f"vim: pos_resize is {pos_resize!r}", 'choose "grid" or "official"')
+        if pos_resize not in ("grid", "official", "antialiased"):
+            raise UserError(f"vim: pos_resize is {pos_resize!r}", 'choose "grid", "official" or "antialiased"')
         self.layout = TokenLayout(class_token)
         self.reads_grid = route not in LINES
         if self.reads_grid and self.layout.count:
@@ -125,7 +128,7 @@ class Vim(nn.Module):
         self.dynamic_img_size, self.pos_resize = dynamic_img_size, pos_resize
         self.grad_checkpointing = False
 
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, stride or patch_size)
+        self.patch_embed = patch_embed or PatchEmbed(in_chans, embed_dim, patch_size, stride)
         self.img_size: Grid = to_2tuple(img_size)
         self.grid = self.patch_embed.grid(self.img_size)
         self._class_names = {"none": (), "double": ("cls_token_head", "cls_token_tail")}.get(
@@ -150,7 +153,8 @@ class Vim(nn.Module):
             for rate in rates
         )
         self.feature_info = [
-            {"num_chs": embed_dim, "reduction": self.patch_embed.stride, "module": f"layers.{i}"} for i in range(depth)
+            {"num_chs": embed_dim, "reduction": max(self.patch_embed.stride), "module": f"layers.{i}"}
+            for i in range(depth)
         ]
         self.norm_f: RMSNorm | LayerNorm | nn.Identity = create_norm(norm, embed_dim, backend=backend)
         self.head_drop = nn.Dropout(drop_rate)
@@ -162,8 +166,7 @@ class Vim(nn.Module):
     @torch.no_grad()
     def _init_weights(self) -> None:
         """Draw what the mixers did not, and scale what writes to the residual, as the reference does."""
-        lecun_normal_(self.patch_embed.proj.weight)
-        self.patch_embed.proj.bias.zero_()  # type: ignore[union-attr]
+        self.patch_embed.reset_parameters()
         for name in self._class_names:
             trunc_normal_(self.get_parameter(name), std=0.02)
         if self.pos_embed is not None:
@@ -261,17 +264,21 @@ class Vim(nn.Module):
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes > 0:
-            like = self.patch_embed.proj.weight
+            like = self.layers[0].norm.weight
             self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
-    def set_input_size(self, img_size: int | Grid) -> None:
-        """Take images of another size from now on, with the learned positions interpolated."""
-        size: Grid = to_2tuple(img_size)
+    def set_input_size(
+        self, img_size: int | Grid | None = None, patch_size: int | Grid | None = None, stride: int | Grid | None = None
+    ) -> None:
+        """Take images of another size, or patches, from now on, with positions and projection resized."""
+        if patch_size is not None:
+            self.patch_embed.set_patch_size(patch_size, stride)
+        size: Grid = to_2tuple(img_size or self.img_size)
         grid = self.patch_embed.grid(size)
         if self.pos_embed is not None:
-            resized = resize_position_embedding(self.pos_embed.detach(), self.layout, self.grid, grid)
+            resized = self._positions(self.pos_embed.detach(), grid)
             self.pos_embed = nn.Parameter(resized, self.pos_embed.requires_grad)
         self.img_size, self.grid = size, grid
         update_model_input_size(self, size)
@@ -328,10 +335,14 @@ class Vim(nn.Module):
             class_1TD = torch.cat([self.get_parameter(name) for name in self._class_names], dim=1)
             x_BLD = self.layout.insert(x_BLD, class_1TD.expand(x_BLD.shape[0], -1, -1))
         if self.pos_embed is not None:
-            x_BLD = x_BLD + resize_position_embedding(self.pos_embed, self.layout, self.grid, grid)
+            x_BLD = x_BLD + self._positions(self.pos_embed, grid)
         # Without class tokens it is a view of the convolution's map, channels first.
         x_BLD = self.pos_drop(x_BLD.contiguous())
         return x_BLD.unflatten(1, grid) if self.reads_grid else x_BLD, grid
+
+    def _positions(self, embedding_1LD: Tensor, grid: Grid) -> Tensor:
+        rule: ResizeRule = "grid" if self.pos_resize == "official" else self.pos_resize
+        return resize_position_embedding(embedding_1LD, self.layout, self.grid, grid, rule)
 
     def _turn(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
         sin_LD, cos_LD = rotary_positions(self.layout, grid, self.embed_dim, device)

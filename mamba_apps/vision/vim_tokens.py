@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_rotary_pos_embed
+from timm.layers import build_rotary_pos_embed, lecun_normal_, resample_patch_embed, to_2tuple
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 
-Place = Literal["middle", "front", "double", "none"]
-ResizeRule = Literal["grid", "official"]
+Place = Literal["middle", "front", "end", "double", "none"]
+ResizeRule = Literal["grid", "official", "antialiased"]
 Grid = tuple[int, int]
 
 # The grid of the rotary positions' unit: on others they are stretched to its extent.
@@ -28,14 +28,29 @@ class PatchEmbed(nn.Module):
     Args:
         in_chans: Channels of the image.
         embed_dim: Channels of a token.
-        patch_size: Edge of a patch in pixels.
-        stride: Distance of neighbouring patches in pixels.
+        patch_size: Height and width of a patch in pixels, or one number for both.
+        stride: Distance of neighbouring patches in pixels, likewise; None for ``patch_size``.
     """
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, stride: int) -> None:
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int | Grid, stride: int | Grid | None = None) -> None:
         super().__init__()
-        self.patch_size, self.stride = patch_size, stride
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
+        self.patch_size: Grid = to_2tuple(patch_size)
+        self.stride: Grid = to_2tuple(stride or patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, self.patch_size, self.stride)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the projection anew, as the reference does."""
+        lecun_normal_(self.proj.weight)
+        self.proj.bias.zero_()  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def set_patch_size(self, patch_size: int | Grid, stride: int | Grid | None = None) -> None:
+        """Cut patches of another size from now on, with the projection resized by the pseudo-inverse (FlexiViT)."""
+        self.patch_size, self.stride = to_2tuple(patch_size), to_2tuple(stride or patch_size)
+        weight = resample_patch_embed(self.proj.weight, list(self.patch_size))
+        self.proj.weight = nn.Parameter(weight, self.proj.weight.requires_grad)
+        self.proj.kernel_size, self.proj.stride = self.patch_size, self.stride
 
     def grid(self, img_size: Grid) -> Grid:
         """Return how many patches an image has along each axis; pixels left over at the far edges belong to none.
@@ -43,12 +58,15 @@ class PatchEmbed(nn.Module):
         Raises:
             UserError: If the image is smaller than a patch.
         """
-        if min(img_size) < self.patch_size:
+        height, width = (
+            (size - patch) // step + 1 for size, patch, step in zip(img_size, self.patch_size, self.stride, strict=True)
+        )
+        if min(height, width) < 1:
             raise UserError(
-                f"an image of {img_size[0]} x {img_size[1]} pixels is smaller than a patch of {self.patch_size}",
+                f"an image of {img_size[0]} x {img_size[1]} pixels is smaller than a patch of "
+                f"{self.patch_size[0]} x {self.patch_size[1]}",
                 "give larger images, or a model with smaller patches",
             )
-        height, width = ((size - self.patch_size) // self.stride + 1 for size in img_size)
         return height, width
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -60,12 +78,13 @@ class TokenLayout:
     """Where the class tokens stand in the sequence.
 
     Args:
-        place: "middle" before patch M // 2, "front" before the first, "double" at both ends, or "none".
+        place: "middle" before patch M // 2, "front" before the first, "end" after the last, "double" at both ends, or
+            "none".
     """
 
     def __init__(self, place: Place) -> None:
-        if place not in ("middle", "front", "double", "none"):
-            raise UserError(f"class_token is {place!r}", 'choose "middle", "front", "double" or "none"')
+        if place not in ("middle", "front", "end", "double", "none"):
+            raise UserError(f"class_token is {place!r}", 'choose "middle", "front", "end", "double" or "none"')
         self.place = place
         self.count = {"none": 0, "double": 2}.get(place, 1)
 
@@ -93,13 +112,13 @@ class TokenLayout:
 
     def _before(self, patches: int) -> int:
         """Return how many patches stand before the first class token."""
-        return patches // 2 if self.place == "middle" else 0
+        return {"middle": patches // 2, "end": patches}.get(self.place, 0)
 
 
 def resize_position_embedding(
     embedding_1LD: Tensor, layout: TokenLayout, old: Grid, new: Grid, rule: ResizeRule = "grid"
 ) -> Tensor:
-    """Interpolate learned positions to another grid, by cubic convolution of each channel.
+    """Interpolate learned positions to another grid, by cubic convolution of each channel unless ``rule`` says other.
 
     Args:
         embedding_1LD: The positions, in the order of the sequence.
@@ -108,7 +127,8 @@ def resize_position_embedding(
         new: The grid wanted.
         rule: "grid" takes each patch's position where it is. "official" does what Vim's own fine-tuning does: it takes
             the first rows for the class tokens' wherever these stand, so that with one in the middle the patches before
-            it are shifted by one.
+            it are shifted by one. "antialiased" is "grid" with linear interpolation, which averages where the new grid
+            is coarser, as Audio Mamba does.
 
     Returns:
         The positions (1, L', D); the same tensor where the grid does not change.
@@ -120,7 +140,9 @@ def resize_position_embedding(
     else:
         class_1TD, patch_1MD = layout.class_tokens(embedding_1LD), layout.patches(embedding_1LD)
     patch_1DHW = patch_1MD.mT.unflatten(-1, old).float()
-    resized_1DHW = F.interpolate(patch_1DHW, size=new, mode="bicubic", align_corners=False)
+    smooth = rule == "antialiased"
+    mode = "bilinear" if smooth else "bicubic"
+    resized_1DHW = F.interpolate(patch_1DHW, size=new, mode=mode, align_corners=False, antialias=smooth)
     resized_1MD = resized_1DHW.flatten(2).mT.to(embedding_1LD.dtype)
     if rule == "official":
         return torch.cat([class_1TD, resized_1MD], dim=1)

@@ -16,7 +16,7 @@ from mamba_apps.vision import Vim
 from mamba_apps.vision.vim_checkpoint import adapt_checkpoint
 from mamba_apps.vision.vim_tokens import PatchEmbed, Place, TokenLayout, resize_position_embedding, rotary_positions
 
-PLACES = ["middle", "front", "double", "none"]
+PLACES = ["middle", "front", "end", "double", "none"]
 SMALL: dict[str, Any] = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 3, "num_classes": 5}
 NO_CLASS: dict[str, Any] = {"class_token": "none"}
 over_places = pytest.mark.parametrize("place", PLACES)
@@ -33,7 +33,14 @@ def images(height: int = 8, width: int = 8, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(
     ("place", "patches", "at"),
-    [("middle", 196, [98]), ("middle", 15, [7]), ("front", 15, [0]), ("double", 15, [0, 16]), ("none", 15, [])],
+    [
+        ("middle", 196, [98]),
+        ("middle", 15, [7]),
+        ("front", 15, [0]),
+        ("end", 15, [15]),
+        ("double", 15, [0, 16]),
+        ("none", 15, []),
+    ],
 )
 def test_class_tokens_stand_where_the_reference_puts_them(place: Place, patches: int, at: list[int]) -> None:
     layout = TokenLayout(place)
@@ -278,7 +285,7 @@ def test_on_a_grid_rows_and_columns_are_what_the_route_says(route: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_token": "end"}, "class_token is 'end'"),
+        ({"class_token": "back"}, "class_token is 'back'"),
         ({"route": "cross"}, "the route 'cross' reads a grid"),
         ({"route": "forwards", "class_token": "none"}, "route 'forwards'"),
         ({"mixer": "mambo"}, "unknown mixer 'mambo'"),
