@@ -1,47 +1,16 @@
-"""MambaVision's released models and small ones, by timm's names, and the adapter of the released weights.
+"""MambaVision's released models and small ones, by timm's names.
 
 The released weights are NVIDIA's, under CC-BY-NC-SA-4.0: not for commercial use.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
 
+from mamba_apps.vision.mambavision_checkpoint import adapt_checkpoint
 from mamba_apps.vision.mambavision_model import MambaVision
-from mamba_apps.vision.pretrained import checked, unwrapped
-
-_RENAMED = (
-    (re.compile(r"^patch_embed\.conv_down\."), "stem."),
-    (re.compile(r"\.gamma_([12])$"), r".ls\1.gamma"),
-)
-_DOWNSAMPLE = re.compile(r"^levels\.(\d+)\.downsample\.reduction\.0\.")
-
-
-def adapt(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of a MambaVision checkpoint, released or our own, under our names.
-
-    Args:
-        checkpoint: The state dict, or what holds it under "state_dict" or "model".
-        model: The model it is for.
-
-    Raises:
-        UserError: If a key is missing, unexpected or of the wrong shape.
-    """
-    found = unwrapped(checkpoint, "module.", "encoder.", "model.")
-    return checked({our_name(name): tensor for name, tensor in found.items()}, model)
-
-
-def our_name(name: str) -> str:
-    """Return our name of a parameter or buffer that the released weights call ``name``."""
-    for pattern, ours in _RENAMED:
-        name = pattern.sub(ours, name)
-    # Ours stands at the head of the level it leads to.
-    return _DOWNSAMPLE.sub(lambda match: f"levels.{int(match[1]) + 1}.downsample.", name)
 
 
 def _cfg(hub: str = "", size: int = 224, crop_pct: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -95,7 +64,7 @@ def _create(variant: str, pretrained: bool, options: dict[str, Any], **sizes: An
         MambaVision,
         variant,
         pretrained,
-        pretrained_filter_fn=adapt,
+        pretrained_filter_fn=adapt_checkpoint,
         feature_cfg={"out_indices": tuple(range(levels)), "feature_cls": "getter"},
         **arguments,
     )
@@ -170,14 +139,14 @@ def mambavision_large3_512_21k(pretrained: bool = False, **options: Any) -> Mamb
 
 @register_model
 def mambavision_micro_32(pretrained: bool = False, **options: Any) -> MambaVision:
-    """Build a small MambaVision for images of 32 pixels, 6.6 M parameters."""
+    """Build a small MambaVision for images of 32 pixels, 6.0 M parameters."""
     sizes = {"dim": 40, "stem_strides": (1, 1), "depths": (6, 3), "windows": (8, 4), "heads": (4, 8)}
     return _create("mambavision_micro_32", pretrained, options, **sizes)
 
 
 @register_model
 def mambavision_nano_8(pretrained: bool = False, **options: Any) -> MambaVision:
-    """Build a tiny MambaVision for images of 8 pixels, such as scikit-learn's digits."""
+    """Build a tiny MambaVision for images of 8 pixels, such as scikit-learn's digits, 0.2 M parameters."""
     sizes = {
         "dim": 32, "stem_dim": 16, "stem_strides": (1, 1), "conv_depths": (1,), "depths": (4,), "windows": (4,),
         "heads": (4,),

@@ -101,7 +101,7 @@ class Level(nn.Module):
         return self._run(self.downsample(x_BCHW))
 
     def _run(self, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 

@@ -75,7 +75,7 @@ def vim_base_patch16_224(pretrained: bool = False, **options: Any) -> Vim:
 
 @register_model
 def vim_tiny_patch16_stride8_224(pretrained: bool = False, **options: Any) -> Vim:
-    """Build Vim-Ti+, whose patches overlap by half, 7.2 M parameters."""
+    """Build Vim-Ti+, whose patches overlap by half, 7.3 M parameters."""
     return _create("vim_tiny_patch16_stride8_224", pretrained, options, embed_dim=192, stride=8)
 
 

@@ -19,7 +19,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import no_weight_decay
 from mamba_apps.mixers.norms import LayerNorm
 from mamba_apps.mixers.ss2d import SS2D
-from mamba_apps.vision.vmamba_adapter import resized_pos_embed
+from mamba_apps.vision.vmamba_checkpoint import resized_pos_embed
 from mamba_apps.vision.vmamba_parts import VMambaStage, VSSBlock, downsample, patch_embed, reset_linear
 from mamba_kernels import Route
 

@@ -182,7 +182,7 @@ class VMambaStage(nn.Module):
 
     def run_blocks(self, x: Tensor) -> Tensor:
         """Return the stage's feature: the grid before it is halved."""
-        if self.grad_checkpointing and self.training:
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 

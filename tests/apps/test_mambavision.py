@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.mixers import MambaVisionMixer, create
 from mamba_apps.vision import MambaVision
-from mamba_apps.vision.mambavision import adapt
+from mamba_apps.vision.mambavision_checkpoint import adapt_checkpoint
 from mamba_apps.vision.mambavision_parts import WindowBlock, WindowLevel, attention
 
 TINY: dict[str, Any] = {"dim": 8, "stem_dim": 4, "num_classes": 5, "conv_depths": (1,), "depths": (3,), "windows": (4,),
@@ -169,7 +169,7 @@ def published(model: MambaVision) -> dict[str, Tensor]:
 def test_released_checkpoints_load_however_they_are_wrapped(prefix: str, container: str | None) -> None:
     model = MambaVision(**TINY, layer_scale=1e-5)
     theirs: dict[str, Any] = {prefix + name: tensor for name, tensor in published(model).items()}
-    found = adapt(theirs if container is None else {container: theirs, "epoch": 309}, model)
+    found = adapt_checkpoint(theirs if container is None else {container: theirs, "epoch": 309}, model)
     expected = model.state_dict()
     assert found.keys() == expected.keys()
     for name, key in zip(expected, published(model), strict=True):
@@ -192,6 +192,6 @@ def test_a_checkpoint_of_another_size_is_refused_by_key() -> None:
     with pytest.raises(
         UserError, match=r"MambaVision: missing in the state dict: levels.1.blocks.3.mixer.proj.bias, .* and 7 more"
     ):
-        adapt(published(small), large)
+        adapt_checkpoint(published(small), large)
     with pytest.raises(UserError, match=r"MambaVision: \w+ in the state dict: levels.1.blocks"):
-        adapt(published(large), small)
+        adapt_checkpoint(published(large), small)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.models import model_entrypoint
 
 import mamba_apps.vision  # noqa: F401  registers the models
 
@@ -27,6 +28,7 @@ def test_the_table_has_every_model_with_its_size_and_licence() -> None:
         licence = cfg["license"].upper().replace("APACHE", "Apache") if released else "none"
         millions = f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f}"
         expected[name] = (millions, str(cfg["input_size"][-1]), licence)
+        assert f" {millions} M parameters" in (model_entrypoint(name).__doc__ or ""), name
     assert found == expected
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.vision import VMamba
-from mamba_apps.vision.vmamba_adapter import from_reference
+from mamba_apps.vision.vmamba_checkpoint import adapt_checkpoint
 
 SIZES: dict[str, Any] = {"depths": (1, 1), "dims": (8, 12)}
 
@@ -139,5 +139,5 @@ def test_the_adapter_leaves_the_checkpoint_as_it_was() -> None:
     model = build()
     state = convolutions(build(1).state_dict())
     before = {name: tensor.shape for name, tensor in state.items()}
-    from_reference({"model": state}, model)
+    adapt_checkpoint({"model": state}, model)
     assert {name: tensor.shape for name, tensor in state.items()} == before

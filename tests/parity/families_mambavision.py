@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mamba_apps.mixers import MambaVisionMixer
 from mamba_apps.vision import MambaVision
-from mamba_apps.vision.mambavision import adapt, our_name
+from mamba_apps.vision.mambavision_checkpoint import adapt_checkpoint, our_name
 
 _MODEL = (
     "dim", "in_dim", "depths", "window_size", "mlp_ratio", "num_heads", "drop_path_rate", "in_chans", "num_classes",
@@ -33,7 +33,7 @@ def check_mixer(card: Card) -> None:
 @family("mambavision_*")
 def check_model(card: Card) -> None:
     model = MambaVision(**_arguments(card.options("constructor", *_MODEL))).eval()
-    model.load_state_dict(adapt(card.group("param."), model))
+    model.load_state_dict(adapt_checkpoint(card.group("param."), model))
     comparison = Comparison(card)
     last = len(model.levels) - 1
     # The card's levels end with the convolution that leads to the next one, where ours begin with it.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mamba_apps.mixers import SS2D
 from mamba_apps.vision import VMamba
-from mamba_apps.vision.vmamba_adapter import from_reference
+from mamba_apps.vision.vmamba_checkpoint import adapt_checkpoint
 
 # The published constructors' arguments and ours; and those of which we have one value alone.
 _MIXER = {
@@ -64,12 +64,12 @@ def check_model(card: Card) -> None:
             module.register_forward_hook(partial(_near, card, comparison, f"feat.{name}", channel_first))
     if "out_indices" in theirs:
         model.prune_intermediate_layers(theirs["out_indices"], prune_norm=True)
-        model.load_state_dict(from_reference(card.group("param."), model))
+        model.load_state_dict(adapt_checkpoint(card.group("param."), model))
         features = model.forward_intermediates(card.tensors["input.x"], intermediates_only=True)
         for i, feature in zip(theirs["out_indices"], features, strict=True):
             comparison.near(f"output.{i}", feature, **tolerance(card))
     else:
-        model.load_state_dict(from_reference(card.group("param."), model))
+        model.load_state_dict(adapt_checkpoint(card.group("param."), model))
         check_run(card, comparison, model, model.get_parameter)
     comparison.finish()
 

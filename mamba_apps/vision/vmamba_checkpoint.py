@@ -1,4 +1,4 @@
-"""Weights of VMamba's releases under our names, whichever release they come from."""
+"""VMamba from published and own checkpoints, whichever release they come from: every key must find its place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def resized_pos_embed(pos_embed_BDHW: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(pos_embed_BDHW, size=size, mode="bicubic", align_corners=False)
 
 
-def from_reference(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
+def adapt_checkpoint(checkpoint: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Return a published checkpoint's tensors under the names of ``model``, a `VMamba`.
 
     Projections stored as 1 x 1 convolutions become matrices; position embeddings are resized; the norms of a dense
