@@ -50,26 +50,23 @@ class VimBlock(MixerBlock):
 def create_mixer(
     name: str,
     d_model: int,
-    route: str,
-    window: int | None,
+    route: Route,
     bimamba_type: Literal["v2", "v1"],
-    divide_out: bool,
     options: Mapping[str, Any],
 ) -> Mixer:
-    """Build the mixer of a block; the arguments are ``Vim``'s.
+    """Build the mixer of a block; the arguments are ``Vim``'s, the route with its merge and window.
 
     Raises:
         UserError: If an option is unknown or out of range, or the mixer does not accept the route.
     """
-    reading = Route(route, merge="mean" if divide_out else "sum", window=window)
-    if name == "mamba1" and route == "bidirectional":
-        return VimMixer(d_model, bimamba_type, divide_out, **options)
+    if name == "mamba1" and route.name == "bidirectional":
+        return VimMixer(d_model, bimamba_type, route.merge == "mean", **options)
     if bimamba_type != "v2":
         raise UserError(
             f"vim: bimamba_type {bimamba_type!r} is a form of the mixer 'mamba1' on the route 'bidirectional'",
             "leave it out, or the other mixer and route",
         )
-    if route == "forward":
+    if route.name == "forward":
         return create(name, d_model, **options)
     share: Share = "projections" if spec(name).cls.shared_projections else "all"
-    return RoutedMixer(lambda: create(name, d_model, **options), reading, share, rank=1 if route in LINES else 2)
+    return RoutedMixer(lambda: create(name, d_model, **options), route, share, rank=1 if route.name in LINES else 2)

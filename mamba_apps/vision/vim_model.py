@@ -30,6 +30,7 @@ from mamba_apps.vision.vim_tokens import (
     resize_position_embedding,
     rotary_positions,
 )
+from mamba_kernels import Route
 
 _POOLS = ("token", "avg", "max", "avgmax", "")
 
@@ -116,6 +117,7 @@ class Vim(nn.Module):
         if pos_resize not in ("grid", "official", "antialiased"):
             raise UserError(f"vim: pos_resize is {pos_resize!r}", 'choose "grid", "official" or "antialiased"')
         self.layout = TokenLayout(class_token)
+        reading = Route(route, merge="mean" if divide_out else "sum", window=window)
         self.reads_grid = route not in LINES
         if self.reads_grid and self.layout.count:
             raise UserError(
@@ -145,7 +147,7 @@ class Vim(nn.Module):
         rates = [*torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()[:-1], drop_path_rate]
         self.layers = nn.ModuleList(
             VimBlock(
-                create_mixer(mixer, embed_dim, route, window, bimamba_type, divide_out, inner),
+                create_mixer(mixer, embed_dim, reading, bimamba_type, inner),
                 create_norm(norm, embed_dim, backend=backend),
                 layer_scale,
                 rate,

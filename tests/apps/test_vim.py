@@ -287,7 +287,7 @@ def test_on_a_grid_rows_and_columns_are_what_the_route_says(route: str) -> None:
     [
         ({"class_token": "back"}, "class_token is 'back'"),
         ({"route": "cross"}, "the route 'cross' reads a grid"),
-        ({"route": "forwards", "class_token": "none"}, "route 'forwards'"),
+        ({"route": "forwards"}, "unknown route 'forwards'"),
         ({"mixer": "mambo"}, "unknown mixer 'mambo'"),
         ({"mixer_options": {"d_stat": 4}}, "no option 'd_stat'; did you mean 'd_state'"),
         ({"window": 2}, "route 'bidirectional' has no window"),
