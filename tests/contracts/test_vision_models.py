@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from functools import lru_cache
@@ -245,6 +246,27 @@ def test_export_gives_the_same_numbers_for_any_batch(name: str) -> None:
     exported = torch.export.export(model, (images(name, 3),), dynamic_shapes=(batch,)).module()
     for x in (images(name, 1), images(name, 5)):
         torch.testing.assert_close(exported(x), model(x))
+
+
+# Operators of one image: a convolution, a scan and a norm for each block, one norm more for each MLP and at the ends.
+OPERATORS = {
+    "vim_nano_patch2_8": {"add_norm": 5, "causal_conv1d_bidirectional": 4, "selective_scan_route": 4},
+    "vmamba_nano_8": {"add_norm": 16, "depthwise_conv": 4, "selective_scan_route": 4},
+    "mambavision_nano_8": {"add_norm": 8, "causal_conv1d": 2, "selective_scan": 2},
+}
+# What would read or write a grid once more than the operators do.
+COPIES = ("clone", "contiguous", "flip", "gather", "index", "index_select", "layer_norm", "silu")
+
+
+@over_nano
+def test_blocks_run_on_the_operators_alone(name: str) -> None:
+    exported = torch.export.export(build(name).eval(), (images(name),))
+    called = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    found = Counter(op.split(".")[1] for op in called if op.startswith("mamba_kernels."))
+    assert found == OPERATORS[name]
+    copies = Counter(op.split(".")[1] for op in called if op.split(".")[1:2] and op.split(".")[1] in COPIES)
+    # VMamba lays the image itself channels last.
+    assert copies == ({"contiguous": 1} if name == "vmamba_nano_8" else {})
 
 
 @over(NANO, ())
