@@ -79,7 +79,7 @@ def _scan_route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result and what the backward pass needs, if ``save``: the merged result before a gate, checkpoints."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
         out, merged, checkpoints = scan.forward(z, out_dtype, save)
     ordered = _empty_out(x, delta, out.shape[-1], out_dtype)
     return out if out.stride() == ordered.stride() else ordered.copy_(out), merged, checkpoints
@@ -134,7 +134,7 @@ def _differentiate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight; empty where the input is None."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
         if not save:
             _, merged, checkpoints = scan.forward(z, dout.dtype, True)
         return scan.backward(dout, z, merged, checkpoints)

@@ -113,7 +113,9 @@ class Route:
         key = (self, shape, str(device))
         found = _cache.get(key)
         if found is None:
-            found = self._wrap(shape, *_index_tensors(self.name, widths, shape, device))
+            # Tensors made in inference mode could not be used in a graph later.
+            with torch.inference_mode(False):
+                found = self._wrap(shape, *_index_tensors(self.name, widths, shape, device))
             # Under a tracer the tensors are stand-ins that must not outlive it.
             if type(found.order) is torch.Tensor:
                 while len(_cache) >= _CACHE_LIMIT:

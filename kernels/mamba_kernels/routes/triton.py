@@ -197,7 +197,8 @@ class RouteScan:
             merged = torch.empty_like(parts_BKLX[:, 0]) if keep else parts.new_empty(0)
             z_BLX = out if z is None else z.flatten(1, -2)
             _plan_merge(parts_BKLX, z_BLX, z is not None, keep, self._scale)(parts_BKLX, z_BLX, out, merged)
-        return out.unflatten(1, self._readings.shape), merged, checkpoints
+        shape = self._readings.shape
+        return out.unflatten(1, shape), merged.unflatten(1, shape) if keep else merged, checkpoints
 
     def backward(self, dout: Tensor, z: Tensor | None, merged: Tensor, checkpoints: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight, empty for absent inputs."""

@@ -59,5 +59,5 @@ def tile_at(cells, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     tile = tl.program_id(0) % (down * across)
     batch = (tl.program_id(0) // (down * across)).to(tl.int64)
     row = (tile // across * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    column = tile % across * COLUMNS + tl.arange(0, COLUMNS)
+    column = (tile % across * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     return batch, row, column, (row < cells)[:, None] & (column < channels)[None, :]

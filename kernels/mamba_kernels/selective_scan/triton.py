@@ -39,6 +39,12 @@ def _matrix_strides(M: Tensor) -> Strides:
     return batch, 0, *others
 
 
+def _gradient(x: Tensor) -> Tensor:
+    """Return what has the strides of the gradient of ``x``, and no memory."""
+    # Not x.to("meta"), which may order dimensions in another way where some are broadcast.
+    return empty_in_order(torch.empty_strided(x.shape, x.stride(), device="meta"))
+
+
 def _groups(M: Tensor) -> int:
     return 0 if M.dim() == 2 else 1 if M.dim() == 3 else M.shape[1]
 
@@ -110,13 +116,13 @@ def _plan_backward(
     dout: Tensor,
 ) -> _Backward:
     scan = _scan(u, delta, A, B, C, D, z, delta_bias, softplus, seq_idx, reverse)
-    gradients = (dout, *(empty_in_order(x.to("meta")) for x in (u, delta, u if z is None else z)))
+    gradients = (dout, *map(_gradient, (u, delta, u if z is None else z)))
     planned = plan_backward(scan, u.device, enters, *map(_strides, gradients))
     adding = []
     for M, groups in ((B, scan.B_groups), (C, scan.C_groups)):
-        strides = _matrix_strides(empty_in_order(M.to("meta")))
+        strides = _matrix_strides(_gradient(M))
         adding.append(plan_blocks(scan, planned.blocks, groups, (strides[0], *strides[2:])) if groups else None)
-    parts = plan_parts(scan, planned.parts, tuple(empty_in_order(A.to("meta")).stride()))
+    parts = plan_parts(scan, planned.parts, _gradient(A).stride())
     return _Backward(planned, parts, *adding)
 
 

@@ -49,7 +49,7 @@ def softplus(x):
 def position(order, t, stop, length, WALK: tl.constexpr):
     """Return where in memory the ``t``-th position in reading order is."""
     if WALK == "order":
-        return tl.load(order + t, mask=t < stop, other=0)
+        return tl.load(order + t, mask=t < stop, other=0).to(tl.int64)
     elif WALK == "reverse":
         return length - 1 - t
     else:

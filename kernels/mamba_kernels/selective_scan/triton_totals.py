@@ -57,7 +57,7 @@ def add_blocks(
     """Add up the gradient of B or C, left as (B, groups * blocks, L, N), over the blocks of a group."""
     tiles = tl.cdiv(length, ROWS)
     tile = tl.program_id(0) % tiles
-    group = tl.program_id(0) // tiles % groups
+    group = (tl.program_id(0) // tiles % groups).to(tl.int64)
     batch = (tl.program_id(0) // tiles // groups).to(tl.int64)
     t = tile * ROWS + tl.arange(0, ROWS)
     n = tl.arange(0, N_PAD)
@@ -68,5 +68,5 @@ def add_blocks(
     for _ in range(blocks):
         total += tl.load(sums + at, mask=inside, other=0.0)
         at += size
-    at = batch * out_b + group * out_g + t.to(tl.int64)[:, None] * out_l + n[None, :] * out_n
+    at = batch * out_b + group * out_g + t.to(tl.int64)[:, None] * out_l + n.to(tl.int64)[None, :] * out_n
     tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
