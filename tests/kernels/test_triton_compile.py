@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mamba_kernels.causal_conv1d.triton_kernels import conv_backward, conv_forward
+from mamba_kernels.causal_conv1d.triton_update import conv_update
 from mamba_kernels.causal_conv1d.triton_walk import turn, walk_backward, walk_forward
 from mamba_kernels.depthwise_conv.triton_kernels import depthwise_forward, depthwise_gradients
 from mamba_kernels.norm.triton_kernels import norm_backward, norm_forward
@@ -25,6 +26,7 @@ from mamba_kernels.selective_scan.triton_backward import scan_backward
 from mamba_kernels.selective_scan.triton_forward import scan_forward
 from mamba_kernels.selective_scan.triton_steps import carry_states
 from mamba_kernels.selective_scan.triton_totals import add_blocks, add_parts
+from mamba_kernels.selective_state_update.triton_kernels import state_update
 from mamba_kernels.triton_sums import sum_parts
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -38,6 +40,10 @@ POINTERS = {
     **dict.fromkeys(SINGLE, "*fp32"),
     "marks": "*i8",
     "order": "*i32",
+    "chosen": "*i32",
+    "seen": "*i32",
+    "dt": "*bf16",
+    "state": "*fp32",
     "steps": "*i32",
     "reach": "*i32",
     "counts": "*i64",
@@ -68,6 +74,30 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "scan_backward": (scan_backward, {**SCAN, "STEPS": 2}),
     "merge": (merge, {"HAS_Z": True, "KEEP": True, "ROWS": 16, "COLUMNS": 128}),
     "unmerge": (unmerge, {"ROWS": 16, "COLUMNS": 128}),
+    "state_update": (
+        state_update,
+        {
+            "SOFTPLUS": True,
+            "HAS_D": True,
+            "HAS_Z": True,
+            "HAS_BIAS": True,
+            "HAS_ROWS": True,
+            "BLOCK": 32,
+            "N_PAD": 16,
+        },
+    ),
+    "conv_update": (
+        conv_update,
+        {
+            "WIDTH": 4,
+            "SILU": True,
+            "HAS_BIAS": True,
+            "RING": True,
+            "HAS_ROWS": True,
+            "BLOCK": 128,
+            "KEPT": 4,
+        },
+    ),
     "carry_states": (carry_states, {"BACKWARD": True, "HAS_START": True, "BLOCK": 128}),
     "add_parts": (add_parts, {"HAS_D": True, "HAS_BIAS": True, "ROWS": 16, "COLUMNS": 64}),
     "add_blocks": (add_blocks, {"N_PAD": 16, "ROWS": 64}),

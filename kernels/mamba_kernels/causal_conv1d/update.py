@@ -138,7 +138,9 @@ def causal_conv1d_update_reference(
     return in_order_of(y_BDT.to(x.dtype).view(x.shape), x)
 
 
-@torch.library.custom_op("mamba_kernels::causal_conv1d_update", mutates_args=("conv_state",), device_types="cpu")
+@torch.library.custom_op(
+    "mamba_kernels::causal_conv1d_update", mutates_args=("conv_state",), device_types=("cpu", "cuda")
+)
 def _update(
     x: Tensor,
     conv_state: Tensor,
@@ -148,6 +150,14 @@ def _update(
     cache_seqlens: Tensor | None,
     conv_state_indices: Tensor | None,
 ) -> Tensor:
+    if backends.runs_gpu_kernels(x.device):
+        # Imported where it runs: Triton may be missing elsewhere.
+        from mamba_kernels.causal_conv1d.triton_update import update
+
+        # The values of a captured graph's replays are unknown: the caller answers for those.
+        if not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
+            _check_values(cache_seqlens, conv_state_indices, conv_state.shape[0])
+        return update(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
     y = causal_conv1d_update_reference(x, conv_state, weight, bias, silu, cache_seqlens, conv_state_indices)
     return empty_in_order(x).copy_(y)
 
@@ -202,7 +212,7 @@ def causal_conv1d_update(
     """
     _check(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices)
     x = cast_for_autocast(x)
-    chosen = backends.choose(NAME, x.device, backend, has_triton=False)
+    chosen = backends.choose(NAME, x.device, backend, has_triton=True)
     is_differentiated = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, conv_state, weight, bias)
     )

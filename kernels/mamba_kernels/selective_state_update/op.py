@@ -9,14 +9,13 @@ from mamba_kernels import backend as backends
 from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
 from mamba_kernels.errors import KernelInputError
 from mamba_kernels.layout import empty_in_order
-from mamba_kernels.selective_state_update import cpu
 from mamba_kernels.selective_state_update.reference import selective_state_update_reference
 
 NAME = "selective_state_update"
 MAX_STATE = 256
 
 
-@torch.library.custom_op("mamba_kernels::selective_state_update", mutates_args=("state",), device_types="cpu")
+@torch.library.custom_op("mamba_kernels::selective_state_update", mutates_args=("state",), device_types=("cpu", "cuda"))
 def registered_update(
     state: Tensor,
     x: Tensor,
@@ -30,8 +29,9 @@ def registered_update(
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
 ) -> Tensor:
-    """Advance ``state`` in place and return the output; a GPU's kernel joins with ``register_kernel``."""
-    return cpu.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
+    """Advance ``state`` in place and return the output."""
+    kernels = backends.kernels("mamba_kernels.selective_state_update", state.device)
+    return kernels.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
 
 
 @registered_update.register_fake
@@ -190,7 +190,7 @@ def selective_state_update(
     _check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
     x, dt, B, C = (cast_for_autocast(t) for t in (x, dt, B, C))
     z = None if z is None else cast_for_autocast(z)
-    if backends.choose(NAME, state.device, backend, has_triton=False) == "reference":
+    if backends.choose(NAME, state.device, backend, has_triton=True) == "reference":
         run = selective_state_update_reference
     else:
         run = registered_update
