@@ -1,4 +1,4 @@
-"""One step of the selective scan on a GPU: a program takes channels of a head of one sequence, with all their states."""
+"""One step of the selective scan on a GPU: a program takes channels of a head of a sequence, with all their states."""
 
 from __future__ import annotations
 
