@@ -1,8 +1,8 @@
 """Cards: what a public reference implementation computed for one small case, and the search for them.
 
 A card is ``NAME.json`` (which operator or model, its arguments, tolerances) beside ``NAME.safetensors`` (inputs,
-parameters, outputs, states, gradients). A list of a checkpoint's keys (``_meta`` and ``keys``) is a card without
-tensors, named after its file. Other JSON files without a ``name`` are no cards.
+parameters, outputs, states, gradients). A list of a checkpoint's keys (``keys``, and what
+they belong to) is a card without tensors, named after its file. Other JSON files without a ``name`` are no cards.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Card:
 def read_card(path: Path) -> Card | None:
     """Return the card in a JSON file, or None where the file is no card."""
     entries = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(entries, dict) and {"_meta", "keys"} <= set(entries):
+    if isinstance(entries, dict) and "keys" in entries:
         entries["name"] = path.stem
     return Card(path, entries) if isinstance(entries, dict) and "name" in entries else None
 

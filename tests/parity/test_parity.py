@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import families_forecasting  # noqa: F401  registers its families
+import families_audio  # noqa: F401  registers its families
+import families_forecasting  # noqa: F401
 import families_mambavision  # noqa: F401
 import families_operators  # noqa: F401
 import families_routes  # noqa: F401

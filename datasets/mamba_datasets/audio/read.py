@@ -1,0 +1,203 @@
+"""One sound file: opened, decoded and checked, whole, in part or piece by piece, or refused.
+
+The rules of `AudioFile`, none of which is silent elsewhere:
+
+- The content decides, not the name: a FLAC named .wav is read as a FLAC.
+- Samples are 32-bit floats; those of whole-number formats lie in [-1, 1). Nothing is clipped, scaled or resampled.
+- Several channels become one by their mean, unless one of them is asked for by its number.
+- A file that holds fewer frames than its header claims is refused with both counts. A compressed file tells only when
+  it is read to where it breaks.
+- A sample that is no finite number is refused. Silence is sound.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from mamba_datasets.audio.claims import missing_part
+from mamba_datasets.errors import DataError
+
+# Decoders are attack surface: only these are accepted.
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
+SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+_REPLACE = "replace it, or leave it out"
+
+Channel = int | Literal["mean"]
+
+
+class AudioFile:
+    """An open sound file; a context manager.
+
+    Args:
+        path: The file.
+        channel: "mean" of the channels, or the number of one of them, from 0.
+
+    Raises:
+        DataError: The file is missing, empty, damaged, truncated or no sound, has no frames, or not that channel.
+    """
+
+    def __init__(self, path: str | Path, channel: Channel = "mean") -> None:
+        self.path = path
+        _check_file(path)
+        try:
+            self._file = soundfile.SoundFile(path)
+        except soundfile.LibsndfileError as error:
+            raise _no_sound(path, error) from None
+        try:
+            self._check(channel)
+        except BaseException:
+            self.close()
+            raise
+        self.channel = channel
+        self.rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.frames: int = self._file.frames
+        self.format: str = self._file.format
+
+    def _check(self, channel: Channel) -> None:
+        if self._file.format not in FORMATS:
+            found = f"is no sound that is read here: expected {', '.join(FORMATS)}, found {self._file.format}"
+            raise DataError(self.path, "file", found, f"convert it, or {_REPLACE}")
+        with open(self.path, "rb") as file:
+            if missing := missing_part(file):
+                raise DataError(self.path, "end", f"is truncated: {missing}", _REPLACE)
+        if self._file.frames == 0:
+            raise DataError(self.path, "frames", "holds no sound (0 frames)", _REPLACE)
+        if channel != "mean" and not 0 <= channel < self._file.channels:
+            found = f"there is no channel {channel}, only {self._file.channels} of them"
+            raise DataError(self.path, "channels", found, 'give a number from 0, or "mean"')
+
+    def __enter__(self) -> AudioFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    @property
+    def seconds(self) -> float:
+        """How long the sound is."""
+        return self.frames / self.rate
+
+    def read(self, start: float = 0.0, stop: float | None = None) -> NDArray[np.float32]:
+        """Return the samples (S,) from one time to another.
+
+        Args:
+            start: In seconds.
+            stop: In seconds; None for the end.
+
+        Raises:
+            DataError: The times lie outside the sound, it is damaged or truncated there, or not finite.
+        """
+        first, last = round(start * self.rate), self.frames if stop is None else round(stop * self.rate)
+        if not 0 <= first < last <= self.frames:
+            there = f"expected times within 0 to {self.seconds:g} s, found {start:g} to {stop if stop is not None else 'the end'}"
+            raise DataError(self.path, "times", there, "give others")
+        self._seek(first)
+        return self._next(last - first)
+
+    def blocks(self, seconds: float) -> Iterator[NDArray[np.float32]]:
+        """Yield the samples (S,) of one piece after the other, so that a sound of hours takes the memory of a piece.
+
+        Args:
+            seconds: Length of a piece; the last one may be shorter.
+
+        Raises:
+            DataError: The sound is damaged or truncated, or not finite.
+        """
+        size = max(1, round(seconds * self.rate))
+        self._seek(0)
+        for start in range(0, self.frames, size):
+            yield self._next(min(size, self.frames - start))
+
+    def _seek(self, frame: int) -> None:
+        try:
+            self._file.seek(frame)
+        except soundfile.LibsndfileError as error:
+            raise self._damaged(frame, error) from None
+
+    def _next(self, count: int) -> NDArray[np.float32]:
+        start = self._file.tell()
+        try:
+            wave_SC = self._file.read(count, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise self._damaged(start, error) from None
+        if len(wave_SC) < count:
+            found = f"is truncated: its header claims {self.frames} frames, {start + len(wave_SC)} are there"
+            raise DataError(self.path, "end", found, _REPLACE)
+        finite = np.isfinite(wave_SC)
+        if not finite.all():
+            frame, channel = np.argwhere(~finite)[0]
+            found = f"expected finite numbers, found {wave_SC[frame, channel]} in channel {channel}"
+            raise DataError(self.path, f"frame {start + frame}", found, _REPLACE)
+        wave_S = wave_SC.mean(axis=1) if self.channel == "mean" else wave_SC[:, self.channel]
+        return np.ascontiguousarray(wave_S)
+
+    def _damaged(self, frame: int, error: soundfile.LibsndfileError) -> DataError:
+        found = f"is damaged after frame {frame} of the {self.frames} that its header claims ({_one_line(error)})"
+        return DataError(self.path, "frames", found, _REPLACE)
+
+
+def read_audio(
+    path: str | Path, start: float = 0.0, stop: float | None = None, channel: Channel = "mean"
+) -> tuple[NDArray[np.float32], int]:
+    """Read a sound file, or a part of it.
+
+    Args:
+        path: The file.
+        start: In seconds.
+        stop: In seconds; None for the end.
+        channel: "mean" of the channels, or the number of one of them, from 0.
+
+    Returns:
+        The samples (S,), and how many of them make a second.
+
+    Raises:
+        DataError: As in `AudioFile`.
+    """
+    with AudioFile(path, channel) as file:
+        return file.read(start, stop), file.rate
+
+
+def _check_file(path: str | Path) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise DataError(path, "file", "no such file", "check the path") from None
+    except OSError as error:
+        raise DataError(path, "file", f"cannot be read: {error.strerror}", "check the disk and permissions") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(path, "file", "expected a sound, found a folder or device", "name a file")
+    if status.st_size == 0:
+        raise DataError(path, "file", "is empty (0 bytes)", _REPLACE)
+
+
+def _no_sound(path: str | Path, error: soundfile.LibsndfileError) -> DataError:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(24)
+    except OSError as refusal:
+        return DataError(path, "file", f"cannot be read: {refusal.strerror}", "check the disk and permissions")
+    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n" for byte in head):
+        return DataError(
+            path, "file", f"is no sound: expected WAV, FLAC, OGG or MP3, found text ({head.decode()!r})", _REPLACE
+        )
+    return DataError(path, "header", f"is damaged, or that of no WAV, FLAC, OGG or MP3 ({_one_line(error)})", _REPLACE)
+
+
+def _one_line(error: soundfile.LibsndfileError) -> str:
+    return " ".join(error.error_string.split())
