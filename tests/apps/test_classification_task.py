@@ -15,8 +15,9 @@ from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, make_trainer, save_model
 from mamba_apps.training.schedule import rate_factor
 from mamba_apps.vision.classification import ClassificationTask, SmallImageData
-from mamba_apps.vision.classification.network import head_of, make_network
+from mamba_apps.vision.classification.network import head_of
 from mamba_apps.vision.classification.optimiser import backbone_rate, make_optimiser
+from mamba_apps.vision.weights import create_model
 
 MODEL = "deit_nano_patch2_8"
 OPTIONS: dict[str, Any] = {"depth": 2, "embed_dim": 16}
@@ -72,7 +73,7 @@ def test_mixed_targets_are_timm_s() -> None:
 
 @pytest.mark.parametrize("name", [MODEL, "vim_nano_patch2_8", "vmamba_nano_8", "mambavision_nano_8"])
 def test_layers_learn_at_their_rates(name: str) -> None:
-    network = make_network(name, {"num_classes": 10})
+    network = create_model(name, {"num_classes": 10})
     head = head_of(network)
     optimiser, are_head = make_optimiser(network, head, lr=1.0, weight_decay=0.1, layer_decay=0.5, betas=(0.9, 0.999))
     groups = optimiser.param_groups
@@ -159,7 +160,7 @@ def test_saved_weights_start_another_task(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights(tmp_path: Path) -> None:
-    network = make_network(MODEL, {**OPTIONS, "num_classes": 10})
+    network = create_model(MODEL, {**OPTIONS, "num_classes": 10})
     save_file(network.state_dict(), tmp_path / "w.safetensors")
     loaded = task(classes=10, size=8, weights=str(tmp_path / "w.safetensors"))
     found = load_file(tmp_path / "w.safetensors")

@@ -10,10 +10,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision import tv_tensors
 
 from mamba_apps.errors import UserError
+from mamba_apps.training import ModelCard, save_model
+from mamba_apps.vision.classification import ClassificationTask
 from mamba_apps.vision.segmentation import SegmentationData, SegmentationTask, Segmenter
 from mamba_apps.vision.segmentation.augment import IGNORED, PADDING, RandomCrop, scaled_size, training_transform
 from mamba_apps.vision.segmentation.losses import cross_entropy, dice
@@ -22,6 +25,7 @@ from mamba_apps.vision.segmentation.overlay import mask_image, overlay, palette
 from mamba_apps.vision.segmentation.pyramid import Pyramid
 from mamba_apps.vision.segmentation.scores import MaskScores, mask_iou
 from mamba_apps.vision.segmentation.sliding import resized_labels, slide
+from mamba_apps.vision.weights import create_model
 from mamba_datasets.errors import DataError
 
 CONV, PLAIN = "test_convnext", "test_vit"
@@ -82,7 +86,7 @@ def test_blocks_of_one_resolution_are_tapped_at_quarters_of_the_depth() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"backbone": "resnet_nobody"}, "there is no backbone 'resnet_nobody'"),
+        ({"backbone": "resnet_nobody"}, "there is no image model 'resnet_nobody'"),
         ({"backbone_options": {"depthh": 3}}, "unexpected keyword argument 'depthh'"),
         ({"window": (100, 64)}, "the window is 100 x 64; give multiples of 32"),
         ({"classes": 1}, "there are 1 classes"),
@@ -92,6 +96,25 @@ def test_blocks_of_one_resolution_are_tapped_at_quarters_of_the_depth() -> None:
 def test_wrong_networks_are_refused(change: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         small(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["vim_nano_patch2_8", "vmamba_nano_8", "mambavision_nano_8", "deit_nano_patch2_8"])
+def test_backbones_start_from_a_file_or_a_classifier(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    task = ClassificationTask(name, classes=4, size=8)
+    trained = {key: value.clone() for key, value in task.network.state_dict().items()}
+    card = ModelCard("classification", "image", name, arguments=task.options or {}, labels=list("abcd"))
+    folder = save_model(tmp_path / "classifier", task, card)
+    # A file does not say how many classes it has: those of the release, which the small models count as ten.
+    released = create_model(name, {"num_classes": 10}).state_dict()
+    save_file(released, tmp_path / "w.safetensors")
+    for weights, expected in ((str(folder), trained), (str(tmp_path / "w.safetensors"), released)):
+        found = small(name, window=(32, 64), weights=weights).backbone.body.state_dict()
+        for key, value in found.items():
+            if "pos_embed" not in key:  # resized
+                assert torch.equal(value, expected[key.removeprefix("model.")]), key
+    with pytest.raises(UserError, match="name that model, or other weights"):
+        small("vmamba_micro_32", weights=str(folder))
 
 
 def test_a_network_reads_its_window_only() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import load_card
-from mamba_apps.vision.classification.network import make_network, saved_weights
 from mamba_apps.vision.classification.preprocessing import Preprocessing
+from mamba_apps.vision.weights import create_model, saved_weights
 from mamba_datasets.errors import DataError
 from mamba_datasets.images.read import SUFFIXES, read_image, to_mode
 
@@ -114,7 +114,7 @@ class ImageClassifier:
             raise UserError(f"{folder} holds a model for {card.task} of {card.domain}", "give an image classifier's")
         weights = saved_weights(folder)
         try:
-            network = make_network(card.model, card.arguments)
+            network = create_model(card.model, card.arguments)
             network.load_state_dict(weights)
             preprocessing = Preprocessing(**card.preprocessing)
         except (RuntimeError, TypeError) as error:

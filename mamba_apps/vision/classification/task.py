@@ -21,8 +21,9 @@ from mamba_apps.training.ema import Ema
 from mamba_apps.training.schedule import budget_spent
 from mamba_apps.vision.classification.curve import CurvePanel, learning_curve
 from mamba_apps.vision.classification.data import ImageData
-from mamba_apps.vision.classification.network import check_name, freeze_all_but, head_of, make_network, network_options
+from mamba_apps.vision.classification.network import freeze_all_but, head_of, network_options
 from mamba_apps.vision.classification.optimiser import Rate, backbone_rate, head_rate, make_optimiser
+from mamba_apps.vision.weights import check_name, create_model
 
 
 class ClassificationTask(pl.LightningModule):
@@ -222,7 +223,7 @@ class ClassificationTask(pl.LightningModule):
         if classes < 2:
             raise UserError(f"there is {classes} class", "give images of at least two classes")
         self.options = network_options(self.model_name, classes, size, self.model_options)
-        self.network = make_network(self.model_name, self.options, self.weights)
+        self.network = create_model(self.model_name, self.options, self.weights)
         if self.linear_probe:
             freeze_all_but(self.network, head_of(self.network))
         self._mix = None

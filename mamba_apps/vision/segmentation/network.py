@@ -30,7 +30,7 @@ class Segmenter(nn.Module):
         window: Height and width of its input, multiples of 32.
         width: Channels of the head.
         auxiliary: Whether a second head reads the last map but one, for training.
-        pretrained: Start from the backbone's published weights.
+        weights: What the backbone starts from: None, "released", a file or the folder of a classifier that we saved.
         backbone_options: Further arguments of the backbone, such as `drop_path_rate`.
 
     Raises:
@@ -48,7 +48,7 @@ class Segmenter(nn.Module):
         window: tuple[int, int] = (512, 512),
         width: int = 512,
         auxiliary: bool = True,
-        pretrained: bool = False,
+        weights: str | None = None,
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Segmenter(nn.Module):
             raise UserError(f"the window is {window[0]} x {window[1]}", f"give multiples of {_COARSEST}")
         self.classes, self.width = classes, width
         self.window = (int(window[0]), int(window[1]))
-        self.backbone = Pyramid(backbone, self.window, pretrained=pretrained, options=backbone_options)
+        self.backbone = Pyramid(backbone, self.window, weights=weights, options=backbone_options)
         self.head = UPerNetHead(self.backbone.channels, classes, width=width)
         self.auxiliary = FCNHead(self.backbone.channels[-2], classes, width=width // 2) if auxiliary else None
         for name in ("mean", "std"):

@@ -17,6 +17,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
+from mamba_apps.vision.weights import check_name, create_model
 
 LEVELS = 4
 _VIT_STRIDE = 16
@@ -32,11 +33,12 @@ class Pyramid(nn.Module):
     Args:
         name: A model in timm's registry, our families among them.
         size: Height and width of its input.
-        pretrained: Start from its published weights.
+        weights: What it starts from: None, "released", a file or the folder of a classifier that we saved.
         options: Further arguments of the model, such as `drop_path_rate`.
 
     Raises:
-        UserError: If there is no such model, it gives no feature maps, or it does not take an option.
+        UserError: If there is no such model, it gives no feature maps, it does not take an option, or the weights do
+            not fit it.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Pyramid(nn.Module):
         name: str,
         size: tuple[int, int],
         *,
-        pretrained: bool = False,
+        weights: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -59,9 +61,7 @@ class Pyramid(nn.Module):
         taken = _evenly(len(strides)) if flat else _last_of_each(strides)
         # Position embeddings and window masks are made for the one size that the model will see.
         sized = {"img_size": size} if "img_size" in inspect.signature(type(plan).__init__).parameters else {}
-        body: Any = timm.create_model(
-            name, pretrained=pretrained, features_only=True, out_indices=taken, **{**sized, **self.options}
-        )
+        body: Any = create_model(name, {"features_only": True, "out_indices": taken, **sized, **self.options}, weights)
         self.body = body
         self.channels_last = getattr(body, "output_fmt", "NCHW") == "NHWC"
         self.channels: list[int] = body.feature_info.channels()
@@ -102,10 +102,7 @@ class Pyramid(nn.Module):
 
     def _plan(self) -> Any:
         """Return the whole model without memory behind it."""
-        if not timm.is_model(self.name):
-            raise UserError(
-                f"there is no backbone {self.name!r}", "choose one of timm.list_models() or mamba-apps models vision"
-            )
+        check_name(self.name)
         try:
             with torch.device("meta"):
                 plan = timm.create_model(self.name, **self.options)

@@ -33,7 +33,8 @@ class SegmentationTask(pl.LightningModule):
 
     Args:
         backbone: A model in timm's registry that gives feature maps, our families among them.
-        pretrained: Start from the backbone's published weights.
+        weights: What the backbone starts from: None for random weights, "released" for its published ones (timm
+            downloads them), a file of such, or the folder of a classifier that we saved.
         backbone_options: Further arguments of the backbone, such as `drop_path_rate`.
         width: Channels of the head.
         auxiliary: Weight of the loss of a second head, on the last feature map but one; 0 for no such head.
@@ -56,7 +57,7 @@ class SegmentationTask(pl.LightningModule):
         self,
         backbone: str = "vmamba_tiny_s1l8",
         *,
-        pretrained: bool = False,
+        weights: str | None = None,
         backbone_options: dict[str, Any] | None = None,
         width: int = 512,
         auxiliary: float = 0.4,
@@ -82,7 +83,7 @@ class SegmentationTask(pl.LightningModule):
         for name, value in (("auxiliary", auxiliary), ("dice", dice), ("power", power)):
             if value < 0:
                 raise UserError(f"{name} is {value}", "give 0 or more")
-        self.backbone, self.pretrained, self.backbone_options = backbone, pretrained, dict(backbone_options or {})
+        self.backbone, self.weights, self.backbone_options = backbone, weights, dict(backbone_options or {})
         self.width, self.auxiliary, self.dice = width, auxiliary, dice
         self.lr, self.weight_decay, self.layer_decay, self.betas = lr, weight_decay, layer_decay, betas
         self.warmup, self.power = warmup, power
@@ -106,7 +107,7 @@ class SegmentationTask(pl.LightningModule):
                 window=data.crop,
                 width=self.width,
                 auxiliary=self.auxiliary > 0,
-                pretrained=self.pretrained,
+                weights=self.weights,
                 backbone_options=self.backbone_options,
             )
             self.scores = MaskScores(data.labels)
