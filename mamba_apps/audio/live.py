@@ -5,7 +5,7 @@ Dimensions in names: B batch, L tokens, D channels of a token.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from mamba_apps.errors import UserError
 from mamba_apps.mixers import State
 from mamba_apps.vision import Vim
+from mamba_apps.vision.vim_block import VimBlock
 
 
 class LiveState(NamedTuple):
@@ -22,13 +23,13 @@ class LiveState(NamedTuple):
         waiting: What each layer of the stem has seen and not yet used up.
         blocks: The blocks' states.
         sum_BD: The sum of the outputs, for their mean.
-        count: How many they were.
+        tokens: How many they were.
     """
 
     waiting: tuple[Tensor, ...]
     blocks: tuple[State, ...]
     sum_BD: Tensor
-    count: int
+    tokens: int
 
 
 class LiveMamba(Vim):
@@ -39,8 +40,7 @@ class LiveMamba(Vim):
 
     def why_not_live(self) -> str:
         """Return what keeps the model from reading live sound; empty where nothing does."""
-        mixers = [block.mixer for block in self.layers]
-        if not all(mixer.causal for mixer in mixers):
+        if not all(block.mixer.causal for block in self._blocks):
             return 'its blocks look ahead: give route="forward" and a causal mixer'
         if self.pos_embed is not None or self.rope:
             return "its positions are those of a clip: give pos_embed=False and rope=False"
@@ -70,8 +70,8 @@ class LiveMamba(Vim):
         """
         if reason := self.why_not_live():
             raise UserError(f"{type(self).__name__} cannot read live sound", reason)
-        blocks = tuple(block.mixer.init_state(batch_size, max_length=max_length) for block in self.layers)
-        sum_BD = torch.zeros(batch_size, self.embed_dim, device=self.layers[0].norm.weight.device)
+        blocks = tuple(block.mixer.init_state(batch_size, max_length=max_length) for block in self._blocks)
+        sum_BD = torch.zeros(batch_size, self.embed_dim, device=self._blocks[0].norm.weight.device)
         return LiveState(self.stem_state(batch_size), blocks, sum_BD, 0)
 
     def step(self, x: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
@@ -90,18 +90,22 @@ class LiveMamba(Vim):
         if token_BLD.shape[1]:
             out_BLD, blocks = self._read(token_BLD, state.blocks)
             sum_BD = state.sum_BD + out_BLD.float().sum(dim=1)
-            state = LiveState(waiting, blocks, sum_BD, state.count + token_BLD.shape[1])
+            state = LiveState(waiting, blocks, sum_BD, state.tokens + token_BLD.shape[1])
         if self.global_pool == "token":
             class_B1D = self.get_parameter("cls_token").expand(token_BLD.shape[0], -1, -1)
             pooled_BD = self._read(class_B1D, state.blocks)[0][:, 0]
         else:
-            pooled_BD = (state.sum_BD / max(state.count, 1)).to(token_BLD.dtype)
+            pooled_BD = (state.sum_BD / max(state.tokens, 1)).to(token_BLD.dtype)
         return self.head(self.head_drop(pooled_BD)), state
+
+    @property
+    def _blocks(self) -> list[VimBlock]:
+        return cast(list[VimBlock], list(self.layers))
 
     def _read(self, hidden_BLD: Tensor, states: tuple[State, ...]) -> tuple[Tensor, tuple[State, ...]]:
         residual: Any = None
         after = []
-        for block, state in zip(self.layers, states, strict=True):
+        for block, state in zip(self._blocks, states, strict=True):
             hidden_BLD, residual, state = block.prefill(hidden_BLD, residual, state)
             after.append(state)
         return self._sum(hidden_BLD, residual, norm=True), tuple(after)

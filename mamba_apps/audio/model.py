@@ -36,12 +36,13 @@ class RawSound(nn.Module):
             wave_BS = wave_BS.masked_fill(sample_S >= lengths_B.to(wave_BS.device)[:, None], 0.0)
         return wave_BS if self.samples is None else F.pad(wave_BS, (0, self.samples - wave_BS.shape[1]))
 
-    def init_state(self, batch_size: int) -> None:
+    def init_state(self, batch_size: int) -> Tensor:
         """Return what waits before the first sample: nothing ever does."""
+        return torch.zeros(batch_size, 0)
 
-    def step(self, wave_BS: Tensor, waiting: None) -> tuple[Tensor, None]:
+    def step(self, wave_BS: Tensor, waiting_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next piece as it is."""
-        return wave_BS, waiting
+        return wave_BS, waiting_BS
 
 
 class SoundState(NamedTuple):
@@ -52,7 +53,7 @@ class SoundState(NamedTuple):
         backbone: What the backbone remembers.
     """
 
-    waiting: Tensor | None
+    waiting: Tensor
     backbone: LiveState
 
 

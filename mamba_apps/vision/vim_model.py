@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers import apply_rot_embed, global_pool_nlc, to_2tuple, trunc_normal_
@@ -266,7 +266,7 @@ class Vim(nn.Module):
         self.num_classes = num_classes
         self.head = nn.Identity()
         if num_classes > 0:
-            like = self.layers[0].norm.weight
+            like = cast(VimBlock, self.layers[0]).norm.weight
             self.head = nn.Linear(self.embed_dim, num_classes, device=like.device, dtype=like.dtype)
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)

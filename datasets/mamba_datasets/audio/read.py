@@ -29,9 +29,22 @@ from mamba_datasets.errors import DataError
 # Decoders are attack surface: only these are accepted.
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+# What an MP3's decoder carries over from at most; it begins so much earlier, and right.
+_RUN_UP = 32 * 1152
 _REPLACE = "replace it, or leave it out"
 
 Channel = int | Literal["mean"]
+
+
+class _Steady(soundfile.SoundFile):
+    """A file that reads on without asking where it is.
+
+    soundfile asks by seeking, before and after each read, and after a seek an MP3's decoder lacks what it had carried
+    over from the frames before: pieces would begin with a gap.
+    """
+
+    def seekable(self) -> bool:
+        return False
 
 
 class AudioFile:
@@ -49,7 +62,7 @@ class AudioFile:
         self.path = path
         _check_file(path)
         try:
-            self._file = soundfile.SoundFile(path)
+            self._file = _Steady(path)
         except soundfile.LibsndfileError as error:
             raise _no_sound(path, error) from None
         try:
@@ -58,6 +71,7 @@ class AudioFile:
             self.close()
             raise
         self.channel = channel
+        self._at = 0
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.frames: int = self._file.frames
@@ -105,8 +119,9 @@ class AudioFile:
         """
         first, last = round(start * self.rate), self.frames if stop is None else round(stop * self.rate)
         if not 0 <= first < last <= self.frames:
-            there = f"expected times within 0 to {self.seconds:g} s, found {start:g} to {stop if stop is not None else 'the end'}"
-            raise DataError(self.path, "times", there, "give others")
+            found = f"{start:g} s to {'the end' if stop is None else f'{stop:g} s'}"
+            expected = f"expected times within the {self.seconds:g} s that it lasts, found {found}"
+            raise DataError(self.path, "times", expected, "give others")
         self._seek(first)
         return self._next(last - first)
 
@@ -125,17 +140,22 @@ class AudioFile:
             yield self._next(min(size, self.frames - start))
 
     def _seek(self, frame: int) -> None:
+        if frame == self._at:
+            return
+        run_up = min(frame, _RUN_UP) if self.format == "MP3" else 0
         try:
-            self._file.seek(frame)
+            self._at = self._file.seek(frame - run_up)
+            self._at += len(self._file.read(run_up, dtype="float32"))
         except soundfile.LibsndfileError as error:
             raise self._damaged(frame, error) from None
 
     def _next(self, count: int) -> NDArray[np.float32]:
-        start = self._file.tell()
+        start = self._at
         try:
             wave_SC = self._file.read(count, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise self._damaged(start, error) from None
+        self._at += len(wave_SC)
         if len(wave_SC) < count:
             found = f"is truncated: its header claims {self.frames} frames, {start + len(wave_SC)} are there"
             raise DataError(self.path, "end", found, _REPLACE)

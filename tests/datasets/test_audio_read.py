@@ -1,0 +1,219 @@
+"""Sound files: every format and every way of being broken."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+
+from mamba_datasets.audio import AudioFile, read_audio
+from mamba_datasets.errors import DataError
+
+RATE = 16000
+# Lossless, or what a lossy codec may move a tone by.
+LOSS = {"wav": 1e-4, "flac": 1e-4, "ogg": 0.05, "mp3": 0.05}
+over_formats = pytest.mark.parametrize("suffix", LOSS)
+
+
+def tone(seconds: float = 3.0, rate: int = RATE) -> NDArray[np.float32]:
+    """A sweep, so that no two pieces are alike."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (0.3 * np.sin(2 * np.pi * (200 + 100 * time) * time)).astype(np.float32)
+
+
+def write(path: Path, wave: NDArray[np.float32], rate: int = RATE, **options: str) -> Path:
+    soundfile.write(path, wave, rate, **options)
+    return path
+
+
+def cut(path: Path, part: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    return path
+
+
+@over_formats
+def test_each_format_is_read_whole_in_part_and_in_pieces(tmp_path: Path, suffix: str) -> None:
+    wave = tone()
+    path = write(tmp_path / f"a.{suffix}", wave)
+    found, rate = read_audio(path)
+    assert (rate, found.dtype, found.shape) == (RATE, np.float32, wave.shape)
+    np.testing.assert_allclose(found, wave, rtol=0, atol=LOSS[suffix])
+    part, _ = read_audio(path, start=1.25, stop=2.0)
+    with AudioFile(path) as file:
+        assert (file.seconds, file.channels) == (3.0, 1)
+        pieces = list(file.blocks(0.7))
+    assert [len(piece) for piece in pieces] == [11200] * 4 + [3200]
+    np.testing.assert_array_equal(np.concatenate(pieces), found)
+    np.testing.assert_allclose(part, found[20000:32000], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_an_mp3_read_from_its_middle_begins_without_a_gap(tmp_path: Path, level: float) -> None:
+    """A decoder needs what earlier frames left for later ones, the more so at low bit rates (level 1)."""
+    wave = np.tile(tone(), 6) + 0.02 * np.random.default_rng(0).standard_normal(6 * 48000).astype(np.float32)
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, wave, RATE, compression_level=level)
+    whole, _ = read_audio(path)
+    with AudioFile(path) as file:
+        for start in (11.3, 4.0, 15.123):
+            part = file.read(start, start + 1)
+            first = round(start * RATE)
+            np.testing.assert_allclose(part, whole[first : first + RATE], rtol=0, atol=1e-6)
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.flac", tone()).rename(tmp_path / "a.wav")
+    with AudioFile(path) as file:
+        assert file.format == "FLAC"
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_channels_become_their_mean_or_the_one_asked_for(tmp_path: Path, channels: int) -> None:
+    wave_SC = np.stack([tone(0.5) * (number + 1) / channels for number in range(channels)], axis=1)
+    path = write(tmp_path / "a.wav", wave_SC, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(path)[0], wave_SC.mean(1), atol=1e-6)
+    np.testing.assert_array_equal(read_audio(path, channel=1)[0], wave_SC[:, 1])
+    with pytest.raises(DataError, match=f"there is no channel {channels}, only {channels} of them"):
+        read_audio(path, channel=channels)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 192000])
+def test_the_rate_is_the_files_own(tmp_path: Path, rate: int) -> None:
+    wave, found = read_audio(write(tmp_path / "a.wav", tone(0.5, rate), rate))
+    assert (found, len(wave)) == (rate, rate // 2)
+
+
+def test_silence_is_sound(tmp_path: Path) -> None:
+    assert not read_audio(write(tmp_path / "a.wav", np.zeros(500, np.float32)))[0].any()
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "ULAW", "PCM_U8"])
+def test_a_truncated_wav_is_refused_with_both_counts_when_it_is_opened(tmp_path: Path, subtype: str) -> None:
+    path = write(tmp_path / "a.wav", tone(), subtype=subtype)
+    block = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}.get(subtype, 1)
+    size = path.stat().st_size
+    with AudioFile(path) as whole:
+        frames = whole.frames
+    path.write_bytes(path.read_bytes()[: size - 1000 * block])
+    with pytest.raises(DataError, match=rf"truncated: its header claims {frames} frames, (\d+) are there") as caught:
+        AudioFile(path)
+    assert int(caught.value.expected.split()[-3]) == pytest.approx(frames - 1000, abs=50)
+
+
+def test_a_wav_from_a_pipe_does_not_know_its_length(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", tone(0.5))
+    data = bytearray(path.read_bytes())
+    data[4:8] = data[40:44] = b"\xff" * 4
+    path.write_bytes(data)
+    assert len(read_audio(path)[0]) == 8000
+
+
+@pytest.mark.parametrize("suffix", ["flac", "mp3", "ogg"])
+def test_a_truncated_compressed_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = cut(write(tmp_path / f"a.{suffix}", np.tile(tone(), 10)), 0.6)
+    with pytest.raises(DataError) as caught:
+        read_audio(path)
+    words = {
+        "flac": "after frame 0 of the 480000 that its header claims",
+        "mp3": "its header claims 480000 frames, 28",
+        "ogg": "it ends before the page that is marked as its last",
+    }
+    assert words[suffix] in caught.value.expected
+    with pytest.raises(DataError), AudioFile(path) as file:
+        list(file.blocks(1.0))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_sample_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None:
+    wave_SC = np.zeros((9000, 2), np.float32)
+    wave_SC[8500, 1] = bad
+    path = write(tmp_path / "a.wav", wave_SC, subtype="FLOAT")
+    with pytest.raises(DataError, match=f"frame 8500: expected finite numbers, found {bad} in channel 1"):
+        read_audio(path)
+    with pytest.raises(DataError, match="frame 8500"), AudioFile(path) as file:
+        list(file.blocks(0.25))
+    assert len(read_audio(path, stop=0.5)[0]) == 8000
+
+
+def _text(path: Path) -> None:
+    path.write_text("this is a letter, not a sound\n" * 100)
+
+
+def _corrupt_header(path: Path) -> None:
+    data = bytearray(write(path, tone()).read_bytes())
+    data[20:36] = b"\xff" * 16
+    path.write_bytes(data)
+
+
+def _no_frames(path: Path) -> None:
+    write(path, np.zeros(0, np.float32))
+
+
+def _damaged_flac(path: Path) -> None:
+    data = bytearray(write(path.with_suffix(".flac"), tone(), format="FLAC").read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = b"\0" * 200
+    path.write_bytes(data)
+
+
+def _noise(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+
+
+def _other_format(path: Path) -> None:
+    write(path, tone(), format="AIFF")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_text, r"is no sound: expected WAV, FLAC, OGG or MP3, found text \('this is a letter, not a '\)"),
+        (_corrupt_header, "header: is damaged"),
+        (_no_frames, "holds no sound \\(0 frames\\)"),
+        (_damaged_flac, "is damaged after frame 0 of the 48000"),
+        (_noise, "header: is damaged, or that of no WAV"),
+        (_other_format, "found AIFF"),
+        (Path.touch, "is empty \\(0 bytes\\)"),
+        (Path.mkdir, "found a folder or device"),
+        (lambda path: None, "no such file"),
+    ],
+    ids=["text", "header", "frames", "flac", "noise", "format", "empty", "folder", "missing"],
+)
+def test_what_is_no_sound_is_refused_by_name(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    path = tmp_path / "a.wav"
+    make(path)
+    with pytest.raises(DataError, match=message) as caught:
+        read_audio(path)
+    assert caught.value.path == str(path)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1.0, 1.0), (2.0, 1.0), (0.0, 3.1), (3.0, None), (1.0, 1.0)])
+def test_times_outside_the_sound_are_refused(tmp_path: Path, start: float, stop: float | None) -> None:
+    with pytest.raises(DataError, match="times: expected times within the 3 s that it lasts"):
+        read_audio(write(tmp_path / "a.wav", tone()), start, stop)
+
+
+def test_an_hour_is_read_in_the_memory_of_a_piece(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    seconds, rate = 3600, 8000
+    size = seconds * rate
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, rate, rate, 1, 8, b"data", size
+    )
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + size)
+    tracemalloc.start()
+    with AudioFile(path) as sound:
+        total = sum(len(piece) for piece in sound.blocks(10.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total == size
+    assert peak < 4e6
