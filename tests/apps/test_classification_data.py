@@ -53,6 +53,11 @@ def test_a_folder_with_parts(folder: Path) -> None:
     assert data.test_dataloader() == []
 
 
+def test_parts_that_are_not_named_are_told(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"holds parts, no classes: train, val; name them: --data\.train, --data\.val"):
+        _ = ImageData(str(folder), train=None, val=0.2).classes
+
+
 def test_parts_are_held_back_once_and_for_all(tmp_path: Path) -> None:
     root = str(write_images(tmp_path / "images"))
     seen = []

@@ -225,3 +225,10 @@ def test_compiled_training_is_training(tmp_path: Path) -> None:
         trainer = fit(tmp_path / str(compile), module, digits(), steps=2)
         losses.append(float(trainer.callback_metrics["val/loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_batch_of_one_is_not_mixed() -> None:
+    module = task(classes=10, size=8, mixup=0.8)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    for count in (1, 3):
+        assert module.training_step((torch.randn(count, 3, 8, 8), torch.zeros(count, dtype=torch.long)), 0).isfinite()

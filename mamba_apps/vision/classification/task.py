@@ -47,7 +47,8 @@ class ClassificationTask(pl.LightningModule):
         betas: AdamW's.
         label_smoothing: The part of a target that all classes share.
         mixup: The alpha of mixup (arXiv 1710.09412); 0 for none.
-        cutmix: The alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each batch draws one of them.
+        cutmix: The alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each batch draws one of them. A batch of
+            one image has nothing to be mixed with.
         ema: The decay of the weights' average, by which the model is validated, tested and saved; None for none.
         linear_probe: Train the classifier alone, on a backbone that stays as it is.
         compile: Whether torch compiles the model.
@@ -149,7 +150,7 @@ class ClassificationTask(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         x_BCHW, labels_B = batch
-        if self._mix is None:
+        if self._mix is None or len(x_BCHW) < 2:
             loss = F.cross_entropy(self(x_BCHW), labels_B, label_smoothing=self.label_smoothing)
         else:
             even = len(x_BCHW) // 2 * 2  # timm mixes pairs
