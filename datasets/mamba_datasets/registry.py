@@ -27,7 +27,12 @@ class _Reader:
 _readers: dict[str, _Reader] = {}
 
 # The package's own readers, imported when a kind is first asked for.
-_BUILT_IN = ("mamba_datasets.series.check", "mamba_datasets.images.check", "mamba_datasets.images.check_pairs")
+_BUILT_IN = (
+    "mamba_datasets.series.check",
+    "mamba_datasets.series.check_ltsf",
+    "mamba_datasets.images.check",
+    "mamba_datasets.images.check_pairs",
+)
 
 
 def register_reader(

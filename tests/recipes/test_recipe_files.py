@@ -29,14 +29,25 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a table in the layout of the forecasting benchmarks, for the recipe that leaves it too."""
+    root = tmp_path_factory.mktemp("benchmark")
+    rows = "".join(f"{2000 + day // 360}-{day // 30 % 12 + 1:02}-01,{day % 7},{day % 5}\n" for day in range(2000))
+    (root / "toy.csv").write_text("date,a,OT\n" + rows, encoding="utf-8")
+    return root
+
+
 @pytest.mark.parametrize("name", sorted(recipes.shipped()))
-def test_every_shipped_recipe_builds(name: str, photos: Path) -> None:
+def test_every_shipped_recipe_builds(name: str, photos: Path, benchmark: Path) -> None:
     recipe = recipes.load(name)
     given: dict[str, Any] = {}
     if recipe.config["data"]["class_path"].startswith("mamba_apps.vision.classification."):
         if lookup(recipe.config, "data.root") is None:
             flat = "train" in recipe.config["data"]["init_args"]
             given["data.root"] = str(photos / "train" if flat else photos)
+    if recipe.config["data"]["class_path"] == "mamba_apps.forecasting.ltsf.LtsfData":
+        given = {"data.root": str(benchmark), "data.name": "toy"}
     built = build(recipe.with_overrides(given), recipe.path)
     assert sum(p.numel() for p in built.model.parameters()) > 0
     assert recipe.path.parent.name == recipe.card["domain"]
