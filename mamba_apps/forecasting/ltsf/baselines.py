@@ -69,7 +69,7 @@ def seasonal_naive(data: LtsfData, *, season: int | None = None) -> tuple[Foreca
     season = data.series.known.season if season is None else season
     if season is None or not 1 <= season <= data.lookback:
         found = "not known" if season is None else f"{season} steps, the lookback {data.lookback}"
-        raise UserError(f"{data.name}: the season is {found}", "give a season from 1 step to the lookback")
+        raise UserError(f"{data.benchmark}: the season is {found}", "give a season from 1 step to the lookback")
     step_H = data.lookback - season + torch.arange(data.horizon) % season
     return lambda past_BLC: past_BLC[:, step_H], 0
 

@@ -60,7 +60,7 @@ class LtsfData(pl.LightningDataModule):
         for option, count in (counts | ({} if drop_last is None else {"drop_last": drop_last})).items():
             if count < 1:
                 raise UserError(f"{option} is {count}", "give at least 1")
-        self.root, self.name = root, name
+        self.root, self.benchmark = root, name
         self.lookback, self.horizon = lookback, horizon
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.test_stride, self.drop_last = test_stride, drop_last
@@ -69,7 +69,7 @@ class LtsfData(pl.LightningDataModule):
     @cached_property
     def series(self) -> LtsfSeries:
         """The series as it was read."""
-        return read_ltsf(self.root, self.name)
+        return read_ltsf(self.root, self.benchmark)
 
     @property
     def channels(self) -> int:
@@ -146,5 +146,5 @@ class _Starts(Dataset[Tensor]):
         return self.start_W[torch.tensor(indices)]
 
 
-def _as_they_are(batch: Tensor) -> Tensor:
+def _as_they_are(batch: Any) -> Any:
     return batch

@@ -63,7 +63,7 @@ class LtsfTask(pl.LightningModule):
         """
         if self.network is not None:
             return
-        found = published(self.label, data.name, data.horizon)
+        found = published(self.label, data.benchmark, data.horizon)
         marks = 0 if data.series.marks is None or not self.marks else data.series.marks.shape[1]
         options = {**found.options, **self.model_options}
         self.network, self.takes_marks = make_network(
