@@ -54,9 +54,9 @@ def test_each_format_is_read_whole_in_part_and_in_pieces(tmp_path: Path, suffix:
     np.testing.assert_allclose(part, found[20000:32000], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("level", [0.0, 1.0])
+@pytest.mark.parametrize("level", [0.0, 0.9])
 def test_an_mp3_read_from_its_middle_begins_without_a_gap(tmp_path: Path, level: float) -> None:
-    """A decoder needs what earlier frames left for later ones, the more so at low bit rates (level 1)."""
+    """A decoder needs what earlier frames left for later ones, the more so at low bit rates (level 0.9)."""
     wave = np.tile(tone(), 6) + 0.02 * np.random.default_rng(0).standard_normal(6 * 48000).astype(np.float32)
     path = tmp_path / "a.mp3"
     soundfile.write(path, wave, RATE, compression_level=level)
