@@ -158,8 +158,8 @@ def test_live_frames_equal_the_whole(options: dict[str, Any]) -> None:
 def test_live_samples_equal_the_whole(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = WaveMamba(num_classes=5, embed_dim=16, depth=2, causal=True, **options).eval()
-    x = waves(1000)
-    for pieces in ([1] * 1000, [7, 300, 0, 93, 600], [1000]):
+    x = waves(400)
+    for pieces in ([1] * 400, [7, 100, 0, 93, 200], [400]):
         torch.testing.assert_close(heard(model, x, pieces), model(x), rtol=0, atol=1e-5)
 
 
@@ -349,7 +349,8 @@ def test_names_and_options_that_are_not_known_are_refused() -> None:
             create_model(name, depht=3)
 
 
-def test_a_model_trains_and_compiles_without_a_break() -> None:
+@pytest.mark.slow
+def test_the_backbone_compiles_without_a_break() -> None:
     torch._dynamo.reset()
     model: AudioModel = create_model("aum_nano_fobi", 5, seconds=0.5, depth=1)
     compiled = torch.compile(model.backbone, fullgraph=True, backend="aot_eager")
