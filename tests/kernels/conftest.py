@@ -28,3 +28,12 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def _seed() -> Iterator[None]:
+    """Fix random numbers; in the interpreter what a kernel leaves unwritten is NaN."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -183,6 +183,16 @@ def test_readings_are_built_once_for_a_shape() -> None:
     assert Route("cross", merge="mean").readings((5, 6)).merge == "mean"
 
 
+def test_readings_made_in_inference_mode_serve_training() -> None:
+    route = Route("cross", merge="mean")
+    with torch.inference_mode():
+        route.readings((3, 11))
+    x = torch.zeros(1, 3, 11, 2, requires_grad=True)
+    route.readings((3, 11)).gather(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full_like(x, 4))
+
+
 def test_readings_made_under_a_tracer_do_not_outlive_it() -> None:
     with torch._subclasses.fake_tensor.FakeTensorMode():
         fake = Route("snake").readings((11, 3))

@@ -1,7 +1,7 @@
 """The GPU kernels against the reference: on a GPU, or interpreted on the CPU in a process of its own.
 
 The interpreter is switched on before the import (``TRITON_INTERPRET=1 pytest tests/kernels/test_triton.py``), so in any
-other process without a GPU the one test that runs starts such a process.
+other process without a GPU the one test that runs starts such a process, for this file and `test_triton_scan.py`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from operator_outcomes import LAYOUTS, dense_stride
+from operator_outcomes import LAYOUTS
 from torch import Tensor
+from triton_comparison import DEVICE, GPU, INTERPRETED, MARKS, compare, draw, here, route_case, scan_case, segments
 
 from mamba_kernels import (
     Route,
@@ -31,64 +32,17 @@ from mamba_kernels import (
 )
 from mamba_kernels.errors import KernelInputError
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
-here = pytest.mark.skipif(not (INTERPRETED or GPU), reason="no GPU, and TRITON_INTERPRET is not set")
-MARKS = [here, pytest.mark.gpu] if GPU else [here]
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+OPTIONS = Path(__file__).with_name("test_triton_scan.py")
 
 
 @pytest.mark.skipif(INTERPRETED or GPU, reason="the kernels run in this very process")
 def test_the_interpreted_kernels_agree_with_the_reference() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), str(OPTIONS)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=540)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
-
-
-def compare(
-    run: Callable[..., Tensor | tuple], inputs: dict[str, Tensor | None], dtype: torch.dtype, **options
-) -> None:
-    """Compare outputs and the gradients of all inputs with the float64 reference on the same (rounded) numbers."""
-    leaves = {k: v if v is None else v.detach().requires_grad_() for k, v in inputs.items()}
-    exact = {k: v if v is None else v.detach().double().requires_grad_() for k, v in inputs.items()}
-    given = {k: v for k, v in leaves.items() if v is not None and v.numel()}
-    fast, true = run(**leaves, **options, backend="triton"), run(**exact, **options, backend="reference")
-    fast, true = ((x,) if isinstance(x, Tensor) else x for x in (fast, true))
-    cotangents = [torch.randn_like(y) for y in true]
-    wanted = torch.autograd.grad(
-        sum((y * c).sum() for y, c in zip(true, cotangents, strict=True)), [exact[k] for k in given], allow_unused=True
-    )
-    got = torch.autograd.grad(
-        sum((y.double() * c).sum() for y, c in zip(fast, cotangents, strict=True)), list(given.values())
-    )
-    pairs = [*zip(fast, true, strict=True), *zip(got, wanted, strict=True)]
-    for name, (a, b) in zip([f"output {i}" for i in range(len(fast))] + list(given), pairs, strict=True):
-        b = torch.zeros_like(a, dtype=torch.float64) if b is None else b
-        if not b.numel():
-            continue
-        error = float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max().clamp_min(1e-6))
-        assert error < TOLERANCE[dtype], f"{name} is off by {error:.1e}"
-    for gradient, x in zip(got, given.values(), strict=True):
-        assert (gradient.dtype, gradient.stride()) == (x.dtype, dense_stride(x))
-
-
-def draw(dtype: torch.dtype, *shape: int, last: bool = False) -> Tensor:
-    """Return random numbers, with the last two dimensions exchanged in memory where ``last``."""
-    x = torch.randn(shape, device=DEVICE).to(dtype)
-    return x.mT.contiguous().mT if last else x
-
-
-def segments(batch: int, length: int, reverse: bool) -> Tensor:
-    """Return ids with changes, padding in front, amid and behind, and one sequence of padding alone."""
-    ids = (torch.randint(0, 12, (batch, length)).sort(-1).values // 3).int()
-    ids[:, length // 2 : length // 2 + 2] = -1
-    ids[0, :3] = -1
-    ids[-1] = -1
-    return (ids.flip(-1) if reverse else ids).to(DEVICE)
 
 
 SCANS = {
@@ -104,7 +58,7 @@ SCANS = {
     "one_step": {"length": 1},
     "one_state": {"states": 1},
     "odd_states": {"states": 20, "channels": 40, "length": 9},
-    "time_in_parts": {"length": 64 * 8 + 3, "channels": 3, "states": 2, "seq_idx": True, "reverse": True},
+    "time_in_parts": {"length": 64 * 2 + 3, "channels": 3, "states": 2, "seq_idx": True, "reverse": True},
 }
 LARGE_SCANS = {
     "time_in_parts_plain": {"length": 64 * 9 + 3, "channels": 3, "states": 2, "batch": 1},
@@ -121,34 +75,8 @@ class TestScan:
     pytestmark = MARKS
 
     def test_output_states_and_every_gradient(self, case: str, dtype: torch.dtype) -> None:
-        options = {**SCANS, **LARGE_SCANS}[case]
-        batch, channels = options.get("batch", 2), options.get("channels", 5)
-        length, states = options.get("length", 37), options.get("states", 4)
-        last, reverse = options.get("last", False), options.get("reverse", False)
-
-        def matrix(groups: int | None) -> Tensor:
-            if groups == 0:
-                return draw(dtype, channels, states)
-            shape = (batch, states, length) if groups is None else (batch, groups, states, length)
-            return draw(dtype, *shape, last=last)
-
-        softplus = options.get("softplus", True)
-        delta = draw(dtype, batch, channels, length, last=last) * 0.5
-        inputs = {
-            "u": draw(dtype, batch, channels, length, last=last),
-            "delta": delta - 1 if softplus else delta.abs(),
-            "A": -draw(torch.float32, channels, states).abs() - 0.1,
-            "B": matrix(options.get("B_groups")),
-            "C": matrix(options.get("C_groups")),
-            "D": draw(torch.float32, channels) if options.get("D", True) else None,
-            "z": draw(dtype, batch, channels, length, last=last) if options.get("z", True) else None,
-            "delta_bias": draw(torch.float32, channels) * 0.1 if options.get("bias", True) else None,
-            "initial_state": draw(torch.float32, batch, channels, states) if options.get("state", True) else None,
-        }
-        compare(
-            selective_scan, inputs, dtype, delta_softplus=softplus, return_last_state=True, reverse=reverse,
-            seq_idx=segments(batch, length, reverse) if options.get("seq_idx") else None,
-        )  # fmt: skip
+        inputs, options = scan_case(dtype, **{**SCANS, **LARGE_SCANS}[case])
+        compare(selective_scan, inputs, dtype, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16] if GPU else [torch.float32])
@@ -288,21 +216,8 @@ class TestRoute:
     pytestmark = MARKS
 
     def test_output_and_every_gradient(self, case: str, dtype: torch.dtype) -> None:
-        path, rank, own = ROUTES[case]["route"], ROUTES[case].get("rank"), ROUTES[case].get("own", False)
-        readings, channels, states = path.count(2), 5, 4
-        each = (2, readings, 3, 7)
-        inputs = {
-            "x": draw(dtype, *(each if own else (2, 3, 7)), channels),
-            "delta": draw(dtype, *each, rank or channels) * 0.5,
-            "A": -draw(torch.float32, readings * channels, states).abs() - 0.1,
-            "B": draw(dtype, *each, states),
-            "C": draw(dtype, *each, states),
-            "D": draw(torch.float32, readings * channels),
-            "z": draw(dtype, 2, 3, 7, channels * (readings if path.merge == "concat" else 1)),
-            "delta_bias": draw(torch.float32, readings * channels) * 0.1,
-            "delta_weight": draw(dtype, readings, channels, rank) if rank else None,
-        }
-        compare(selective_scan_route, inputs, dtype, delta_softplus=True, route=path)
+        inputs, options = route_case(dtype, **ROUTES[case])
+        compare(selective_scan_route, inputs, dtype, **options)
 
 
 @pytest.mark.parametrize("layout", ["every_second", "expanded_batch", "expanded_last", "batch_last"])
@@ -524,12 +439,3 @@ class TestOnTheGpu:
             y = selective_scan(*inputs, delta_softplus=True)
         graph.replay()
         assert torch.equal(y, wanted)
-
-
-@pytest.fixture
-def _seed() -> Iterator[None]:
-    """Fix random numbers; in the interpreter what a kernel leaves unwritten is NaN."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(not GPU)
-    yield
-    torch.use_deterministic_algorithms(False)
