@@ -15,6 +15,7 @@ from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
 from mamba_kernels.routes import Readings, Route, route_scan, selective_scan_route
 from mamba_kernels.selective_scan import selective_scan
 from mamba_kernels.selective_state_update import selective_state_update
+from mamba_kernels.ssd import ssd
 
 __all__ = [
     "BackendError",
@@ -34,4 +35,5 @@ __all__ = [
     "selective_scan",
     "selective_scan_route",
     "selective_state_update",
+    "ssd",
 ]

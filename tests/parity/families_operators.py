@@ -17,6 +17,7 @@ from torch import Tensor
 import mamba_kernels
 
 _SCAN_INPUTS = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
+_SSD_INPUTS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 
 
 def _runs(card: Card) -> Iterator[tuple[torch.dtype, str | None, Comparison]]:
@@ -83,6 +84,29 @@ def _check_split(
 
 def _cut(name: str, x: Tensor, along: slice) -> Tensor:
     return x[..., along] if name in ("u", "delta", "z") or (name in ("B", "C") and x.dim() > 2) else x
+
+
+@family("ssd_*")
+def check_ssd(card: Card) -> None:
+    options = card.options("options", "dt_softplus", "dt_limit")
+    for dtype, backend, comparison in _runs(card):
+        inputs = _track(_inputs(card, dtype, *_SSD_INPUTS, "seq_idx", "cu_seqlens"))
+        ends = inputs.pop("cu_seqlens", None)
+        extra = {**options, "return_final_states": True, "backend": backend}
+        out, final_states = mamba_kernels.ssd(**inputs, **extra)
+        comparison.core("out.out", out)
+        comparison.core("out.final_states", final_states)
+        _gradients(card, inputs, {"out": out, "final_states": final_states}, comparison)
+        if ends is not None:
+            # A sequence's last state is the final state of all that comes up to its end.
+            states = [mamba_kernels.ssd(**_head(inputs, end), **extra)[1] for end in ends[1:].tolist()]
+            comparison.core("out.varlen_states", torch.cat(states))
+
+
+def _head(inputs: dict[str, Tensor], end: int) -> dict[str, Tensor]:
+    """Return SSD's inputs up to a position."""
+    along = ("x", "dt", "B", "C", "z", "seq_idx")
+    return {name: x[:, :end] if name in along else x for name, x in inputs.items()}
 
 
 @family("ssu_*")

@@ -1,0 +1,5 @@
+"""SSD, the recurrence of Mamba-2: one decay a head and step, so that its work is products of matrices."""
+
+from mamba_kernels.ssd.op import ssd
+
+__all__ = ["ssd"]
