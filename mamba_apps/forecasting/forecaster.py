@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.baselines import BASELINES, Baseline, create_baseline, evaluate
+from mamba_apps.forecasting.backtest import cross_validate, forecast_windows
+from mamba_apps.forecasting.baselines import BASELINES, create_baseline, evaluate
 from mamba_apps.forecasting.data import WindowData
 from mamba_apps.forecasting.defaults import (
     default_lookback,
@@ -22,15 +23,13 @@ from mamba_apps.forecasting.defaults import (
     default_val_steps,
 )
 from mamba_apps.forecasting.intervals import (
-    around,
     checked_levels,
     conformal_radius,
-    from_quantiles,
     level_names,
     level_quantiles,
 )
-from mamba_apps.forecasting.losses import MaskedLoss, point_forecast
-from mamba_apps.forecasting.models import Sizes, names, spec
+from mamba_apps.forecasting.losses import MaskedLoss
+from mamba_apps.forecasting.models import ForecastModel, Sizes, names, spec
 from mamba_apps.forecasting.reading import check_holidays, read_with_calendar
 from mamba_apps.forecasting.saving import Fitted, load_fitted
 from mamba_apps.forecasting.task import ForecastTask
@@ -40,7 +39,6 @@ from mamba_datasets.errors import DataError
 from mamba_datasets.series import SeriesSet, WindowDataset
 
 _CHECKS = 20
-_BATCH = 256
 
 
 class Forecaster:
@@ -57,6 +55,8 @@ class Forecaster:
             data, or less where series are short.
         freq: A pandas offset alias such as "h", "D", "MS", or a whole number; None infers it.
         levels: Percentages of the prediction intervals, such as [80, 95].
+        intervals: How a learned model has them: "quantile" (it forecasts their bounds) or "conformal" (around its
+            point forecast, as far as its errors on the part held back reach). A baseline's are always conformal.
         model_options: The model's own options, such as {"mixer": "attention"}.
         id_col: The column of series ids.
         time_col: The column of timestamps.
@@ -68,7 +68,7 @@ class Forecaster:
         season: The season in steps that missing values are filled from; None for the frequency's usual one.
         calendar: Whether the calendar of the timestamps is known to the model.
         holidays: "US" adds the federal holidays to it.
-        loss: "mae", "mse" or "huber"; with levels it must be "mae", which becomes the pinball loss.
+        loss: "mae", "mse" or "huber"; quantile intervals need "mae", which becomes the pinball loss.
         lr: The highest learning rate.
         max_steps: Most optimiser steps; None for thirty passes over the windows, from 200 to 1,000 steps.
         batch_size: Windows a step.
@@ -91,6 +91,7 @@ class Forecaster:
         lookback: int | None = None,
         freq: str | int | None = None,
         levels: Sequence[float] = (),
+        intervals: Literal["quantile", "conformal"] = "quantile",
         model_options: Mapping[str, Any] | None = None,
         id_col: str = "unique_id",
         time_col: str = "ds",
@@ -123,8 +124,11 @@ class Forecaster:
             raise UserError(f"val_steps is {val_steps}, less than the horizon of {horizon}", "give at least that")
         self.model, self.alias = model, alias or model
         self.horizon, self.lookback = horizon, lookback
+        if intervals not in ("quantile", "conformal"):
+            raise UserError(f"intervals are {intervals!r}", "choose quantile or conformal")
         self.levels = checked_levels(levels)
-        MaskedLoss(loss, level_quantiles(self.levels) if self.levels and model not in BASELINES else None)
+        self.conformal = intervals == "conformal" or model in BASELINES
+        MaskedLoss(loss, self._quantiles)
         self.model_options = dict(model_options or {})
         if model not in BASELINES:
             unknown = [name for name in self.model_options if name not in spec(model).options]
@@ -170,7 +174,41 @@ class Forecaster:
             DataError: The data cannot be used; the error names series, place and remedy.
             UserError: An option does not fit the data.
         """
+        self._fitted = self._fit(read_with_calendar(df, **self._reading))
+        return self
+
+    def cross_validation(
+        self,
+        df: pd.DataFrame | Path | str,
+        *,
+        n_windows: int = 1,
+        step_size: int | None = None,
+        refit: bool | int = False,
+    ) -> pd.DataFrame:
+        """Forecast from cuts in the past, each as if it were the present; this forecaster itself stays as it is.
+
+        The last cut is a horizon before the end of each series, and the others lie before it.
+
+        Args:
+            df: As in `fit`.
+            n_windows: How many cuts, at least 1.
+            step_size: Steps from one cut to the next, at least 1; None for the horizon.
+            refit: Whether to fit anew at every cut, or at every so many-th; else once, before the first.
+
+        Returns:
+            One row a step: id, timestamp, "cutoff" (the last timestamp that the forecast knows), the observed target
+            (NaN where there is none) and the columns of `predict`.
+
+        Raises:
+            DataError: The data cannot be used, or a series is too short for the first cut.
+            UserError: A number is out of range.
+        """
         series_set = read_with_calendar(df, **self._reading)
+        return cross_validate(
+            series_set, self._fit, self.horizon, n_windows, self.horizon if step_size is None else step_size, refit
+        )
+
+    def _fit(self, series_set: SeriesSet) -> Fitted:
         _check_long_enough(series_set, self.lookback, self.horizon)
         val_steps = default_val_steps(series_set, self.horizon) if self.val_steps is None else self.val_steps
         lookback = self.lookback or default_lookback(series_set, self.horizon, val_steps)
@@ -186,8 +224,7 @@ class Forecaster:
         )
         options = {**default_options(self.model, series_set, lookback), **self.model_options}
         make = self._fit_baseline if self.model in BASELINES else self._fit_model
-        self._fitted = dataclasses.replace(make(data, options), alias=self.alias)
-        return self
+        return dataclasses.replace(make(data, options), alias=self.alias)
 
     def predict(
         self,
@@ -223,12 +260,7 @@ class Forecaster:
         scaler = fitted.scaler.select(past.ids)
         ahead = past.last(sizes.lookback).extend_future(futr_df, sizes.horizon)
         windows = WindowDataset(scaler.transform(ahead), sizes.lookback, sizes.horizon, origins="last")
-        parts = []
-        with torch.inference_mode():
-            for numbers in torch.arange(len(windows)).split(_BATCH):
-                batch = windows.batch(numbers)
-                parts.append(scaler.inverse_y(_with_levels(fitted, batch), batch["series"]))
-        values = torch.cat(parts).double().numpy()
+        values = forecast_windows(fitted, windows, scaler)
         frame = past.future_frame(sizes.horizon)
         for place, name in enumerate(level_names(fitted.levels, self.alias)):
             frame[name] = values[..., place].reshape(-1)
@@ -260,6 +292,7 @@ class Forecaster:
             lookback=fitted.network.sizes.lookback,
             freq=reading.columns["freq"],
             levels=fitted.levels,
+            intervals="quantile" if fitted.radius_VH is None else "conformal",
             # The levels say which quantiles there are.
             model_options={name: value for name, value in fitted.options.items() if name != "quantiles"},
             missing=reading.missing,  # type: ignore[arg-type]
@@ -271,6 +304,11 @@ class Forecaster:
         )
         found._fitted = fitted
         return found
+
+    @property
+    def _quantiles(self) -> tuple[float, ...] | None:
+        """The quantiles that the model itself forecasts."""
+        return level_quantiles(self.levels) if self.levels and not self.conformal else None
 
     def _known(self) -> Fitted:
         if self._fitted is None:
@@ -298,13 +336,16 @@ class Forecaster:
                 model_options=options,
                 sizes=data.sizes,
                 loss=self.loss,
-                quantiles=level_quantiles(self.levels) if self.levels else None,
+                quantiles=self._quantiles,
                 lr=self.lr,
             )
             trainer.fit(task, datamodule=data)
             best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
             metrics = trainer.validate(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)[0]
-        return task.fitted(data, {name: float(value) for name, value in metrics.items()})
+        found = task.fitted(data, {name: float(value) for name, value in metrics.items()})
+        if not self.conformal or not self.levels:
+            return found
+        return dataclasses.replace(found, levels=self.levels, radius_VH=_radius(found.network, data, self.levels))
 
     def _fit_baseline(self, data: WindowData, options: dict[str, Any]) -> Fitted:
         network = create_baseline(self.model, data.sizes, **options)
@@ -324,22 +365,12 @@ class Forecaster:
 
 
 @torch.no_grad()
-def _radius(network: Baseline, data: WindowData, levels: Sequence[float]) -> Tensor:
+def _radius(network: ForecastModel, data: WindowData, levels: Sequence[float]) -> Tensor:
     errors, seen = [], []
     for batch in data.val_dataloader():
         errors.append((batch["future_y"] - network(batch))[..., 0])
         seen.append(batch["future_observed"][..., 0])
     return conformal_radius(torch.cat(errors), torch.cat(seen), levels)
-
-
-def _with_levels(fitted: Fitted, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return scaled forecasts and intervals (B, H, 1 + 2V)."""
-    forecast = fitted.network(batch)
-    if not fitted.levels:
-        return point_forecast(forecast, fitted.network.quantiles)
-    if fitted.radius_VH is not None:
-        return around(forecast[..., 0], fitted.radius_VH)
-    return from_quantiles(forecast[:, :, 0], fitted.levels)
 
 
 def _check_long_enough(series_set: SeriesSet, lookback: int | None, horizon: int) -> None:

@@ -35,7 +35,7 @@ def test_the_table_says_what_each_model_takes(name: str) -> None:
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     scope: dict[str, object] = {}
     for block in blocks:
         exec(block, scope)  # noqa: S102  (the project's own page)

@@ -29,6 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "smamba": {"d_model": 16, "d_state": 2, "layers": 1},
     "itransformer": {"d_model": 16, "heads": 2, "layers": 1},
     "patchtst": {"d_model": 16, "heads": 2, "layers": 1},
+    "timemachine": {"n1": 16, "n2": 8, "d_state": 2},
+    "mambasimple": {"d_model": 16, "d_state": 2, "layers": 1},
 }
 
 
@@ -285,3 +287,64 @@ def test_threads_and_defaults_of_torch_are_left_alone() -> None:
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     make("dlinear", max_steps=3).fit(daily()).predict()
     assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+
+
+def test_conformal_intervals_of_a_learned_model(tmp_path: Path) -> None:
+    frame = daily((150, 120))
+    forecaster = make("dlinear", levels=[80], intervals="conformal", loss="mse", model_options={}).fit(frame)
+    got = forecaster.predict()
+    widths = got["dlinear-hi-80"] - got["dlinear-lo-80"]
+    assert (widths > 0).all()
+    middle = (got["dlinear-hi-80"] + got["dlinear-lo-80"]) / 2
+    np.testing.assert_allclose(middle, got["dlinear"], rtol=1e-5)
+    point = make("dlinear", loss="mse", model_options={}).fit(frame).predict()
+    np.testing.assert_array_equal(point["dlinear"], got["dlinear"])  # the intervals change nothing about the forecast
+    forecaster.save(tmp_path / "saved")
+    loaded = Forecaster.load(tmp_path / "saved")
+    assert loaded.predict().equals(got)
+    assert loaded.conformal
+    with pytest.raises(UserError, match="choose quantile or conformal"):
+        make(intervals="bayes")
+
+
+def test_cross_validation_forecasts_from_every_cut_what_a_fit_before_it_would() -> None:
+    frame = daily((150, 120))
+    forecaster = make("ridge", levels=[80], model_options={"ridge": 1e-3}, lookback=14)
+    got = forecaster.cross_validation(frame, n_windows=3, step_size=5)
+    assert list(got.columns) == ["unique_id", "ds", "cutoff", "y", "ridge", "ridge-lo-80", "ridge-hi-80"]
+    assert len(got) == 2 * 3 * 7
+    y = got.merge(frame, on=["unique_id", "ds"], suffixes=("", "_given"))
+    np.testing.assert_allclose(y["y"], y["y_given"], rtol=1e-6)
+    first = got.groupby("unique_id")["cutoff"].min()
+    cut = frame[frame["ds"] <= frame["unique_id"].map(first)]
+    expected = forecaster.fit(cut).predict()
+    # The fit before the first cut forecasts from it, and from the later ones with what has come since.
+    at_first = got[got["cutoff"] == got["unique_id"].map(first)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(at_first[expected.columns], expected, rtol=1e-5)
+    last = got.groupby("unique_id")["cutoff"].max()
+    later = forecaster.predict(df=frame[frame["ds"] <= frame["unique_id"].map(last)])
+    at_last = got[got["cutoff"] == got["unique_id"].map(last)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(at_last[later.columns], later, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("refit", "fits"), [(False, 1), (True, 3), (2, 2)])
+def test_cross_validation_fits_as_often_as_asked(refit: bool | int, fits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    fit = Forecaster._fit
+
+    def counted(self: Forecaster, series_set: Any) -> Any:
+        seen.append(int(series_set.lengths[0]))
+        return fit(self, series_set)
+
+    monkeypatch.setattr(Forecaster, "_fit", counted)
+    got = make("seasonal_naive", lookback=14).cross_validation(daily(), n_windows=3, refit=refit)
+    assert seen == [129, 136, 143][:: {1: 3, 3: 1, 2: 2}[fits]]
+    assert len(got) == 21
+    assert got["ds"].is_monotonic_increasing
+
+
+def test_cross_validation_of_what_is_too_short_is_refused() -> None:
+    with pytest.raises(DataError, match="steps were expected"):
+        make("seasonal_naive", lookback=14).cross_validation(daily((40,)), n_windows=5)
+    with pytest.raises(UserError, match="n_windows is 0"):
+        make("seasonal_naive").cross_validation(daily(), n_windows=0)

@@ -71,6 +71,11 @@ def test_numbers_out_of_range_are_refused(root: Path, option: str) -> None:
         data_of(root, **{option: 0})
 
 
+def test_a_folder_must_be_given() -> None:
+    with pytest.raises(UserError, match=r"--data\.root DIR"):
+        LtsfTask("dlinear").prepare_for(LtsfData())
+
+
 def test_errors_do_not_depend_on_the_order_of_batches() -> None:
     torch.manual_seed(0)
     forecast, future = torch.randn(10, 3, 2), torch.randn(10, 3, 2)

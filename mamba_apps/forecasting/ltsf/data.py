@@ -38,13 +38,13 @@ class LtsfData(pl.LightningDataModule):
             published figures do; None does not.
 
     Raises:
-        UserError: If a number is out of range.
+        UserError: If a number is out of range, or there is no root when the file is first read.
         DataError: If the file is not there or not the benchmark's, when it is first read.
     """
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         name: str = "ETTh1",
         *,
         lookback: int = 96,
@@ -69,6 +69,8 @@ class LtsfData(pl.LightningDataModule):
     @cached_property
     def series(self) -> LtsfSeries:
         """The series as it was read."""
+        if self.root is None:
+            raise UserError("the folder of the benchmarks' files is not given", "give it: --data.root DIR")
         return read_ltsf(self.root, self.benchmark)
 
     @property
