@@ -32,6 +32,7 @@ _BUILT_IN = (
     "mamba_datasets.series.check_ltsf",
     "mamba_datasets.images.check",
     "mamba_datasets.images.check_pairs",
+    "mamba_datasets.audio.check",
 )
 
 

@@ -7,7 +7,6 @@ from mamba_apps.audio.audio_mamba import AudioMamba
 from mamba_apps.audio.checkpoint import adapt_audio_mamba, adapt_vision_mamba
 from mamba_apps.audio.filterbank import STATISTICS, FilterBank
 from mamba_apps.audio.model import AudioModel, RawSound
-from mamba_apps.audio.resample import resample
 from mamba_apps.audio.wave_mamba import WaveMamba
 from mamba_apps.audio.zoo import create_model, model_names
 
@@ -21,7 +20,6 @@ __all__ = [
     "FilterBank",
     "RawSound",
     "STATISTICS",
-    "resample",
     "adapt_audio_mamba",
     "adapt_vision_mamba",
 ]

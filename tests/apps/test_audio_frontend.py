@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
-from mamba_apps.audio import STATISTICS, FilterBank, RawSound, resample
-from mamba_apps.audio.resample import _say
+from mamba_apps.audio import STATISTICS, FilterBank, RawSound
 from mamba_apps.errors import UserError
 
 
@@ -122,32 +120,3 @@ def test_raw_sound_is_padded_cropped_and_silenced() -> None:
     assert torch.equal(found[:, 100:], torch.zeros(3, 20))
     assert torch.equal(found[1, :50], wave_BS[1, :50])
     assert not found[1, 50:].any()
-
-
-@pytest.mark.parametrize("rate", [8000, 44100, 192000])
-def test_another_rate_is_resampled_and_said(rate: int, caplog: pytest.LogCaptureFixture) -> None:
-    _say.cache_clear()
-    time = torch.arange(rate) / rate
-    with caplog.at_level(logging.WARNING):
-        found = [resample(torch.sin(2 * math.pi * 440 * time), rate, 16000) for _ in range(2)]
-    assert caplog.messages == [f"sounds of {rate} Hz are resampled to 16000 Hz"]
-    expected = torch.sin(2 * math.pi * 440 * torch.arange(16000) / 16000)
-    assert found[1].shape == (16000,)
-    torch.testing.assert_close(found[0][100:-100], expected[100:-100], rtol=0, atol=5e-3)
-
-
-def test_the_same_rate_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    wave = sounds()
-    assert resample(wave, 16000, 16000) is wave
-    assert not caplog.messages
-
-
-@pytest.mark.parametrize("rate", [-1, 0, 1, 999, 10_000_000])
-def test_an_absurd_rate_is_refused(rate: int) -> None:
-    with pytest.raises(UserError, match=f"said to have {rate} samples a second"):
-        resample(sounds(), rate, 16000)
-
-
-def test_rates_that_share_no_factor_are_refused() -> None:
-    with pytest.raises(UserError, match="44101 and 16000 samples a second have no large common factor"):
-        resample(sounds(), 44101, 16000)

@@ -25,13 +25,15 @@ from numpy.typing import NDArray
 
 from mamba_datasets.audio.claims import missing_part
 from mamba_datasets.errors import DataError
+from mamba_datasets.tree import LEAVE_OUT, Medium
 
 # Decoders are attack surface: only these are accepted.
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
+SOUND = Medium("sound", SUFFIXES)
 # What an MP3's decoder carries over from at most; it begins so much earlier, and right.
 _RUN_UP = 32 * 1152
-_REPLACE = "replace it, or leave it out"
+_REPLACE = f"replace it, or {LEAVE_OUT}"
 
 Channel = int | Literal["mean"]
 

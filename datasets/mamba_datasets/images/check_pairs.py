@@ -11,9 +11,10 @@ import numpy as np
 from mamba_datasets.errors import DataError
 from mamba_datasets.images.masks import MaskRules, read_mask
 from mamba_datasets.images.matching import check_sizes, find_pairs, fits_pairs, splits_of
-from mamba_datasets.images.survey import Facts, describe, describe_copies, in_threads, inspect_image
+from mamba_datasets.images.survey import Facts, describe, inspect_image
 from mamba_datasets.registry import register_reader
 from mamba_datasets.report import Collector, Finding, Report
+from mamba_datasets.survey import describe_copies, in_threads
 
 _MANY = 32
 

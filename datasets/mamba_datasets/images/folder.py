@@ -9,9 +9,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from mamba_datasets.broken import read_broken
-from mamba_datasets.images.read import read_image
-from mamba_datasets.images.tree import scan_classes, split_folder
+from mamba_datasets.images.read import IMAGE, read_image
 from mamba_datasets.report import Collector
+from mamba_datasets.tree import scan_classes, split_folder
 
 
 class ImageFolder(Dataset[tuple[Any, int]]):
@@ -50,7 +50,8 @@ class ImageFolder(Dataset[tuple[Any, int]]):
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
         folder = root if split is None else split_folder(root, split)
-        tree = scan_classes(folder, root, Collector(root), classes=classes, left_out=read_broken(leave_out, root))
+        left_out = read_broken(leave_out, root)
+        tree = scan_classes(IMAGE, folder, root, Collector(root), classes=classes, left_out=left_out)
         self.classes, self.paths, self.targets = tree.classes, tree.paths, tree.targets
         self.transform = transform
 

@@ -11,17 +11,9 @@ from PIL import Image
 
 from mamba_datasets.errors import DataError
 from mamba_datasets.images.masks import MaskRules, read_mask
-from mamba_datasets.images.read import REPLACE, read_image
-from mamba_datasets.images.tree import (
-    SPLITS,
-    folders_in,
-    holds_images,
-    image_files,
-    is_image_name,
-    split_folder,
-    within,
-)
+from mamba_datasets.images.read import IMAGE, REPLACE, read_image
 from mamba_datasets.report import Collector
+from mamba_datasets.tree import SPLITS, files_below, folders_in, holds, split_folder, within
 
 MASK_FOLDERS = ("masks", "labels", "annotations")
 
@@ -30,7 +22,7 @@ def fits_pairs(folder: Path) -> bool:
     """Tell at a glance whether a folder holds images and masks."""
     bases = [folder, *(folder / name for name in SPLITS.intersection(folders_in(folder)))]
     paired = any((base / "images").is_dir() and any((base / name).is_dir() for name in MASK_FOLDERS) for base in bases)
-    return paired and holds_images(folder)
+    return paired and holds(IMAGE, folder)
 
 
 def splits_of(root: str | Path, images: str | Path = "images") -> list[str | None]:
@@ -141,7 +133,7 @@ def _mask_folder(base: str | Path) -> str:
 def _by_stem(folder: str, root: str | Path, sink: Collector, left_out: frozenset[str]) -> dict[str, str]:
     """Return the images of a folder by their path in it without the ending."""
     files: dict[str, str] = {}
-    for path in image_files(folder, root, sink, left_out):
+    for path in files_below(IMAGE, folder, root, sink, left_out):
         stem = _stem(path, folder)
         if stem in files:
             sink.add("name", f"its partner is ambiguous: {files[stem]} has this name too", "rename or remove one", path)
@@ -151,7 +143,7 @@ def _by_stem(folder: str, root: str | Path, sink: Collector, left_out: frozenset
 
 def _stems(paths: Iterable[str], folder: str) -> set[str]:
     inside = os.path.join(folder, "")
-    return {_stem(path, folder) for path in paths if path.startswith(inside) and is_image_name(path)}
+    return {_stem(path, folder) for path in paths if path.startswith(inside) and IMAGE.names(path)}
 
 
 def _stem(path: str, folder: str) -> str:

@@ -27,14 +27,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mamba_datasets.errors import DataError
+from mamba_datasets.tree import LEAVE_OUT, Medium
 
 # Decoders are attack surface: only these are tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+IMAGE = Medium("image", SUFFIXES)
 # Pillow's own mark, 256 MiB as RGB: beyond it a small file may fill the memory.
 MAX_PIXELS = 89_478_485
 
-LEAVE_OUT = "leave it out (mamba-apps check --write-broken)"
 REPLACE = f"replace it, or {LEAVE_OUT}"
 _SAVE = f"save it as 8- or 16-bit, or {LEAVE_OUT}"
 

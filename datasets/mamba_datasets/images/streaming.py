@@ -22,10 +22,10 @@ import torch
 
 from mamba_datasets.broken import read_broken
 from mamba_datasets.errors import DataError
-from mamba_datasets.images.read import load_image, read_bytes, to_mode
-from mamba_datasets.images.survey import in_threads
-from mamba_datasets.images.tree import scan_classes, split_folder
+from mamba_datasets.images.read import IMAGE, load_image, read_bytes, to_mode
 from mamba_datasets.report import Collector
+from mamba_datasets.survey import in_threads
+from mamba_datasets.tree import scan_classes, split_folder
 
 try:
     from litdata import StreamingDataLoader, StreamingDataset
@@ -72,7 +72,8 @@ def optimize_folder(
     if out.exists():
         raise DataError(out, "folder", "exists already", "choose another, or remove it")
     folder = root if split is None else split_folder(root, split)
-    tree = scan_classes(folder, root, Collector(root), classes=classes, left_out=read_broken(leave_out, root))
+    left_out = read_broken(leave_out, root)
+    tree = scan_classes(IMAGE, folder, root, Collector(root), classes=classes, left_out=left_out)
     order = np.random.default_rng(seed).permutation(len(tree.paths)).tolist()
     partial_out = out.with_name(out.name + ".partial")
     shutil.rmtree(partial_out, ignore_errors=True)

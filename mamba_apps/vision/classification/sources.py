@@ -66,7 +66,7 @@ def open_images(
         return Digits()
 
     from mamba_datasets.images import ImageFolder
-    from mamba_datasets.images.tree import SPLITS, folders_in
+    from mamba_datasets.tree import SPLITS, folders_in
 
     if split is None and (parts := folders_in(root)) and SPLITS.issuperset(parts):
         raise UserError(f"{root} holds parts, no classes: {', '.join(parts)}", "name them: --data.train, --data.val")

@@ -15,7 +15,7 @@ from PIL import Image
 from mamba_apps.errors import UserError
 from mamba_apps.training.files import make_directory, storage_error, temporary_beside
 from mamba_datasets.images import read_image
-from mamba_datasets.images.tree import is_image_name
+from mamba_datasets.images.read import IMAGE
 from mamba_recipes.cli.errors import DONE
 
 
@@ -66,7 +66,7 @@ def run(arguments: Namespace, folder: Path) -> int:
 def _jobs(arguments: Namespace) -> list[_Job]:
     source: Path = arguments.input
     if source.is_dir():
-        images = sorted(path for path in source.iterdir() if path.is_file() and is_image_name(path.name))
+        images = sorted(path for path in source.iterdir() if path.is_file() and IMAGE.names(path.name))
         if not images:
             raise UserError(f"{source}: holds no image", "give an image or a folder of images")
         out = arguments.out or Path(f"{source.resolve().name}_masks")

@@ -1,16 +1,17 @@
-"""Sound at another rate: brought to the model's, and said so, or refused."""
+"""Sound at another rate: brought to the one that is wanted, and said so, or refused."""
 
 from __future__ import annotations
 
 import logging
 import math
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchaudio.functional import resample as _resample
 
-from mamba_apps.errors import UserError
+from mamba_datasets.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -21,27 +22,26 @@ RATES = (1000, 768_000)
 _MOST_COEFFICIENTS = 2**25
 
 
-def resample(wave: Tensor, rate: int, to: int) -> Tensor:
+def resample(wave: Tensor, rate: int, to: int, path: str | Path = "sound") -> Tensor:
     """Return a sound at another rate; the log warns of each pair of rates once.
 
     Args:
         wave: Samples along the last dimension.
         rate: How many of them make a second.
         to: How many shall.
+        path: Where it came from, for errors.
 
     Raises:
-        UserError: If ``rate`` is no rate of sound, or too odd to be resampled.
+        DataError: ``rate`` is no rate of sound, or too odd to be resampled.
     """
     if not RATES[0] <= rate <= RATES[1]:
-        raise UserError(
-            f"a sound is said to have {rate} samples a second, expected {RATES[0]} to {RATES[1]}",
-            "check the header, or give its true rate",
-        )
+        expected = f"expected {RATES[0]} to {RATES[1]} samples a second, found {rate}"
+        raise DataError(path, "rate", expected, "check the header, or give the true rate")
     if rate == to:
         return wave
-    common = math.gcd(rate, to)
-    if rate * to // common**2 > _MOST_COEFFICIENTS:
-        raise UserError(f"{rate} and {to} samples a second have no large common factor", "convert the file first")
+    if rate * to // math.gcd(rate, to) ** 2 > _MOST_COEFFICIENTS:
+        expected = f"{rate} and {to} samples a second have no large common factor"
+        raise DataError(path, "rate", expected, "convert the file first")
     _say(rate, to)
     with torch.autocast(wave.device.type, enabled=False):
         return _resample(wave.float(), rate, to)

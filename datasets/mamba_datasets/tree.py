@@ -1,4 +1,4 @@
-"""What lies in a folder of images: files in a fixed order, splits and classes; what does not belong is a finding."""
+"""What lies in a folder of images or sounds: files in a fixed order, splits, classes; what is amiss is a finding."""
 
 from __future__ import annotations
 
@@ -9,18 +9,35 @@ from itertools import islice
 from pathlib import Path
 
 from mamba_datasets.errors import DataError
-from mamba_datasets.images.read import LEAVE_OUT, SUFFIXES
 from mamba_datasets.report import Collector, nearest
 
+LEAVE_OUT = "leave it out (mamba-apps check --write-broken)"
 SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 # What operating systems leave behind, besides names that begin with a dot.
 _LITTER = frozenset({"thumbs.db", "desktop.ini"})
 _GLANCE = 100
 
 
+@dataclass(frozen=True)
+class Medium:
+    """What a folder is expected to hold.
+
+    Args:
+        noun: What one of them is called: "image", "sound".
+        suffixes: The endings of their names, in small letters.
+    """
+
+    noun: str
+    suffixes: tuple[str, ...]
+
+    def names(self, name: str) -> bool:
+        """Tell whether a file's ending, in any case, is one of these."""
+        return name.lower().endswith(self.suffixes)
+
+
 @dataclass
 class ClassTree:
-    """The images of a folder that has a folder a class.
+    """The files of a folder that has a folder a class.
 
     Args:
         classes: The names; a class is its index.
@@ -33,14 +50,9 @@ class ClassTree:
     targets: list[int] = field(default_factory=list)
 
 
-def is_image_name(name: str) -> bool:
-    """Tell whether a file's ending, in any case, is an image's."""
-    return name.lower().endswith(SUFFIXES)
-
-
-def holds_images(folder: str | Path) -> bool:
-    """Tell at a glance whether there are images somewhere below a folder."""
-    return any(any(map(is_image_name, files)) for _, _, files in islice(os.walk(folder), _GLANCE))
+def holds(medium: Medium, folder: str | Path) -> bool:
+    """Tell at a glance whether there are such files somewhere below a folder."""
+    return any(any(map(medium.names, files)) for _, _, files in islice(os.walk(folder), _GLANCE))
 
 
 def folders_in(folder: str | Path) -> list[str]:
@@ -48,9 +60,9 @@ def folders_in(folder: str | Path) -> list[str]:
     return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
-def loose_images(folder: str | Path) -> list[str]:
-    """Return the sorted paths of the images directly in a folder."""
-    return [entry.path for entry in _entries(folder) if is_image_name(entry.name) and not entry.is_dir()]
+def loose_files(medium: Medium, folder: str | Path) -> list[str]:
+    """Return the sorted paths of such files directly in a folder."""
+    return [entry.path for entry in _entries(folder) if medium.names(entry.name) and not entry.is_dir()]
 
 
 def split_folder(root: str | Path, split: str) -> str:
@@ -68,33 +80,35 @@ def within(folder: str, root: str | Path) -> str:
     return folder
 
 
-def image_files(
-    folder: str | Path, root: str | Path, sink: Collector, left_out: frozenset[str] = frozenset()
+def files_below(
+    medium: Medium, folder: str | Path, root: str | Path, sink: Collector, left_out: frozenset[str] = frozenset()
 ) -> Iterator[str]:
-    """Yield the images in a folder and the folders below it, sorted.
+    """Yield such files in a folder and the folders below it, sorted.
 
     Args:
+        medium: What they are.
         folder: The folder.
         root: The folder of the whole data set, which links must not leave.
-        sink: Takes links that lead out of it and files that are no images by their name.
+        sink: Takes links that lead out of it and files of other names.
         left_out: Paths to pass over.
 
     Yields:
         The paths, each beginning with `folder`.
     """
     for entry in _entries(folder):
-        if entry.path in left_out or _leads_astray(entry, root, sink):
+        if entry.path in left_out or _leads_astray(medium, entry, root, sink):
             continue
         if entry.is_dir():
-            yield from image_files(entry.path, root, sink, left_out)
-        elif is_image_name(entry.name):
+            yield from files_below(medium, entry.path, root, sink, left_out)
+        elif medium.names(entry.name):
             yield entry.path
         else:
-            expected = f"expected an image's ending ({' '.join(SUFFIXES)})"
+            expected = f"expected {_a(medium)}'s ending ({' '.join(medium.suffixes)})"
             sink.add("name", expected, f"rename it, or {LEAVE_OUT}", entry.path)
 
 
 def scan_classes(
+    medium: Medium,
     folder: str | Path,
     root: str | Path,
     sink: Collector,
@@ -102,9 +116,10 @@ def scan_classes(
     classes: Sequence[str] | None = None,
     left_out: frozenset[str] = frozenset(),
 ) -> ClassTree:
-    """Find the classes of a folder and their images.
+    """Find the classes of a folder and their files.
 
     Args:
+        medium: What the files are.
         folder: Holds a folder a class.
         root: The folder of the whole data set, which links must not leave.
         sink: Takes what is wrong.
@@ -116,36 +131,40 @@ def scan_classes(
     """
     found, loose = [], []
     for entry in _entries(folder):
-        if entry.path in left_out or _leads_astray(entry, root, sink):
+        if entry.path in left_out or _leads_astray(medium, entry, root, sink):
             continue
         if entry.is_dir():
             found.append(entry.name)
-        elif is_image_name(entry.name):
+        elif medium.names(entry.name):
             loose.append(entry.path)
         else:
-            sink.note(f"{entry.path} is no image and was passed over")
+            sink.note(f"{entry.path} is no {medium.noun} and was passed over")
     for path in loose if found else ():
-        sink.add("class", "this image lies in no class", "move it to its class's folder", path)
-    _check_classes(folder, found, classes, sink)
+        sink.add("class", f"this {medium.noun} lies in no class", "move it to its class's folder", path)
+    _check_classes(medium, folder, found, classes, sink)
     tree = ClassTree(found if classes is None else list(classes))
     index = {name: number for number, name in enumerate(tree.classes)}
     for name in found:
         if name not in index:
             continue
         before = len(tree.paths)
-        tree.paths += image_files(os.path.join(folder, name), root, sink, left_out)
+        tree.paths += files_below(medium, os.path.join(folder, name), root, sink, left_out)
         if len(tree.paths) == before:
-            sink.add("class", "holds no image", "fill this class or remove its folder", os.path.join(folder, name))
+            place = os.path.join(folder, name)
+            sink.add("class", f"holds no {medium.noun}", "fill this class or remove its folder", place)
         tree.targets += [index[name]] * (len(tree.paths) - before)
     return tree
 
 
-def _check_classes(folder: str | Path, found: list[str], classes: Sequence[str] | None, sink: Collector) -> None:
+def _check_classes(
+    medium: Medium, folder: str | Path, found: list[str], classes: Sequence[str] | None, sink: Collector
+) -> None:
     path = str(folder)
     if found and SPLITS.issuperset(found):
         sink.add("classes", f"its folders are splits ({', '.join(found)})", "name one: split=...", path)
     elif not found:
-        sink.add("classes", "expected a folder a class, found none", "sort the images into class folders", path)
+        remedy = f"sort the {medium.noun}s into class folders"
+        sink.add("classes", "expected a folder a class, found none", remedy, path)
     elif classes is None:
         if len(found) == 1:
             sink.add("classes", f"found one class only, {found[0]!r}", "give at least two class folders", path)
@@ -173,7 +192,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     return sorted(kept, key=lambda entry: entry.name)
 
 
-def _leads_astray(entry: os.DirEntry[str], root: str | Path, sink: Collector) -> bool:
+def _leads_astray(medium: Medium, entry: os.DirEntry[str], root: str | Path, sink: Collector) -> bool:
     """Report a link that leaves the data set, loops or ends nowhere."""
     if not entry.is_symlink():
         return False
@@ -183,11 +202,15 @@ def _leads_astray(entry: os.DirEntry[str], root: str | Path, sink: Collector) ->
     elif not _lies_in(target, root):
         found = f"is a link that leaves the data set, to {target}"
     elif os.path.isdir(target):
-        found = "is a link to a folder, which may count images twice"
+        found = f"is a link to a folder, which may count {medium.noun}s twice"
     else:
         return False
     sink.add("link", found, f"put the file itself there (cp -rl costs no space), or {LEAVE_OUT}", entry.path)
     return True
+
+
+def _a(medium: Medium) -> str:
+    return f"an {medium.noun}" if medium.noun[0] in "aeiou" else f"a {medium.noun}"
 
 
 def _lies_in(target: str, root: str | Path) -> bool:
