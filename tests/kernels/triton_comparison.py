@@ -34,8 +34,16 @@ DESIGN = [{name: _FIRST[(i + k) % 11] == "1" for k, name in enumerate(OPTIONS)} 
 DESIGN.append(dict.fromkeys(OPTIONS, False))
 
 
-def compare(run: Callable[..., Tensor | tuple], inputs: Inputs, dtype: torch.dtype, **options: Any) -> None:
+def compare(
+    run: Callable[..., Tensor | tuple],
+    inputs: Inputs,
+    dtype: torch.dtype,
+    *,
+    tolerance: float | None = None,
+    **options: Any,
+) -> None:
     """Compare outputs and the gradients of all inputs with the float64 reference on the same (rounded) numbers."""
+    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
     leaves = {k: v if v is None else v.detach().requires_grad_() for k, v in inputs.items()}
     exact = {k: v if v is None else v.detach().double().requires_grad_() for k, v in inputs.items()}
     given = {k: v for k, v in leaves.items() if v is not None and v.numel()}
@@ -54,7 +62,7 @@ def compare(run: Callable[..., Tensor | tuple], inputs: Inputs, dtype: torch.dty
         if not b.numel():
             continue
         error = float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max().clamp_min(1e-6))
-        assert error < TOLERANCE[dtype], f"{name} is off by {error:.1e}"
+        assert error < tolerance, f"{name} is off by {error:.1e}"
     for gradient, x in zip(got, given.values(), strict=True):
         assert (gradient.dtype, gradient.stride()) == (x.dtype, dense_stride(x))
 
