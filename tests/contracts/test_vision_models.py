@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mamba_apps.vision  # noqa: F401  registers the models
+import mamba_kernels
 from mamba_apps.errors import UserError
 
 FAMILIES = ("vim", "vmamba", "mambavision")
@@ -246,6 +247,16 @@ def test_export_gives_the_same_numbers_for_any_batch(name: str) -> None:
     exported = torch.export.export(model, (images(name, 3),), dynamic_shapes=(batch,)).module()
     for x in (images(name, 1), images(name, 5)):
         torch.testing.assert_close(exported(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@over(NANO, ())
+def test_exporters_that_know_pytorchs_operators_alone_are_served(name: str) -> None:
+    model, x = stirred(name), images(name, 3)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    plain = program.run_decompositions(mamba_kernels.decompositions())
+    assert not any("mamba_kernels" in str(node.target) for node in plain.graph.nodes)
+    torch.testing.assert_close(plain.module()(x[:2]), model(x[:2]))
 
 
 # Operators of one image: a convolution, a scan and a norm for each block, one norm more for each MLP and at the ends.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_kernels import decompositions
 from mamba_kernels.errors import BackendError, KernelInputError
 from mamba_kernels.layout import dimension_order
 from mamba_kernels.routes import Route, route_scan, selective_scan_route
@@ -381,6 +382,17 @@ def test_exported(route: Route, backend: str | None) -> None:
     if backend == "reference":
         targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
         assert not any("mamba_kernels" in target for target in targets)
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("route", "shared"), [*((route, True) for route in ROUTES), (ROUTES[3], False)], ids=repr)
+def test_decomposes_into_pytorchs_own_operators(route: Route, shared: bool) -> None:
+    inputs = {name: x.detach() for name, x in _inputs(route, (3, 4), shared=shared, rank=2 if shared else None).items()}
+    model = _Scan(route)
+    program = torch.export.export(model, (), inputs).run_decompositions(decompositions())
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert all(target.startswith(("aten.", "<built-in function")) for target in targets), targets
+    torch.testing.assert_close(program.module()(**inputs), model(**inputs))
 
 
 # What is refused.

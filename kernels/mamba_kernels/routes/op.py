@@ -11,11 +11,13 @@ from torch import Tensor
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative, register_derivative, wants_gradient
 from mamba_kernels.checks import compute_dtype
+from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import dimension_order, empty_in_order
 from mamba_kernels.routes.checks import NAME, cast_route_inputs, check_route_inputs
 from mamba_kernels.routes.cpu import checkpoint_shape
-from mamba_kernels.routes.reference import route_scan
+from mamba_kernels.routes.reference import route_scan, scan_readings
 from mamba_kernels.routes.route import Route
+from mamba_kernels.selective_scan.decomposition import selective_scan_decomposition
 
 
 def _route(name: str, merge: str, widths: Sequence[int]) -> Route:
@@ -110,6 +112,38 @@ def _(
     merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=kept)
     checkpoints = x.new_empty(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
     return _empty_out(x, delta, channels, out_dtype), merged, checkpoints
+
+
+@register_decomposition(_scan_route)
+def _decompose(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_weight: Tensor | None,
+    delta_softplus: bool,
+    route: str,
+    merge: str,
+    widths: Sequence[int],
+    out_dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the operator returns; what it would save for a backward pass is zeros."""
+    tensors = (x, delta, A, B, C, D, z, delta_bias, delta_weight)
+    readings = _route(route, merge, widths).readings_in_graph(delta.shape[2:-1], x.device)
+    out = scan_readings(_decomposed_scan, readings, *tensors, delta_softplus, out_dtype)
+    dtype = compute_dtype(x, delta, A, B, C, delta_weight)
+    kept = merged_dtype(x.device, dtype, out_dtype)
+    merged = x.new_zeros(out.shape if save and z is not None else 0, dtype=kept)
+    return out, merged, x.new_zeros(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
+
+
+def _decomposed_scan(*arguments: Any, seq_idx_BL: Tensor | None, out_dtype: torch.dtype) -> Tensor:
+    return selective_scan_decomposition(*arguments, None, seq_idx_BL, False, out_dtype, False)[0]
 
 
 @torch.library.custom_op("mamba_kernels::selective_scan_route_backward", mutates_args=(), device_types=("cpu", "cuda"))

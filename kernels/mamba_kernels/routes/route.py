@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mamba_kernels.errors import KernelInputError
+from mamba_kernels.export import register_decomposition
 from mamba_kernels.routes import orders
 from mamba_kernels.routes.readings import Readings
 
@@ -21,7 +21,7 @@ _CACHE_LIMIT = 128
 
 # Each entry: the orders of a shape, and how many there are for a rank. Windows are handled beside them, for they
 # alone have a parameter and segments.
-_ORDERS: dict[str, tuple[Callable[[tuple[int, ...]], list[np.ndarray]], Callable[[int], int]]] = {
+_ORDERS: dict[str, tuple[Callable[[tuple[int, ...]], list[Tensor]], Callable[[int], int]]] = {
     "forward": (orders.forward, lambda rank: 1),
     "bidirectional": (orders.bidirectional, lambda rank: 2),
     "cross": (orders.cross, lambda rank: 2 * rank),
@@ -106,9 +106,7 @@ class Route:
         device = torch.device("cpu" if device is None else device)
         shape, widths = tuple(shape), self.widths(len(shape))
         if torch.compiler.is_dynamo_compiling():
-            # One node of the graph rather than constants in it, so that the sizes may stay symbolic.
-            order, inverse, segment = index_tensors(self.name, widths, shape, device)
-            return self._wrap(shape, order, inverse, segment)
+            return self.readings_in_graph(shape, device)
         shape = tuple(int(size) for size in shape)
         key = (self, shape, str(device))
         found = _cache.get(key)
@@ -122,6 +120,15 @@ class Route:
                     _cache.pop(next(iter(_cache)), None)
                 _cache[key] = found
         return found
+
+    def readings_in_graph(self, shape: Sequence[int], device: torch.device) -> Readings:
+        """Return the readings as one node of a graph that is being made, rather than as constants in it.
+
+        The sizes may stay symbolic, and a decomposition may ask for them.
+        """
+        shape = tuple(shape)
+        order, inverse, segment = index_tensors(self.name, self.widths(len(shape)), shape, device)
+        return self._wrap(shape, order, inverse, segment)
 
     def widths(self, rank: int) -> tuple[int, ...]:
         """Return the window's size along each of ``rank`` axes; empty for the routes that have none."""
@@ -163,16 +170,17 @@ def _index_tensors(
         raise KernelInputError(f"a route reads grids of at least one cell, got shape {shape}", "drop empty inputs")
     if math.prod(shape) >= 2**31:
         raise KernelInputError(f"grid {shape} has 2^31 cells or more, past int32", "read it in parts")
-    segment = np.zeros((0, 0), dtype=np.int32)
+    segment = torch.zeros(0, 0, dtype=torch.int64, device="cpu")
     if name == "windowed":
         path, window_of_step = orders.windowed(shape, tuple(widths))
         paths, segment = [path], window_of_step[None]
     else:
         paths = _ORDERS[name][0](shape)
-    order_KL = np.stack(paths).astype(np.int32)
-    inverse_KL = np.argsort(order_KL, axis=1, kind="stable").astype(np.int32)
-    tensors = [torch.tensor(part, device=device) for part in (order_KL, inverse_KL, segment)]
-    return tensors[0], tensors[1], tensors[2]
+    order_KL = torch.stack(paths)
+    order, inverse, segment = (
+        part.to(device=device, dtype=torch.int32) for part in (order_KL, order_KL.argsort(dim=1), segment)
+    )
+    return order, inverse, segment
 
 
 @torch.library.custom_op("mamba_kernels::route_index_tensors", mutates_args=())
@@ -192,6 +200,9 @@ def _(name: str, widths: Sequence[int], shape: Sequence[int], device: torch.devi
         torch.empty(size, dtype=torch.int32, device=device) for size in ((count, length), (count, length), segments)
     )
     return order, inverse, segment
+
+
+register_decomposition(index_tensors)(_index_tensors)
 
 
 def _one_of(what: str, value: str, names: Sequence[str]) -> None:
