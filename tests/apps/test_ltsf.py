@@ -12,10 +12,11 @@ import torch
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.ltsf import LtsfBaseline, LtsfData, LtsfTask
-from mamba_apps.forecasting.ltsf.networks import NAMES
+from mamba_apps.forecasting.ltsf.networks import NAMES, make_network
 from mamba_apps.forecasting.ltsf.published import published
 from mamba_apps.forecasting.ltsf.scores import WindowErrors
 from mamba_apps.training import make_trainer
+from mamba_datasets.series.ltsf import SETS
 
 SMALL: dict[str, dict[str, Any]] = {
     "smamba": {"d_model": 8, "d_state": 2},
@@ -142,10 +143,22 @@ def test_marks_reach_the_networks_that_have_a_place_for_them(root: Path) -> None
 
 def test_published_configurations() -> None:
     near, far = published("smamba", "ETTh1", 96), published("smamba", "ETTh1", 720)
-    assert near.options == far.options == {"d_model": 256, "layers": 2, "d_state": 2}
+    assert near.options == far.options == {"d_model": 256, "d_state": 2}
     assert (near.lr, far.lr) == (7e-5, 5e-5)
-    assert published("itransformer", "ETTh1", 336).options["d_model"] == 512
+    assert [published("itransformer", "ETTh1", horizon).options["d_model"] for horizon in (24, 192, 193, 999)] == [
+        256, 256, 512, 512,
+    ]  # fmt: skip
     assert published("timemachine", "traffic", 96).options["independent"] is False
+    assert published("patchtst", "ETTh1", 96).options == {}
+
+
+@pytest.mark.parametrize("model", ["smamba", "itransformer", "timemachine"])
+def test_published_options_are_options_of_the_network(model: str) -> None:
+    for name in SETS:
+        for horizon in (96, 192, 336, 720):
+            options = published(model, name, horizon).options
+            with torch.device("meta"):
+                make_network(model, 96, horizon, 7, 4, options)
 
 
 def test_unknown_models_and_options_are_refused(root: Path) -> None:
