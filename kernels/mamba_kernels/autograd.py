@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import CustomOpDef
 
 from mamba_kernels.eager import is_eager
@@ -47,11 +48,22 @@ def register_derivative(
     differentiable = super(torch.autograd.Function, function).apply
 
     def call(*args: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            _refuse_tangents(operator, *args)
         if not is_eager(*args):
             return operator(*args)
         return (differentiable if wants_gradient(*args) else implementation)(*args)
 
     return call
+
+
+def _refuse_tangents(operator: CustomOpDef, *args: Any) -> None:
+    """Refuse inputs of forward-mode differentiation, whose tangents PyTorch would drop without a word."""
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in args):
+        raise BackendError(
+            f"{operator._name}: the operator has no forward-mode derivative",
+            "pass backend='reference', which can be differentiated in either mode",
+        )
 
 
 def refuse_second_derivative(op: str, backward: CustomOpDef) -> Operator:

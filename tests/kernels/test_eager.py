@@ -10,6 +10,7 @@ import pytest
 import torch
 from operator_outcomes import draw, outcome
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import CustomOpDef
 from torch.overrides import TorchFunctionMode
@@ -203,6 +204,21 @@ def test_modes_and_subclasses_reach_the_operator() -> None:
     y = selective_scan(**{**plain, "u": plain["u"].as_subclass(Subclass)})
     assert isinstance(y, Subclass)
     assert torch.equal(y.as_subclass(Tensor), wanted)
+
+
+# PyTorch's own, at a process' first use of forward mode.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_forward_mode_is_refused_rather_than_dropped() -> None:
+    plain = inputs()
+    u = plain.pop("u")
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(u, torch.ones_like(u))
+        with pytest.raises(BackendError, match="selective_scan: the operator has no forward-mode derivative"):
+            selective_scan(dual, **plain)
+        assert selective_scan(u, **plain).isfinite().all()
+        assert forward_ad.unpack_dual(selective_scan(dual, **plain, backend="reference")).tangent is not None
+    with pytest.raises(BackendError, match="forward-mode"):
+        torch.func.jvp(lambda x: selective_scan(x, **plain), (u,), (torch.ones_like(u),))
 
 
 def test_views_with_the_other_sign_in_memory_are_read_as_they_are() -> None:
