@@ -6,8 +6,9 @@ from mamba_apps.mixers.attention import AttentionMixer, AttentionState
 from mamba_apps.mixers.base import Mixer, State, no_weight_decay
 from mamba_apps.mixers.block import MixerBlock
 from mamba_apps.mixers.mamba1 import Mamba1Mixer, Mamba1State
+from mamba_apps.mixers.mamba2 import Mamba2Mixer, Mamba2State
 from mamba_apps.mixers.mambavision import MambaVisionMixer
-from mamba_apps.mixers.norms import LayerNorm, RMSNorm, create_norm
+from mamba_apps.mixers.norms import GatedRMSNorm, LayerNorm, RMSNorm, create_norm
 from mamba_apps.mixers.registry import MixerSpec, create, names, register, spec
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_apps.mixers.routed import RoutedMixer
@@ -25,6 +26,8 @@ __all__ = [
     "no_weight_decay",
     "Mamba1Mixer",
     "Mamba1State",
+    "Mamba2Mixer",
+    "Mamba2State",
     "MambaVisionMixer",
     "AttentionMixer",
     "AttentionState",
@@ -34,6 +37,7 @@ __all__ = [
     "causal_conv1d_route",
     "MixerBlock",
     "RMSNorm",
+    "GatedRMSNorm",
     "LayerNorm",
     "create_norm",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_kernels import layer_norm, rms_norm
+from mamba_kernels import gated_rms_norm, layer_norm, rms_norm
 
 
 class _Norm(nn.Module):
@@ -79,6 +79,43 @@ class LayerNorm(_Norm):
 
     def __init__(self, width: int, eps: float = 1e-5, bias: bool = True, **options: Any) -> None:
         super().__init__(width, eps, bias, **options)
+
+
+class GatedRMSNorm(nn.Module):
+    """Divide each group of channels by its root mean square, scale, and gate: Mamba-2's norm.
+
+    Args:
+        width: Channels.
+        eps: Added to the mean square.
+        groups: Groups of channels, a divisor of ``width``.
+        norm_before_gate: Whether the norm comes before the gate.
+        backend: The operator's implementation to force; None lets it choose.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        eps: float = 1e-5,
+        groups: int = 1,
+        norm_before_gate: bool = False,
+        backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.group_size = width // groups
+        self.norm_before_gate = norm_before_gate
+        self.backend = backend
+        self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """Normalise ``x`` (..., width), gated by silu(z)."""
+        return gated_rms_norm(
+            x, self.weight, None, z, self.eps, self.group_size, self.norm_before_gate, backend=self.backend
+        )
 
 
 def linear_dtype(x: Tensor) -> torch.dtype | None:

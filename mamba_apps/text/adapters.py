@@ -45,7 +45,7 @@ def from_mamba_ssm(
 def from_transformers(
     state_dict: Mapping[str, Tensor], config: MambaLMConfig | Mapping[str, Any], *, backend: str | None = None
 ) -> MambaLM:
-    """Build a model from transformers' ``MambaForCausalLM``; see ``from_mamba_ssm``."""
+    """Build a model from transformers' ``MambaForCausalLM`` or ``Mamba2ForCausalLM``; see ``from_mamba_ssm``."""
     if not isinstance(config, MambaLMConfig):
         config = config_from_transformers(config)
     ours = dict(state_dict)
@@ -88,6 +88,6 @@ def _build(state_dict: dict[str, Tensor], config: MambaLMConfig, backend: str | 
                 f"{_HEAD} differs from the embedding, and the configuration ties them", "set tie_embeddings to false"
             )
     model = MambaLM(config, backend)
-    remedy = "give the weights of a Mamba-1 language model and the configuration that belongs to them"
+    remedy = "give the weights of a Mamba-1 or Mamba-2 language model and the configuration that belongs to them"
     model.load_state_dict(fitted("MambaLM", state_dict, model.state_dict(), remedy))
     return model

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import spec
+from mamba_apps.mixers import Mamba2Mixer, create, spec
 
-# Their option -> ours, and the value a transformers configuration that leaves it out means.
-_TRANSFORMERS_MIXER: dict[str, tuple[str, Any]] = {
-    "state_size": ("d_state", 16),
+_MAMBA_SSM_LAYERS = {"mamba1": "Mamba1", "mamba2": "Mamba2"}
+_TRANSFORMERS_TYPES = {"mamba1": "mamba", "mamba2": "mamba2"}
+# What a transformers configuration means that leaves these out.
+_TRANSFORMERS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mamba1": {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 32, "tie_word_embeddings": True},
+    "mamba2": {"vocab_size": 32768, "hidden_size": 4096, "num_hidden_layers": 64, "tie_word_embeddings": False},
+}
+# Their option -> ours, and the value it has where it is left out.
+_TRANSFORMERS_COMMON: dict[str, tuple[str, Any]] = {
     "conv_kernel": ("d_conv", 4),
     "expand": ("expand", 2),
-    "time_step_rank": ("dt_rank", "auto"),
     "time_step_min": ("dt_min", 0.001),
     "time_step_max": ("dt_max", 0.1),
-    "time_step_init_scheme": ("dt_init", "random"),
-    "time_step_scale": ("dt_scale", 1.0),
     "time_step_floor": ("dt_init_floor", 1e-4),
     "use_conv_bias": ("conv_bias", True),
     "use_bias": ("bias", False),
+}
+_TRANSFORMERS_MIXER: dict[str, dict[str, tuple[str, Any]]] = {
+    "mamba1": {
+        **_TRANSFORMERS_COMMON,
+        "state_size": ("d_state", 16),
+        "time_step_rank": ("dt_rank", "auto"),
+        "time_step_init_scheme": ("dt_init", "random"),
+        "time_step_scale": ("dt_scale", 1.0),
+    },
+    "mamba2": {
+        **_TRANSFORMERS_COMMON,
+        "state_size": ("d_state", 128),
+        "head_dim": ("headdim", 64),
+        "n_groups": ("ngroups", 8),
+        "time_step_limit": ("dt_limit", (0.0, math.inf)),
+        "chunk_size": ("chunk_size", 256),
+    },
 }
 _MAMBA_SSM_KEYS = frozenset(
     "d_model d_intermediate n_layer vocab_size ssm_cfg attn_layer_idx attn_cfg rms_norm residual_in_fp32 "
@@ -86,16 +107,17 @@ def config_from_mamba_ssm(config: Mapping[str, Any]) -> MambaLMConfig:
         if config.get(key, plain) != plain:
             raise _unsupported("mamba-ssm", key, config[key])
     options = dict(config.get("ssm_cfg") or {})
-    if options.pop("layer", "Mamba1") != "Mamba1":
-        raise _unsupported("mamba-ssm", "ssm_cfg.layer", config["ssm_cfg"]["layer"])
-    options.pop("use_fast_path", None)
+    mixer = _mixer_called(_MAMBA_SSM_LAYERS, options.pop("layer", "Mamba1"), "mamba-ssm", "ssm_cfg.layer")
+    for name in ("use_fast_path", "use_mem_eff_path"):
+        options.pop(name, None)
     for name in options:
-        if name not in spec("mamba1").options:
+        if name not in spec(mixer).options:
             raise _unsupported("mamba-ssm", f"ssm_cfg.{name}", options[name])
     return MambaLMConfig(
         vocab_size=config.get("vocab_size", 50277),
         d_model=config.get("d_model", 2560),
         n_layer=config.get("n_layer", 64),
+        mixer=mixer,
         mixer_options=options,
         norm="rms" if config.get("rms_norm", True) else "layer",
         residual_in_fp32=config.get("residual_in_fp32", True),
@@ -105,30 +127,39 @@ def config_from_mamba_ssm(config: Mapping[str, Any]) -> MambaLMConfig:
 
 
 def config_from_transformers(config: Mapping[str, Any]) -> MambaLMConfig:
-    """Read the contents of a ``config.json`` of transformers' Mamba.
+    """Read the contents of a ``config.json`` of transformers' Mamba or Mamba-2.
 
     Raises:
         UserError: If it asks for something that is not supported, by name.
     """
-    if config.get("model_type", "mamba") != "mamba":
-        raise _unsupported("transformers", "model_type", config["model_type"])
+    mixer = _mixer_called(_TRANSFORMERS_TYPES, config.get("model_type", "mamba"), "transformers", "model_type")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise _unsupported("transformers", "hidden_act", config["hidden_act"])
-    d_model = config.get("hidden_size", 768)
-    options = {ours: config.get(theirs, default) for theirs, (ours, default) in _TRANSFORMERS_MIXER.items()}
-    inner = config.get("intermediate_size", int(options["expand"] * d_model))
-    if inner != int(options["expand"] * d_model):
-        raise _unsupported("transformers", "intermediate_size", inner)
+    whole = {**_TRANSFORMERS_DEFAULTS[mixer], **config}
+    options = {ours: whole.get(theirs, default) for theirs, (ours, default) in _TRANSFORMERS_MIXER[mixer].items()}
+    norm_eps, inner = whole.get("layer_norm_epsilon", 1e-5), int(options["expand"] * whole["hidden_size"])
+    derived = {"intermediate_size": inner}
+    if mixer == "mamba2":
+        derived["num_heads"] = inner // options["headdim"]
+        # Whatever the groups of heads, transformers normalises all channels together.
+        options |= {"norm_groups": 1, "norm_eps": norm_eps}
+        # Newer files write what JSON has no number for as an object.
+        bounds = (bound["__float__"] if isinstance(bound, Mapping) else bound for bound in options["dt_limit"])
+        options["dt_limit"] = tuple(map(float, bounds))
+    for name, size in derived.items():
+        if whole.get(name, size) != size:
+            raise _unsupported("transformers", name, whole[name])
     return MambaLMConfig(
-        vocab_size=config.get("vocab_size", 50280),
-        d_model=d_model,
-        n_layer=config.get("num_hidden_layers", 32),
+        vocab_size=whole["vocab_size"],
+        d_model=whole["hidden_size"],
+        n_layer=whole["num_hidden_layers"],
+        mixer=mixer,
         mixer_options=options,
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        residual_in_fp32=config.get("residual_in_fp32", True),
-        tie_embeddings=config.get("tie_word_embeddings", True),
+        norm_eps=norm_eps,
+        residual_in_fp32=whole.get("residual_in_fp32", True),
+        tie_embeddings=whole["tie_word_embeddings"],
         pad_vocab_to=1,
-        initializer_range=config.get("initializer_range", 0.1),
+        initializer_range=whole.get("initializer_range", 0.1),
     )
 
 
@@ -138,15 +169,24 @@ def config_to_mamba_ssm(config: MambaLMConfig) -> dict[str, Any]:
     Raises:
         UserError: If mamba-ssm has no way to say it.
     """
-    _need(config.mixer == "mamba1", "mamba-ssm", "mixer", config.mixer)
+    _need(config.mixer in _MAMBA_SSM_LAYERS, "mamba-ssm", "mixer", config.mixer)
     _need(config.norm_eps == 1e-5, "mamba-ssm", "norm_eps", config.norm_eps)
-    options = {name: value for name, value in config.mixer_options.items() if name != "backend"}
+    left_out = {"backend"}
+    options = dict(config.mixer_options)
+    if config.mixer == "mamba2":
+        mixer = _built(config)
+        options["headdim"] = mixer.headdim
+        norm_groups = options.get("norm_groups", mixer.ngroups)
+        _need(norm_groups in (None, mixer.ngroups), "mamba-ssm", "norm_groups", norm_groups)
+        _need(options.get("norm_eps", 1e-5) == 1e-5, "mamba-ssm", "the mixer's norm_eps", options.get("norm_eps"))
+        left_out |= {"norm_groups", "norm_eps", *(["chunk_size"] if mixer.chunk_size is None else [])}
+    options = {name: value for name, value in options.items() if name not in left_out}
     return {
         "d_model": config.d_model,
         "d_intermediate": 0,
         "n_layer": config.n_layer,
         "vocab_size": config.vocab_size,
-        "ssm_cfg": {"layer": "Mamba1", **options},
+        "ssm_cfg": {"layer": _MAMBA_SSM_LAYERS[config.mixer], **options},
         "attn_layer_idx": [],
         "attn_cfg": {},
         "rms_norm": config.norm == "rms",
@@ -163,25 +203,49 @@ def config_to_transformers(config: MambaLMConfig) -> dict[str, Any]:
     Raises:
         UserError: If transformers has no way to say it.
     """
-    _need(config.mixer == "mamba1", "transformers", "mixer", config.mixer)
+    _need(config.mixer in _TRANSFORMERS_TYPES, "transformers", "mixer", config.mixer)
     _need(config.norm == "rms", "transformers", "norm", config.norm)
-    options = {**spec("mamba1").options, **config.mixer_options}
-    rank = options["dt_rank"]
+    options = {**spec(config.mixer).options, **config.mixer_options}
+    theirs = {name: options[ours] for name, (ours, _) in _TRANSFORMERS_MIXER[config.mixer].items()}
+    inner = int(options["expand"] * config.d_model)
+    if config.mixer == "mamba1":
+        architecture, rank = "MambaForCausalLM", options["dt_rank"]
+        theirs["time_step_rank"] = -(-config.d_model // 16) if rank == "auto" else rank
+        theirs["intermediate_size"] = inner
+    else:
+        architecture, mixer = "Mamba2ForCausalLM", _built(config)
+        for name, only in (("D_has_hdim", False), ("rmsnorm", True), ("norm_before_gate", False)):
+            _need(options[name] == only, "transformers", name, options[name])
+        _need(mixer.d_ssm == inner, "transformers", "d_ssm", mixer.d_ssm)
+        _need((options["norm_groups"] or mixer.ngroups) == 1, "transformers", "norm_groups", options["norm_groups"])
+        _need(options["norm_eps"] == config.norm_eps, "transformers", "the mixer's norm_eps", options["norm_eps"])
+        theirs |= {"head_dim": mixer.headdim, "num_heads": mixer.nheads, "time_step_limit": list(mixer.dt_limit)}
+        theirs["chunk_size"] = mixer.chunk_size or 256
     return {
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
+        "architectures": [architecture],
+        "model_type": _TRANSFORMERS_TYPES[config.mixer],
         "vocab_size": config.rows,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layer,
-        "intermediate_size": int(options["expand"] * config.d_model),
         "hidden_act": "silu",
         "layer_norm_epsilon": config.norm_eps,
         "residual_in_fp32": config.residual_in_fp32,
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.initializer_range,
-        **{theirs: options[ours] for theirs, (ours, _) in _TRANSFORMERS_MIXER.items()},
-        "time_step_rank": -(-config.d_model // 16) if rank == "auto" else rank,
+        **theirs,
     }
+
+
+def _mixer_called(names: Mapping[str, str], theirs: str, naming: str, key: str) -> str:
+    for mixer, name in names.items():
+        if name == theirs:
+            return mixer
+    raise _unsupported(naming, key, theirs)
+
+
+def _built(config: MambaLMConfig) -> Mamba2Mixer:
+    """Return a block's mixer without values, which knows the sizes that follow from the options."""
+    return cast(Mamba2Mixer, create(config.mixer, config.d_model, **{**config.mixer_options, "device": "meta"}))
 
 
 def _need(condition: bool, naming: str, name: str, value: Any) -> None:
@@ -193,5 +257,6 @@ def _need(condition: bool, naming: str, name: str, value: Any) -> None:
 
 def _unsupported(naming: str, key: str, value: Any) -> UserError:
     return UserError(
-        f"the {naming} configuration has {key} = {value!r}, which is not supported", "use a plain Mamba-1 checkpoint"
+        f"the {naming} configuration has {key} = {value!r}, which is not supported",
+        "use a plain Mamba-1 or Mamba-2 checkpoint",
     )

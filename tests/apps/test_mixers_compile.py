@@ -12,6 +12,7 @@ from mamba_kernels import Route
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("mamba1", {}),
+    ("mamba2", {"d_state": 4, "ngroups": 2, "headdim": 4, "chunk_size": 4}),
     ("mambavision", {}),
     ("attention", {"heads": 2, "rotary": True}),
     ("attention", {"heads": 2, "causal": False}),

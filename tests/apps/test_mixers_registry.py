@@ -26,7 +26,7 @@ def test_create_passes_the_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("mamba", "did you mean 'mamba1'"), ("atention", "'attention'"), ("zzz", "the mixers are att")]
+    ("name", "remedy"), [("mamba", "'mamba1'"), ("atention", "'attention'"), ("zzz", "the mixers are att")]
 )
 def test_an_unknown_name_brings_the_nearest(name: str, remedy: str) -> None:
     with pytest.raises(UserError, match=f"unknown mixer '{name}'") as caught:

@@ -27,6 +27,7 @@ from mamba_apps.text import (
 
 MIXERS: list[dict[str, Any]] = [
     {"mixer": "mamba1", "mixer_options": {"d_state": 4}},
+    {"mixer": "mamba2", "mixer_options": {"d_state": 4, "headdim": 8, "dt_limit": [0.001, 0.3]}},
     {"mixer": "attention", "mixer_options": {"heads": 2, "rotary": True}},
 ]
 over_mixers = pytest.mark.parametrize("options", MIXERS, ids=lambda options: options["mixer"])
@@ -139,7 +140,7 @@ def test_every_parameter_learns_and_the_residual_stays_exact(options: dict[str, 
 def test_an_unknown_norm_or_mixer_is_refused() -> None:
     with pytest.raises(UserError, match="unknown norm 'rsm'"):
         small(norm="rsm")
-    with pytest.raises(UserError, match="did you mean 'mamba1'"):
+    with pytest.raises(UserError, match="unknown mixer 'mamba'; did you mean 'mamba"):
         small(mixer="mamba")
     with pytest.raises(UserError, match="n_layer is 0"):
         small(n_layer=0)
@@ -262,7 +263,8 @@ def test_an_untied_head_is_loaded() -> None:
     [
         ({"d_intermediate": 32}, "d_intermediate = 32"),
         ({"attn_layer_idx": [1]}, r"attn_layer_idx = \[1\]"),
-        ({"ssm_cfg": {"layer": "Mamba2"}}, "ssm_cfg.layer = 'Mamba2'"),
+        ({"ssm_cfg": {"layer": "Mamba3"}}, "ssm_cfg.layer = 'Mamba3'"),
+        ({"ssm_cfg": {"layer": "Mamba2", "dt_rank": 2}}, "ssm_cfg.dt_rank = 2"),
         ({"ssm_cfg": {"headdim": 64}}, "ssm_cfg.headdim = 64"),
         ({"new_option": 1}, "new_option = 1"),
     ],
@@ -275,7 +277,8 @@ def test_mamba_ssm_options_are_refused_by_name(change: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba2"}, "model_type = 'mamba2'"),
+        ({"model_type": "mamba3"}, "model_type = 'mamba3'"),
+        ({"model_type": "mamba2", "num_heads": 5}, "num_heads = 5"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"intermediate_size": 33}, "intermediate_size = 33"),
     ],
@@ -285,10 +288,17 @@ def test_transformers_options_are_refused_by_name(change: dict[str, Any], messag
         config_from_transformers({**HF_CONFIG, **change})
 
 
+MAMBA2 = {"d_state": 4, "ngroups": 2, "headdim": 8, "dt_limit": (0.0, 0.5), "norm_eps": 1e-5}
+
+
 @pytest.mark.parametrize("naming", ["mamba_ssm", "transformers"])
 @pytest.mark.parametrize("tie", [True, False])
-def test_a_written_checkpoint_is_read_back(tmp_path: Path, naming: str, tie: bool) -> None:
-    model = small(mixer_options={"d_state": 4, "dt_rank": 3, "bias": True}, tie_embeddings=tie)
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba2"])
+def test_a_written_checkpoint_is_read_back(tmp_path: Path, naming: str, tie: bool, mixer: str) -> None:
+    options = {"d_state": 4, "dt_rank": 3, "bias": True}
+    if mixer == "mamba2":
+        options = {**MAMBA2, "norm_groups": 1 if naming == "transformers" else 2}
+    model = small(mixer=mixer, mixer_options=options, tie_embeddings=tie)
     model.to_checkpoint(tmp_path / "out", naming)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
     keys = set(load_file(tmp_path / "out" / "model.safetensors"))
@@ -306,6 +316,39 @@ def test_what_a_format_cannot_express_is_refused() -> None:
         to_transformers(small(norm="layer"))
     with pytest.raises(UserError, match=r"cannot express norm_eps=0.1"):
         to_mamba_ssm(small(norm_eps=0.1))
+
+
+@pytest.mark.parametrize(
+    ("write", "change", "message"),
+    [
+        (to_mamba_ssm, {"norm_groups": 1}, "norm_groups=1"),
+        (to_mamba_ssm, {"norm_eps": 0.1}, "the mixer's norm_eps=0.1"),
+        (to_transformers, {}, "norm_groups=None"),
+        (to_transformers, {"ngroups": 1, "norm_eps": 0.1}, "the mixer's norm_eps=0.1"),
+        (to_transformers, {"D_has_hdim": True}, "D_has_hdim=True"),
+        (to_transformers, {"norm_before_gate": True}, "norm_before_gate=True"),
+        (to_transformers, {"rmsnorm": False}, "rmsnorm=False"),
+        (to_transformers, {"d_ssm": 16}, "d_ssm=16"),
+    ],
+    ids=str,
+)
+def test_what_a_format_cannot_express_of_mamba2_is_refused(write: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"format cannot express {message}; save it with"):
+        write(small(mixer="mamba2", mixer_options={**MAMBA2, **change}))
+
+
+def test_mamba2_configurations_are_read() -> None:
+    ssm = config_from_mamba_ssm({**SSM_CONFIG, "ssm_cfg": {"layer": "Mamba2", "d_state": 4, "use_mem_eff_path": True}})
+    assert (ssm.mixer, ssm.mixer_options) == ("mamba2", {"d_state": 4})
+    hf = config_from_transformers({"model_type": "mamba2", "time_step_limit": [0.01, {"__float__": "Infinity"}]})
+    assert (hf.mixer, hf.d_model, hf.n_layer, hf.rows, hf.tie_embeddings) == ("mamba2", 4096, 64, 32768, False)
+    assert hf.mixer_options["dt_limit"] == (0.01, math.inf)
+    assert {name: hf.mixer_options[name] for name in ("headdim", "ngroups", "norm_groups", "chunk_size")} == {
+        "headdim": 64,
+        "ngroups": 8,
+        "norm_groups": 1,
+        "chunk_size": 256,
+    }
 
 
 def test_an_unknown_naming_is_refused(tmp_path: Path) -> None:

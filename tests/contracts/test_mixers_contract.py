@@ -17,6 +17,17 @@ from mamba_kernels import Route
 D = 12
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "mamba1": [{"d_conv": 1}, {"d_conv": 3, "d_state": 5, "dt_rank": 2, "bias": True, "conv_bias": False}],
+    "mamba2": [
+        {
+            "d_state": 5,
+            "headdim": 4,
+            "ngroups": 3,
+            "norm_before_gate": True,
+            "D_has_hdim": True,
+            "dt_limit": (0.01, 0.05),
+        },
+        {"d_state": 3, "d_conv": 1, "d_ssm": 8, "headdim": 2, "bias": True, "rmsnorm": False, "chunk_size": 4},
+    ],
     "mambavision": [{"d_conv": 2}, {"d_conv": 4, "d_state": 3, "expand": 2, "dt_rank": 2}],
     "attention": [{"heads": 3, "rotary": True, "qkv_bias": True, "bias": True}, {"heads": 2, "causal": False}],
 }

@@ -1,6 +1,9 @@
-"""The Mamba-1 block and language model against mamba-ssm and transformers."""
+"""The Mamba-1 and Mamba-2 blocks and language models against mamba-ssm and transformers."""
 
 from __future__ import annotations
+
+import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,7 @@ from parity_cards import Card
 from parity_compare import Comparison
 from parity_families import family
 
-from mamba_apps.mixers import create
+from mamba_apps.mixers import Mixer, create
 from mamba_apps.text import MambaLM, from_transformers
 
 # Float32 against float32: a few times the distance between mamba-ssm and transformers on the same weights.
@@ -34,9 +37,41 @@ def check_mamba1_block(card: Card) -> None:
         comparison.finish()
 
 
+@family("mamba2_block*")
+def check_mamba2_block(card: Card) -> None:
+    known = ("d_state", "d_conv", "conv_init", "expand", "headdim", "d_ssm", "ngroups", "D_has_hdim", "rmsnorm")
+    known += ("norm_before_gate", "dt_limit", "bias", "conv_bias", "chunk_size")
+    options = card.options("options", "d_model", "use_mem_eff_path", *known)
+    # Which of its kernels the reference ran.
+    del options["use_mem_eff_path"]
+    for dtype in (torch.float32, torch.float64):
+        mixer = create("mamba2", **options).to(dtype)
+        mixer.load_state_dict(card.group("param.", dtype), strict=True)
+        comparison = Comparison(card, f"in {dtype}")
+        inputs = card.group("in.", dtype)
+        x_BLD = inputs["x"].requires_grad_()
+        y_BLD = mixer(x_BLD, seq_idx_BL=inputs.get("seq_idx"))
+        y_BLD.backward(card.group("cot.", dtype)["y"])
+        comparison.core("out.y", y_BLD)
+        comparison.core("grad.x", x_BLD.grad)
+        for name, parameter in mixer.named_parameters():
+            comparison.core(f"grad.p.{name}", parameter.grad)
+        if "out.decode" in card.tensors:
+            stepping = copy.deepcopy(mixer)
+            # The reference's steps leave the limit out, as its card says; ours keep to it.
+            stepping.dt_limit = (0.0, math.inf)
+            _check_decoding(card, mixer, x_BLD.detach(), comparison, stepping)
+        comparison.finish()
+
+
 @torch.no_grad()
-def _check_decoding(card: Card, mixer: torch.nn.Module, x_BLD: torch.Tensor, comparison: Comparison) -> None:
-    """Prefill all but the tokens that the card decodes one by one; outputs and states agree on the way."""
+def _check_decoding(
+    card: Card, mixer: Mixer, x_BLD: torch.Tensor, comparison: Comparison, stepping: Mixer | None = None
+) -> None:
+    """Prefill all but the tokens that the card decodes one by one; outputs and states agree on the way.
+
+    ``stepping`` decodes in place of ``mixer``, where the reference's decoding is another than its prefill.
+    """
     steps = card.tensors["out.decode"].shape[1]
     state = mixer.init_state(x_BLD.shape[0])
     prefilled_BLD, state = mixer.prefill(x_BLD[:, :-steps], state)
@@ -45,14 +80,14 @@ def _check_decoding(card: Card, mixer: torch.nn.Module, x_BLD: torch.Tensor, com
     comparison.core("out.state1_after_prefill", state.ssm_state)
     decoded = []
     for x_BD in x_BLD[:, -steps:].unbind(1):
-        y_BD, state = mixer.step(x_BD, state)
+        y_BD, state = (stepping or mixer).step(x_BD, state)
         decoded.append(y_BD)
     comparison.core("out.decode", torch.stack(decoded, 1))
     comparison.core("out.state0_final", state.conv_state)
     comparison.core("out.state1_final", state.ssm_state)
 
 
-@family("hf_mamba_lm*")
+@family("hf_mamba_lm*", "hf_mamba2_lm*")
 def check_language_model(card: Card) -> None:
     model = from_transformers(card.group("param."), card.entries["config"])
     comparison = Comparison(card)

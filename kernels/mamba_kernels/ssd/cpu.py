@@ -80,10 +80,12 @@ def ssd(
     batch, length, heads, width = x_BLHP.shape
     size = min(chunk_size or CHUNK, length)
     parameters = Parameters(A_H, D, dt_bias_H, dt_softplus, dt_limit, dtype, out_dtype)
-    along = (x_BLHP, dt_BLH, B_BLGN, C_BLGN, z_BLHP, seq_idx_BL)
-    if reverse:
-        along = tuple(None if x is None else x.flip(1) for x in along)
-    *inputs, ids_BL = along
+
+    def reading(x: Tensor | None) -> Tensor | None:
+        return x.flip(1) if reverse and x is not None else x
+
+    inputs = [reading(x) for x in (x_BLHP, dt_BLH, B_BLGN, C_BLGN, z_BLHP)]
+    ids_BL = reading(seq_idx_BL)
     marks = (None, None) if ids_BL is None else segment_marks(ids_BL)
     count = -(-length // size)
     parts = ([None] * count if x is None else x.split(size, dim=1) for x in (*inputs, *marks))
