@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mamba_apps.audio.ast import AST
 from mamba_apps.audio.audio_mamba import AudioMamba
-from mamba_apps.audio.checkpoint import adapt_audio_mamba, adapt_vision_mamba
+from mamba_apps.audio.checkpoint import adapt_audio_mamba, adapt_transformer, adapt_vision_mamba
 from mamba_apps.audio.filterbank import STATISTICS, FilterBank
 from mamba_apps.audio.model import AudioModel, RawSound
 from mamba_apps.audio.wave_mamba import WaveMamba
@@ -22,4 +22,5 @@ __all__ = [
     "STATISTICS",
     "adapt_audio_mamba",
     "adapt_vision_mamba",
+    "adapt_transformer",
 ]

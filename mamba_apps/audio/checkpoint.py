@@ -1,4 +1,4 @@
-"""Audio Mamba from its released checkpoints, and from Vision Mamba's weights: every key must find its place."""
+"""Published weights: Audio Mamba's, Vision Mamba's to start one from, AST's; every key must find its place."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from timm.layers import resample_patch_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
+from mamba_apps.audio.ast import AST
 from mamba_apps.audio.audio_mamba import AudioMamba
 from mamba_apps.errors import UserError
 from mamba_apps.state_dicts import fitted
@@ -86,15 +87,40 @@ def adapt_vision_mamba(
     return fitted("Audio Mamba from Vision Mamba", ours, model.state_dict(), _REMEDY)
 
 
-def _learned_grid(model: AudioMamba, length: int) -> Grid:
-    """Return the grid of a checkpoint's positions: the model's bands, and as many columns as that makes."""
-    patches = length - model.layout.count
-    bands = model.grid[0 if model.order == "frequency" else 1]
-    if patches < 1 or patches % bands:
-        raise UserError(
-            f"Audio Mamba: the checkpoint has {length} positions, no whole number for {bands} bands", _REMEDY
+def adapt_transformer(checkpoint: Mapping[str, Any], model: AST) -> dict[str, Tensor]:
+    """Return a state dict for ``model`` from a checkpoint of AST, published or ours.
+
+    The published ones still carry the image classifiers of the ViT that they began as, which nothing uses. Positions of
+    clips of another length are interpolated.
+
+    Raises:
+        UserError: If a key is missing, unexpected or of the wrong shape.
+    """
+    unused = ("v.head.", "v.head_dist.")
+    ours = {name: x for name, x in unwrapped(checkpoint, "module.").items() if not name.startswith(unused)}
+    found_1LD, prefix = ours.get("v.pos_embed"), model.v.num_prefix_tokens
+    if found_1LD is not None and found_1LD.shape != model.v.pos_embed.shape:
+        bands, frames = model.v.patch_embed.grid_size
+        old = _grid(found_1LD.shape[1], prefix, bands)
+        ours["v.pos_embed"] = resample_abs_pos_embed(
+            found_1LD, [bands, frames], list(old), prefix, interpolation="bilinear"
         )
-    return (bands, patches // bands) if model.order == "frequency" else (patches // bands, bands)
+    return fitted("AST", ours, model.state_dict(), _REMEDY)
+
+
+def _learned_grid(model: AudioMamba, length: int) -> Grid:
+    """Return the grid of a checkpoint's positions: the model's bands, and as many frames as that makes."""
+    upright = model.order == "frequency"
+    grid = _grid(length, model.layout.count, model.grid[0 if upright else 1])
+    return grid if upright else (grid[1], grid[0])
+
+
+def _grid(length: int, tokens: int, bands: int) -> Grid:
+    """Return how many bands and frames ``length`` positions are for, ``tokens`` of which are no patches."""
+    patches = length - tokens
+    if patches < 1 or patches % bands:
+        raise UserError(f"the checkpoint has {length} positions, no whole number for {bands} bands", _REMEDY)
+    return bands, patches // bands
 
 
 def _square(patches: int) -> Grid:

@@ -14,6 +14,7 @@ from mamba_apps.audio import (
     AudioModel,
     WaveMamba,
     adapt_audio_mamba,
+    adapt_transformer,
     adapt_vision_mamba,
     create_model,
     model_names,
@@ -339,6 +340,25 @@ def test_vision_mambas_weights_are_resized_to_other_patches_and_grids() -> None:
         adapt_vision_mamba(image_model.state_dict(), build(depth=3), grid=(6, 4))
     without = build(pos_embed=False)
     assert "pos_embed" not in adapt_vision_mamba(image_model.state_dict(), without)
+
+
+def test_published_transformers_load_without_their_image_classifiers() -> None:
+    options: dict[str, Any] = {"num_classes": 5, "distilled": True, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    model, longer = (AST(frames, 32, stride=10, **options).eval() for frames in (48, 96))
+    theirs = {f"module.{key}": x for key, x in model.state_dict().items()}
+    theirs |= {
+        f"module.v.{head}.{kind}": torch.zeros(3) for head in ("head", "head_dist") for kind in ("weight", "bias")
+    }
+    same = AST(48, 32, stride=10, **options).eval()
+    same.load_state_dict(adapt_transformer(theirs, same))
+    torch.testing.assert_close(same(spectrograms()), model(spectrograms()))
+    longer.load_state_dict(adapt_transformer(theirs, longer))
+    assert longer.v.pos_embed.shape == (1, 2 + 2 * 9, 16)
+    assert torch.equal(longer.v.pos_embed[:, :2], model.v.pos_embed[:, :2])
+    with pytest.raises(UserError, match=r"AST: missing in the state dict: v\.blocks\.1"):
+        adapt_transformer(theirs, AST(48, 32, stride=10, **{**options, "depth": 2}))
+    with pytest.raises(UserError, match="10 positions, no whole number for 7 bands"):
+        adapt_transformer(theirs, AST(48, 80, stride=10, **options))
 
 
 def test_names_and_options_that_are_not_known_are_refused() -> None:

@@ -12,7 +12,7 @@ from parity_compare import Comparison
 from parity_families import family
 from torch import Tensor, nn
 
-from mamba_apps.audio import AST, AudioMamba, FilterBank, adapt_audio_mamba
+from mamba_apps.audio import AST, AudioMamba, FilterBank, adapt_audio_mamba, adapt_transformer
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "Fo-Fo": {"route": "forward"},
@@ -79,9 +79,10 @@ def check_transformer(card: Card) -> None:
         num_classes=args["label_dim"],
         **size,
     ).eval()
-    model.load_state_dict(card.group("param."))
+    renamed = partial(adapt_transformer, model=model)
+    model.load_state_dict(renamed(card.group("param.")))
     comparison = Comparison(card)
-    _check_run(card, comparison, model, dict)
+    _check_run(card, comparison, model, renamed)
     comparison.finish()
 
 
