@@ -28,7 +28,7 @@ class ForecastTask(pl.LightningModule):
     The model is made when the shape of the problem is known: at once where ``sizes`` is given, else from the data.
 
     Args:
-        model: A registered forecasting model, such as "patch", "smamba", "itransformer", "patchtst", "dlinear".
+        model: A registered forecasting model, such as "patch", "smamba", "timemachine", "itransformer", "dlinear".
         model_options: That model's options.
         sizes: The shape of the problem; None takes it from the data.
         loss: "mae", "mse" or "huber", on scaled targets.

@@ -95,12 +95,18 @@ def _last_lines(comparison: Comparison, out: Path) -> None:
 
 def _next(comparison: Comparison) -> str:
     plan = comparison.plan
-    command = f"mamba-apps compare {plan.recipe.name}"
+    settings = [word for key, value in plan.settings.items() for word in (f"--{key}", _typed(value))]
+    command = shlex.join(["mamba-apps", "compare", plan.recipe.name, *settings])
     if any(row.error is not None and not row.mendable for row in comparison.rows):
         return f"{command} --log log.txt, to keep what the failed ones printed"
     if plan.measure == "speed" or len(plan.seeds) > 1:
-        return f"mamba-apps fit {plan.recipe.name}"
+        return shlex.join(["mamba-apps", "fit", plan.recipe.name, *settings])
     return f"{command} --seeds 3"
+
+
+def _typed(value: object) -> str:
+    """Return a setting's value as a command line has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _exit_code(comparison: Comparison) -> int:
