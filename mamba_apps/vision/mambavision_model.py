@@ -42,7 +42,7 @@ class MambaVision(nn.Module):
     Args:
         in_chans: Channels of the image.
         num_classes: Classes; 0 for no classifier.
-        global_pool: How the last map is pooled: one of timm's names, "" to leave it a map.
+        global_pool: How the last map is pooled: one of timm's names, "" to leave it a map without classes.
         dim: Channels of the first level.
         stem_dim: Channels between the stem's two convolutions.
         stem_strides: Strides of those convolutions.
@@ -191,9 +191,18 @@ class MambaVision(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one, and the pooling where ``global_pool`` is given."""
+        """Replace the classifier by a fresh one, and the pooling where ``global_pool`` is given.
+
+        Raises:
+            UserError: If there are classes, and no pooling.
+        """
         self.num_classes = num_classes
         pool = global_pool if global_pool is not None else self.global_pool.pool_type
+        if num_classes and not pool:
+            raise UserError(
+                "mambavision: global_pool is '', which leaves a map, and the classifier reads a row of channels",
+                "give num_classes=0, or a pooling such as avg",
+            )
         like = next(self.stem.parameters())
         self.global_pool, self.head = create_classifier(
             self.num_features, num_classes, pool, device=like.device, dtype=like.dtype

@@ -116,6 +116,7 @@ def test_padding_takes_part() -> None:
     ("changed", "message"),
     [
         ({"heads": (2, 2)}, "give one of each for every level of windows"),
+        ({"global_pool": ""}, "give num_classes=0, or a pooling"),
         ({"heads": (3,)}, "cannot split 16 channels into 3 heads"),
         ({"mixer": "mamba11"}, "unknown mixer 'mamba11'; did you mean 'mamba1'"),
         ({"mixer_options": {"d_stat": 3}}, "no option 'd_stat'; did you mean 'd_state'"),

@@ -254,6 +254,7 @@ def test_norms_and_streams_keep_float32_under_autocast(norm: str) -> None:
 
 
 def test_the_inner_operator_and_the_route_are_options() -> None:
+    assert [build(divide_out=half).layers[0].mixer.route.merge for half in (True, False)] == ["mean", "sum"]
     assert isinstance(build().layers[0].mixer, VimMixer)
     forward = build(route="forward").layers[0].mixer.state_dict().keys()
     assert forward == {name for name in build().layers[0].mixer.state_dict() if "_b" not in name}
