@@ -28,6 +28,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "itransformer": {"d_model": 16, "heads": 2, "layers": 1},
     "patchtst": {"d_model": 16, "heads": 2, "layers": 1},
     "dlinear": {},
+    "timemachine": {"n1": 16, "n2": 8, "d_state": 2},
+    "mambasimple": {"d_model": 16, "d_state": 2, "layers": 1},
 }
 
 
