@@ -56,11 +56,6 @@ def _scan(
     return kernels.RouteScan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, readings)
 
 
-def merged_dtype(device: torch.device, arithmetic: torch.dtype, out_dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which the result before the gate is kept for the backward pass."""
-    return out_dtype if backends.runs_gpu_kernels(device) and out_dtype.itemsize == 2 else arithmetic
-
-
 @torch.library.custom_op("mamba_kernels::selective_scan_route", mutates_args=(), device_types=("cpu", "cuda"))
 def _scan_route(
     x: Tensor,
@@ -108,8 +103,7 @@ def _(
     dtype = compute_dtype(x, delta, A, B, C, delta_weight)
     channels = x.shape[-1] * (delta.shape[1] if merge == "concat" else 1)
     keeps_merged = save and z is not None
-    kept = merged_dtype(x.device, dtype, out_dtype)
-    merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=kept)
+    merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=dtype)
     checkpoints = x.new_empty(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
     return _empty_out(x, delta, channels, out_dtype), merged, checkpoints
 
@@ -137,8 +131,7 @@ def _decompose(
     readings = _route(route, merge, widths).readings_in_graph(delta.shape[2:-1], x.device)
     out = scan_readings(_decomposed_scan, readings, *tensors, delta_softplus, out_dtype)
     dtype = compute_dtype(x, delta, A, B, C, delta_weight)
-    kept = merged_dtype(x.device, dtype, out_dtype)
-    merged = x.new_zeros(out.shape if save and z is not None else 0, dtype=kept)
+    merged = x.new_zeros(out.shape if save and z is not None else 0, dtype=dtype)
     return out, merged, x.new_zeros(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
 
 

@@ -46,7 +46,7 @@ def route_scan(
 
 
 def _reference_scan(*arguments: Any, seq_idx_BL: Tensor | None, out_dtype: torch.dtype) -> Tensor:
-    return selective_scan_reference(*arguments, seq_idx_BL=seq_idx_BL, out_dtype=out_dtype)[0]
+    return selective_scan_reference(*arguments, None, seq_idx_BL, False, out_dtype)[0]
 
 
 def scan_readings(
