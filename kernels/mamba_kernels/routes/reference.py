@@ -45,8 +45,8 @@ def route_scan(
     return scan_readings(_reference_scan, readings, *tensors, delta_softplus, out_dtype or x.dtype)
 
 
-def _reference_scan(*arguments: Any, seq_idx_BL: Tensor | None, out_dtype: torch.dtype) -> Tensor:
-    return selective_scan_reference(*arguments, None, seq_idx_BL, False, out_dtype)[0]
+def _reference_scan(*arguments: Any, **options: Any) -> Tensor:
+    return selective_scan_reference(*arguments, **options)[0]
 
 
 def scan_readings(
