@@ -31,3 +31,9 @@ def segment_marks(seq_idx_BL: Tensor) -> tuple[Tensor, Tensor]:
         carried_BL = torch.where(carried_BL < 0, left_BL, carried_BL)
         reach *= 2
     return ~padding_BL & (seq_idx_BL != carried_BL), padding_BL
+
+
+def segment_bits(seq_idx_BL: Tensor) -> Tensor:
+    """Return `segment_marks` as one number (B, L) int8, for GPU kernels: bit 0 for a token, bit 1 for a reset."""
+    reset_BL, padding_BL = segment_marks(seq_idx_BL)
+    return ((~padding_BL).to(torch.int8) + 2 * reset_BL.to(torch.int8)).contiguous()

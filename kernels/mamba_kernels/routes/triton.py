@@ -8,7 +8,7 @@ Dimensions: B batch, K readings, L cells of the grid, D channels, N state, R ran
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from mamba_kernels.memo import per_layout
 from mamba_kernels.routes.cpu import checkpoint_shape
 from mamba_kernels.routes.readings import Readings
 from mamba_kernels.routes.triton_merge import merge, unmerge
-from mamba_kernels.segments import segment_marks
+from mamba_kernels.segments import segment_bits
 from mamba_kernels.selective_scan.triton_launch import (
     Pass,
     Scan,
@@ -50,21 +50,9 @@ def _scan(
 
 
 @per_layout
-def _plan_forward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    has_D: bool,
-    has_bias: bool,
-    softplus: bool,
-    marked: bool,
-    save: bool,
-    y: Tensor,
-) -> Pass:
-    scan = _scan(x, delta, A, B, C, has_D, has_bias, softplus, marked)
-    return plan_forward(scan, x.device, False, save, _strides(y))
+def _plan_forward(y: Tensor, save: bool, *scanned: Any) -> Pass:
+    """Plan the forward pass into ``y`` of what `_scan` takes."""
+    return plan_forward(_scan(*scanned), y.device, False, save, _strides(y))
 
 
 class _Backward(NamedTuple):
@@ -74,24 +62,10 @@ class _Backward(NamedTuple):
 
 
 @per_layout
-def _plan_backward(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    has_D: bool,
-    has_bias: bool,
-    softplus: bool,
-    marked: bool,
-    dy: Tensor,
-    dx: Tensor,
-    ddelta: Tensor,
-    dA: Tensor,
-    dB: Tensor,
-) -> _Backward:
-    scan = _scan(x, delta, A, B, C, has_D, has_bias, softplus, marked)
-    planned = plan_backward(scan, x.device, False, _strides(dy), _strides(dx), _strides(ddelta), _strides(dx))
+def _plan_backward(dy: Tensor, dx: Tensor, ddelta: Tensor, dA: Tensor, dB: Tensor, *scanned: Any) -> _Backward:
+    """Plan the backward pass from ``dy`` into the gradients of what `_scan` takes."""
+    scan = _scan(*scanned)
+    planned = plan_backward(scan, dy.device, False, _strides(dy), _strides(dx), _strides(ddelta), _strides(dx))
     batch, reading, length, state = dB.stride()
     return _Backward(
         planned,
@@ -159,13 +133,10 @@ class RouteScan:
         if delta_weight is not None:
             # Matrix products are several times faster where rows start at multiples of 16 bytes.
             short = -delta.shape[-1] % 8
-            steps = F.pad(steps, (0, short))
-            self._low_BKLR, self._weight_KDR = steps, F.pad(delta_weight.to(delta.dtype), (0, short))
-            steps = steps @ self._weight_KDR.mT
-        marks = None
-        if readings.segment is not None:
-            reset, padding = segment_marks(readings.segment)
-            marks = (~padding).to(torch.int8) + 2 * reset.to(torch.int8)
+            low, weight = steps, delta_weight.to(delta.dtype)
+            self._low_BKLR, self._weight_KDR = (F.pad(M, (0, short)) if short else M for M in (low, weight))
+            steps = self._low_BKLR @ self._weight_KDR.mT
+        marks = None if readings.segment is None else segment_bits(readings.segment)
         self._layout = (x_BKLD, steps, A.float().contiguous(), self._on_cells(B), self._on_cells(C))
         self._options = (D is not None, delta_bias is not None, delta_softplus, marks is not None)
         optional = (
@@ -187,7 +158,7 @@ class RouteScan:
         parts = torch.empty(sizes, dtype=dtype, device=self._x.device)
         y_BKLD = parts.transpose(1, 2) if self._concatenates else parts
         checkpoints = self._new(*(self._checkpoints if save else (0,)))
-        plan = _plan_forward(*self._layout, *self._options, save, y_BKLD)
+        plan = _plan_forward(y_BKLD, save, *self._layout, *self._options)
         plan.run((*self._inputs, checkpoints, y_BKLD), self._new(batch, K, *self._state_shape), None)
         parts_BKLX = parts.view(batch, 1, cells, K * channels) if self._concatenates else parts
         keep = save and z is not None
@@ -222,7 +193,7 @@ class RouteScan:
         dA = empty_in_order(self._A)
         dB, dC = (torch.empty(M.shape, dtype=M.dtype, device=device) for M in self._layout[3:])
         dD, dbias = (x.new_empty(0) if part is None else torch.empty_like(part) for part in (self._D, self._bias))
-        plan = _plan_backward(*self._layout, *self._options, dy_BKLD, dx_BKLD, dsteps, dA, dB)
+        plan = _plan_backward(dy_BKLD, dx_BKLD, dsteps, dA, dB, *self._layout, *self._options)
         parts, blocks = plan.scan.parts, plan.scan.blocks
         dA_parts, dD_parts = self._new(batch, parts, K, *self._state_shape), self._new(batch, parts, K, channels)
         dbias_parts = torch.empty_like(dD_parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from mamba_kernels.gpu import on_device_of_inputs, refuse_float64
 from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
-from mamba_kernels.segments import segment_marks
+from mamba_kernels.segments import segment_bits
 from mamba_kernels.selective_scan.triton_launch import (
     CONSTANT,
     Pass,
@@ -79,43 +79,16 @@ def _scan(
 
 
 @per_layout
-def _plan_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    seq_idx: Tensor | None,
-    reverse: bool,
-    enters: bool,
-    save: bool,
-    out: Tensor,
-) -> Pass:
-    scan = _scan(u, delta, A, B, C, D, z, delta_bias, softplus, seq_idx, reverse)
-    return plan_forward(scan, u.device, enters, save, _strides(out))
+def _plan_forward(out: Tensor, enters: bool, save: bool, *scanned: Any) -> Pass:
+    """Plan the forward pass into ``out`` of what `_scan` takes."""
+    return plan_forward(_scan(*scanned), out.device, enters, save, _strides(out))
 
 
 @per_layout
-def _plan_backward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    softplus: bool,
-    seq_idx: Tensor | None,
-    reverse: bool,
-    enters: bool,
-    dout: Tensor,
-) -> _Backward:
-    scan = _scan(u, delta, A, B, C, D, z, delta_bias, softplus, seq_idx, reverse)
+def _plan_backward(dout: Tensor, enters: bool, *scanned: Any) -> _Backward:
+    """Plan the backward pass from ``dout`` of what `_scan` takes."""
+    scan = _scan(*scanned)
+    u, delta, A, B, C, _, z, *_ = scanned
     gradients = (dout, *map(_gradient, (u, delta, u if z is None else z)))
     planned = plan_backward(scan, u.device, enters, *map(_strides, gradients))
     adding = []
@@ -127,11 +100,8 @@ def _plan_backward(
 
 
 def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
-    """Return what each position is in reading order: bit 0 for a real token, bit 1 where the state is reset."""
-    if seq_idx is None:
-        return None
-    reset, padding = segment_marks(seq_idx.flip(1) if reverse else seq_idx)
-    return ((~padding).to(torch.int8) + 2 * reset.to(torch.int8)).contiguous()
+    """Return the bits of each position in reading order, or None where there are no segments."""
+    return None if seq_idx is None else segment_bits(seq_idx.flip(1) if reverse else seq_idx)
 
 
 def _inputs(
@@ -182,10 +152,9 @@ def forward(
     The arguments are those of `selective_scan`, already checked.
     """
     out = empty_in_order(u, out_dtype)
-    plan = _plan_forward(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, reverse, initial_state is not None, save, out
-    )
-    inputs = _inputs(u, delta, A, B, C, D, z, delta_bias, _marks(seq_idx, reverse))
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    plan = _plan_forward(out, initial_state is not None, save, *tensors, delta_softplus, seq_idx, reverse)
+    inputs = _inputs(*tensors, _marks(seq_idx, reverse))
     last_state = _new(u, u.shape[0], *A.shape)
     checkpoints = _new(u, *(checkpoint_shape(u, A, B, C) if save else (0,)))
     entering = None if initial_state is None else initial_state.float().contiguous()
@@ -212,9 +181,8 @@ def backward(
     checkpoints: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, empty for absent inputs."""
-    plan = _plan_backward(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, reverse, grad_last_state is not None, grad_out
-    )
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    plan = _plan_backward(grad_out, grad_last_state is not None, *tensors, delta_softplus, seq_idx, reverse)
     (batch, channels, length), states = u.shape, A.shape[1]
     parts, blocks = plan.scan.parts, plan.scan.blocks
 
@@ -229,7 +197,7 @@ def backward(
         for add in (plan.dB, plan.dC)
     )
     dinitial = _new(u, batch, channels, states)
-    inputs = _inputs(u, delta, A, B, C, D, z, delta_bias, _marks(seq_idx, reverse))
+    inputs = _inputs(*tensors, _marks(seq_idx, reverse))
     entering = None if grad_last_state is None else grad_last_state.float().contiguous()
     into = (du, ddelta, dA_parts, dB_parts, dC_parts, dD_parts, dz, dbias_parts)
     plan.scan.run((*inputs, checkpoints, _new(u, *plan.scan.scratch), grad_out, *into), dinitial, entering)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mamba_kernels.selective_scan.triton_steps import LOG2E, REAL, RESET, columns, exp2, position, softplus
+from mamba_kernels.selective_scan.triton_steps import REAL, RESET, columns, position
+from mamba_kernels.triton_math import LOG2E, exp2, softplus
 
 
 @triton.jit

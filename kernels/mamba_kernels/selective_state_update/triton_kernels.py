@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mamba_kernels.selective_scan.triton_steps import LOG2E, exp2, softplus
-from mamba_kernels.triton_math import sigmoid
+from mamba_kernels.triton_math import LOG2E, exp2, sigmoid, softplus
 
 
 @triton.jit
