@@ -36,6 +36,15 @@ def require_shape(op: str, name: str, x: Tensor, shape: Sequence[int], letters: 
         )
 
 
+def require_activation(op: str, activation: str | None) -> None:
+    """Require what a convolution may apply to its output: nothing, or SiLU by one of its names."""
+    if activation not in (None, "silu", "swish"):
+        raise KernelInputError(
+            f"{op}: activation must be None, 'silu' or 'swish', got {activation!r}",
+            "apply any other activation to the output",
+        )
+
+
 def require_device(op: str, name: str, x: Tensor, device: torch.device) -> None:
     """Require ``x`` to be on ``device``."""
     if x.device != device:

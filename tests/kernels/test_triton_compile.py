@@ -25,7 +25,7 @@ from mamba_kernels.routes.triton_merge import merge, unmerge
 from mamba_kernels.selective_scan.triton_backward import scan_backward
 from mamba_kernels.selective_scan.triton_forward import scan_forward
 from mamba_kernels.selective_scan.triton_steps import carry_states
-from mamba_kernels.selective_scan.triton_totals import add_blocks, add_parts
+from mamba_kernels.selective_scan.triton_totals import total_blocks, total_parts
 from mamba_kernels.selective_state_update.triton_kernels import state_update
 from mamba_kernels.triton_sums import sum_parts
 
@@ -99,8 +99,8 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "carry_states": (carry_states, {"BACKWARD": True, "HAS_START": True, "BLOCK": 128}),
-    "add_parts": (add_parts, {"HAS_D": True, "HAS_BIAS": True, "ROWS": 16, "COLUMNS": 64}),
-    "add_blocks": (add_blocks, {"N_PAD": 16, "ROWS": 64}),
+    "total_parts": (total_parts, {"HAS_D": True, "HAS_BIAS": True, "ROWS": 16, "COLUMNS": 64}),
+    "total_blocks": (total_blocks, {"N_PAD": 16, "ROWS": 64}),
     "conv_forward": (conv_forward, {**CONV, "KEEP": 4, "HAS_FINAL": True}),
     "conv_backward": (conv_backward, {**CONV, "HAS_DFINAL": True}),
     "conv_forward_wide": (conv_forward, {**CONV, "WIDTH": 64, "KEEP": 64, "HAS_FINAL": True}),

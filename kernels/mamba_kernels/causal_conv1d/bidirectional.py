@@ -9,9 +9,16 @@ from torch import Tensor
 
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative, register_derivative
-from mamba_kernels.causal_conv1d.op import ACTIVATIONS, kernels_on
+from mamba_kernels.causal_conv1d.op import kernels_on
 from mamba_kernels.causal_conv1d.reference import causal_conv1d_reference
-from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.checks import (
+    cast_for_autocast,
+    require,
+    require_activation,
+    require_device,
+    require_float,
+    require_shape,
+)
 from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
@@ -37,11 +44,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
     )
     if bias is not None:
         require_shape(NAME, "bias", bias, (2, x.shape[1]), "(2, D)")
-    require(
-        activation in ACTIVATIONS,
-        f"{NAME}: activation must be None, 'silu' or 'swish', got {activation!r}",
-        "apply any other activation to the output",
-    )
+    require_activation(NAME, activation)
 
 
 def _empty(x: Tensor) -> Tensor:

@@ -11,13 +11,19 @@ from torch import Tensor
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative, register_derivative
 from mamba_kernels.causal_conv1d.reference import causal_conv1d_reference
-from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.checks import (
+    cast_for_autocast,
+    require,
+    require_activation,
+    require_device,
+    require_float,
+    require_shape,
+)
 from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
 
 NAME = "causal_conv1d"
-ACTIVATIONS = (None, "silu", "swish")
 
 
 def kernels_on(device: torch.device) -> ModuleType:
@@ -38,11 +44,7 @@ def check_convolution(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, a
     )
     if bias is not None:
         require_shape(op, "bias", bias, (x.shape[1],), "(D,)")
-    require(
-        activation in ACTIVATIONS,
-        f"{op}: activation must be None, 'silu' or 'swish', got {activation!r}",
-        "apply any other activation to the output",
-    )
+    require_activation(op, activation)
 
 
 @per_layout

@@ -10,14 +10,20 @@ from torch import Tensor
 
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative, register_derivative
-from mamba_kernels.checks import cast_for_autocast, require, require_device, require_float, require_shape
+from mamba_kernels.checks import (
+    cast_for_autocast,
+    require,
+    require_activation,
+    require_device,
+    require_float,
+    require_shape,
+)
 from mamba_kernels.depthwise_conv.reference import depthwise_conv_reference
 from mamba_kernels.export import register_decomposition
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
 
 NAME = "depthwise_conv"
-ACTIVATIONS = (None, "silu", "swish")
 
 
 def _kernels(device: torch.device) -> ModuleType:
@@ -43,11 +49,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
     )
     if bias is not None:
         require_shape(NAME, "bias", bias, (channels,), "(C,)")
-    require(
-        activation in ACTIVATIONS,
-        f"{NAME}: activation must be None, 'silu' or 'swish', got {activation!r}",
-        "apply any other activation to the output",
-    )
+    require_activation(NAME, activation)
 
 
 @torch.library.custom_op("mamba_kernels::depthwise_conv", mutates_args=(), device_types=("cpu", "cuda"))

@@ -22,7 +22,7 @@ from mamba_kernels.selective_scan.triton_backward import scan_backward
 from mamba_kernels.selective_scan.triton_forward import scan_forward
 from mamba_kernels.selective_scan.triton_plan import Shape
 from mamba_kernels.selective_scan.triton_steps import carry_states
-from mamba_kernels.selective_scan.triton_totals import add_blocks, add_parts
+from mamba_kernels.selective_scan.triton_totals import total_blocks, total_parts
 
 CARRY_BLOCK = 128
 
@@ -190,7 +190,7 @@ def plan_parts(scan: Scan, parts: int, dA: Strides) -> Launch:
     columns, channels = 64, scan.readings * scan.channels
     programs = ceil_divide(channels * scan.states, columns) + 2 * ceil_divide(channels, columns)
     return Launch(
-        add_parts, (programs,), scan.batch * parts, channels, scan.states, *dA,
+        total_parts, (programs,), scan.batch * parts, channels, scan.states, *dA,
         HAS_D=scan.has_D, HAS_BIAS=scan.has_bias, ROWS=16, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
 
@@ -207,7 +207,7 @@ def plan_blocks(scan: Scan, blocks: int, groups: int, strides: tuple[int, ...]) 
     state_pad = next_power_of_2(scan.states)
     rows = max(16, 1024 // state_pad)
     return Launch(
-        add_blocks, launch_grid("selective_scan", scan.batch * groups * ceil_divide(scan.length, rows)),
+        total_blocks, launch_grid("selective_scan", scan.batch * groups * ceil_divide(scan.length, rows)),
         scan.readings * blocks // groups, groups, scan.length, scan.states, *strides,
         N_PAD=state_pad, ROWS=rows, num_warps=4,
     )  # fmt: skip

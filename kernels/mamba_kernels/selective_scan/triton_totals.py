@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def add_parts(
+def total_parts(
     dA_parts, dD_parts, dbias_parts, dA, dD, dbias, count, channels, states, dA_d, dA_n,
     HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +50,7 @@ def column_sums(x, at, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr)
 
 
 @triton.jit
-def add_blocks(
+def total_blocks(
     sums, out, blocks, groups, length, states, out_b, out_g, out_n, out_l,
     N_PAD: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
