@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,23 +36,27 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_folder_is_a_class(root: Path) -> None:
     data = AudioFolder(root, rate=16000)
-    assert (data.classes, data.targets, len(data)) == (["high", "low"], [0, 0, 0, 1, 1, 1], 6)
-    wave_S, target = data[4]
-    np.testing.assert_allclose(wave_S, tone(101), atol=1e-4)
-    assert (wave_S.dtype, target) == (torch.float32, 1)
-    halved = AudioFolder(root, rate=8000, classes=["low", "high"], transform=lambda wave: wave[:100])
-    assert halved[0][0].shape == (100,)
-    assert halved.targets == [1, 1, 1, 0, 0, 0]
+    assert (data.classes, data.labels.tolist(), len(data)) == (["high", "low"], [0, 0, 0, 1, 1, 1], 6)
+    clip = data[4]
+    np.testing.assert_allclose(clip.samples_S, tone(101), atol=1e-4)
+    assert clip.samples_S.dtype == torch.float32
+    assert clip[1:] == (1, str(root / "low" / "1.wav"), 0.0, 0.5)
+    assert AudioFolder(root, rate=8000, classes=["low", "high"]).labels.tolist() == [1, 1, 1, 0, 0, 0]
     assert AudioFolder(root, rate=8000)[0][0].shape == (4000,)
 
 
 def test_splits_are_folders_of_classes(root: Path) -> None:
     outer = root.parent / "set"
-    outer.mkdir()
-    root.rename(outer / "train")
-    assert len(AudioFolder(outer, rate=16000, split="train")) == 6
+    for name in ("validation", "train"):
+        shutil.copytree(root, outer / name)
+    data = AudioFolder(outer, rate=16000)
+    assert data.splits == ["train"] * 6 + ["val"] * 6
+    assert [place.path for place in data.in_split("validation").places] == sorted(map(str, outer.glob("v*/*/*")))
     with pytest.raises(DataError, match=r"split 'trian'.*did you mean 'train'"):
-        AudioFolder(outer, rate=16000, split="trian")
+        data.in_split("trian")
+    (outer / "validation" / "low").rename(outer / "validation" / "lower")
+    with pytest.raises(DataError, match=r"class 'low' has no folder"):
+        AudioFolder(outer, rate=16000)
 
 
 def test_the_check_tells_what_there_is(root: Path) -> None:

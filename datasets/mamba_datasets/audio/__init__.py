@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from mamba_datasets.audio.read import AudioFile, read_audio
 
 if TYPE_CHECKING:
+    from mamba_datasets.audio.clips import Clip, ClipSet, Place
     from mamba_datasets.audio.folder import AudioFolder
     from mamba_datasets.audio.resampling import resample
 
-__all__ = ["AudioFile", "read_audio", "resample", "AudioFolder"]
+__all__ = ["AudioFile", "read_audio", "resample", "Clip", "Place", "ClipSet", "AudioFolder"]
 
 # What needs torch is imported when it is asked for, so that checking a folder does not wait for it.
-_LAZY = {"AudioFolder": "folder", "resample": "resampling"}
+_LAZY = {"resample": "resampling", "Clip": "clips", "Place": "clips", "ClipSet": "clips", "AudioFolder": "folder"}
 
 
 def __getattr__(name: str) -> Any:
