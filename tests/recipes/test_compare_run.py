@@ -157,6 +157,31 @@ def test_a_sweep_varies_the_recipe_itself(toy_recipe: Path, capsys: pytest.Captu
     assert "Only the mixer swapped" in text
 
 
+def test_candidates_that_run_together_score_the_same_and_are_not_timed(
+    toy_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(toy_recipe), "--seeds", "2"]
+    alone = run_json(capsys, *words)["rows"]
+    together = run_json(capsys, *words, "--parallel", "3")["rows"]
+    for one, other in zip(alone, together, strict=True):
+        assert [one[key] for key in ("model", "seed", "mae")] == [other[key] for key in ("model", "seed", "mae")]
+        assert other["train_seconds"] is other["samples_per_second"] is None
+    assert "3 at a time" in Path("report.html").read_text(encoding="utf-8")
+
+
+def test_data_that_is_refused_ends_the_comparison_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_recipe(tmp_path, TOY_RECIPE)
+    assert main(["compare", str(path), "--data.broken", "true", "--seeds", "2"]) == 2
+    captured = capsys.readouterr()
+    assert "the toy line is bent; straighten it" in captured.err.splitlines()[-1]
+    assert captured.err.count("bent") == 1
+    assert captured.out == ""
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_speed_is_measured_for_training_and_inference(toy_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(toy_recipe), "--measure", "speed", "--budget", "0.5s"]
     rows = run_json(capsys, *words, "--candidates", "toy[mamba1]")["rows"]
@@ -191,6 +216,8 @@ def test_memory_is_what_the_candidate_took(
         (["--sweep", "mixer=mamba1", "--candidates", "mean"], "candidate 'mean' is not trained by Lightning"),
         (["--measure", "sped"], "unknown measure 'sped'; did you mean 'speed'"),
         (["--budget", "many"], "budget 'many' is not understood"),
+        (["--parallel", "2", "--budget", "1s"], "--parallel makes candidates share the machine"),
+        (["--parallel", "2", "--measure", "speed"], "--parallel makes candidates share the machine"),
         (["--out", "."], "--out . is a folder"),
         (["--out", "toy.yaml/report.html"], "toy.yaml"),
         (["--out", "/proc/none/report.html"], "cannot write to the report's folder /proc/none"),

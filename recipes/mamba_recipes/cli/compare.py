@@ -40,6 +40,9 @@ def make_parser() -> Parser:
         "--sweep", action="append", default=[], metavar="KEY=A,B", help="vary a setting of the recipe; may be repeated"
     )
     parser.add_argument("--measure", default="quality", metavar="quality|speed", help="what to measure (quality)")
+    parser.add_argument(
+        "--parallel", type=positive, default=1, metavar="N", help="so many candidates at a time, untimed then (1)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the report (report.html)"
@@ -71,10 +74,12 @@ def main(argv: Sequence[str]) -> int:
         measure=arguments.measure,
         overrides=overrides,
     )
+    if arguments.parallel > 1 and (plan.measure == "speed" or plan.budget.kind == "seconds"):
+        raise UserError("--parallel makes candidates share the machine, which times would show", "leave it out")
     command = shlex.join(["mamba-apps", "compare", *argv])
     make_directory(arguments.out.resolve().parent, "report's folder")  # minutes before it is needed
     with _Bar(plan) as bar:
-        comparison = run_plan(plan, command, bar, arguments.log)
+        comparison = run_plan(plan, command, bar, arguments.log, arguments.parallel)
     write(comparison, arguments.out)
     if arguments.json:
         print(json.dumps(comparison.document(), indent=1))
@@ -135,7 +140,7 @@ class _Bar:
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._place = 0
+        self._spent: dict[int, float] = {}
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -160,19 +165,20 @@ class _Bar:
         ]
         self._console.print(" · ".join(words), soft_wrap=True)
 
-    def started(self, job: Job, place: int, total: int) -> None:
+    def started(self, job: Job, place: int) -> None:
         """Show which candidate runs."""
-        self._place = place
         if self._task is not None:
-            self._progress.update(self._task, description=f"{job.model} ({place + 1}/{total})", completed=place)
+            self._progress.update(self._task, description=f"{job.model} ({place + 1}/{len(self._plan.jobs)})")
 
-    def progressed(self, fraction: float) -> None:
+    def progressed(self, place: int, fraction: float) -> None:
         """Move the bar."""
+        self._spent[place] = fraction
         if self._task is not None:
-            self._progress.update(self._task, completed=self._place + fraction)
+            self._progress.update(self._task, completed=sum(self._spent.values()))
 
-    def ended(self, row: Row) -> None:
+    def ended(self, place: int, row: Row) -> None:
         """Where there is no bar to watch, say what ended."""
+        self.progressed(place, 1.0)
         if self._console.is_terminal:
             return
         from mamba_recipes.compare.words import figure
@@ -181,6 +187,7 @@ class _Bar:
         if row.error is not None:
             found = f"failed: {row.error}"
         else:
-            found = f"{name} {figure(row.metrics.get(name, float('nan')))}, {row.train_seconds or 0:.1f} s"
+            found = f"{name} {figure(row.metrics.get(name, float('nan')))}"
+            found += f", {row.train_seconds:.1f} s" if row.train_seconds is not None else ""
         seed = f" (seed {row.seed})" if len(self._plan.seeds) > 1 else ""
         self._console.print(f"{row.model}{seed}: {found}", soft_wrap=True)

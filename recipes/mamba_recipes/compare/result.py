@@ -87,6 +87,7 @@ class Comparison:
         setting: Device and data in words.
         command: The command that repeats it.
         seconds: How long all of it took.
+        parallel: How many candidates ran at a time.
     """
 
     plan: Plan
@@ -95,6 +96,7 @@ class Comparison:
     setting: Mapping[str, str]
     command: str
     seconds: float
+    parallel: int = 1
 
     @property
     def metric(self) -> Metric:

@@ -1,17 +1,20 @@
-"""Run a plan: each candidate in a process of its own, one after another, nothing shared but the imports."""
+"""Run a plan: each candidate in a process of its own, nothing shared but the imports."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from mamba_apps.errors import UserError
 from mamba_recipes import environment
 from mamba_recipes.compare.plan import Job, Plan
 from mamba_recipes.compare.result import Comparison, Row
@@ -22,44 +25,65 @@ _PRELOAD = ["torch", "lightning.pytorch", "mamba_recipes.build", "mamba_recipes.
 
 
 class Listener(Protocol):
-    """Follows a run, for a progress bar."""
+    """Follows a run, for a progress bar; a candidate is known by its place in the plan, from 0."""
 
-    def started(self, job: Job, place: int, total: int) -> None:
-        """Candidate number ``place`` (from 0) of ``total`` begins."""
+    def started(self, job: Job, place: int) -> None:
+        """A candidate begins."""
 
     def opened(self, setting: Mapping[str, str]) -> None:
         """The first candidate knows where it runs ("device") and on what ("data")."""
 
-    def progressed(self, fraction: float) -> None:
-        """The candidate has spent this fraction of its budget."""
+    def progressed(self, place: int, fraction: float) -> None:
+        """A candidate has spent this fraction of its budget."""
 
-    def ended(self, row: Row) -> None:
-        """The candidate ended or failed."""
+    def ended(self, place: int, row: Row) -> None:
+        """A candidate ended or failed."""
 
 
-def run_plan(plan: Plan, command: str, listener: Listener, log_path: Path | None = None) -> Comparison:
-    """Run every job of ``plan`` in order; a job that fails becomes a failed row.
+def run_plan(
+    plan: Plan, command: str, listener: Listener, log_path: Path | None = None, parallel: int = 1
+) -> Comparison:
+    """Run every job of ``plan``; a job that fails becomes a failed row.
 
     Args:
         plan: What to run.
         command: The command that repeats it, for the report.
         listener: Told about progress.
         log_path: Where everything that the candidates' libraries print goes; None for a temporary file.
+        parallel: So many candidates run at a time. With more than one, how long each took says nothing of it,
+            and the rows leave it out.
+
+    Raises:
+        UserError: If the data is refused, which no candidate could do without.
     """
     start = time.perf_counter()
     context = _context(plan)
-    rows = []
+    waiting = list(enumerate(plan.jobs))[::-1]
+    running: list[_Run] = []
+    rows: dict[int, Row] = {}
     setting: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
         log = log_path or Path(folder) / "log.txt"
-        for place, job in enumerate(plan.jobs):
-            listener.started(job, place, len(plan.jobs))
-            row = _run_job(context, plan, job, log, listener, setting)
-            rows.append(row)
-            listener.ended(row)
+        try:
+            while waiting or running:
+                while waiting and len(running) < parallel:
+                    place, job = waiting.pop()
+                    listener.started(job, place)
+                    running.append(_Run(context, plan, place, job, log, parallel))
+                wait([source for run in running for source in run.sources()])
+                for run in list(running):
+                    run.listen(listener, setting)
+                    if run.row is not None:
+                        running.remove(run)
+                        rows[run.place] = run.row if parallel == 1 else _untimed(run.row)
+                        listener.ended(run.place, run.row)
+        finally:
+            for run in running:
+                run.end()
     about = environment.describe(devices=False)
     about["command"] = command
-    return Comparison(plan, rows, about, setting, command, time.perf_counter() - start)
+    ordered = [rows[place] for place in range(len(plan.jobs))]
+    return Comparison(plan, ordered, about, setting, command, time.perf_counter() - start, parallel)
 
 
 def _context(plan: Plan) -> Any:
@@ -74,53 +98,70 @@ def _context(plan: Plan) -> Any:
     return context
 
 
-def _run_job(context: Any, plan: Plan, job: Job, log: Path, listener: Listener, setting: dict[str, str]) -> Row:
-    receiver, sender = context.Pipe(duplex=False)
-    arguments = (job, plan.budget, plan.measure, str(plan.recipe.path), str(log), sender)
-    # Not a daemon, which could not start processes to load data; whatever happens here, it is ended below.
-    process = context.Process(target=run_in_process, args=arguments)
-    process.start()
-    sender.close()
-    try:
-        kind, content = _follow(receiver, process, listener, setting)
-        process.join(timeout=10)  # it has said its last word; a library's own threads may take a moment to end
-    finally:
-        if process.is_alive():
-            process.kill()
-        process.join()
-        receiver.close()
-    common: dict[str, Any] = {
-        "model": job.model,
-        "family": job.family,
-        "twin": job.twin,
-        "seed": job.seed,
-        "overrides": job.overrides,
-    }
-    if kind == "failed":
-        return Row(**common, error=content[0], mendable=content[1])
-    return Row(**common, **content)
+class _Run:
+    """One candidate's process and what it says; ``row`` is None until it has ended."""
 
+    def __init__(self, context: Any, plan: Plan, place: int, job: Job, log: Path, parallel: int) -> None:
+        self.place = place
+        self.row: Row | None = None
+        self._job = job
+        self._receiver, sender = context.Pipe(duplex=False)
+        threads = max(1, (os.cpu_count() or 1) // parallel) if parallel > 1 else None
+        arguments = (job, plan.budget, plan.measure, str(plan.recipe.path), str(log), sender, threads)
+        # Not a daemon, which could not start processes to load data; whatever happens, `end` ends it.
+        self._process = context.Process(target=run_in_process, args=arguments)
+        self._process.start()
+        sender.close()
 
-def _follow(receiver: Connection, process: Any, listener: Listener, setting: dict[str, str]) -> tuple[str, Any]:
-    """Read messages until the job is done, has failed, or its process has died."""
-    while True:
-        if receiver in wait([receiver, process.sentinel]):
+    def sources(self) -> tuple[Connection, int]:
+        """Return what to wait for: a message, or the process's end."""
+        return self._receiver, self._process.sentinel
+
+    def listen(self, listener: Listener, setting: dict[str, str]) -> None:
+        """Hand on what the process has said so far, and set ``row`` where that was its last word."""
+        while self._receiver.poll():
             try:
-                kind, content = receiver.recv()
+                kind, content = self._receiver.recv()
             except EOFError:
-                break
+                return self._died()
             if kind == "progress":
-                listener.progressed(content)
+                listener.progressed(self.place, content)
             elif kind == "setting":
                 if not setting:
                     setting.update(content)
                     listener.opened(setting)
+            elif kind == "refused":
+                message, _, remedy = content.rpartition("; ")
+                raise UserError(message, remedy)
             else:
-                return kind, content
-        elif not receiver.poll():
-            break
-    process.join(timeout=5)
-    return "failed", (_death(process.exitcode), False)
+                return self._ended(kind, content)
+        if not self._process.is_alive() and not self._receiver.poll():
+            self._died()
+        return None
+
+    def _died(self) -> None:
+        self._process.join(timeout=5)
+        self._ended("failed", (_death(self._process.exitcode), False))
+
+    def _ended(self, kind: str, content: Any) -> None:
+        self._process.join(timeout=10)  # it has said its last word; a library's own threads may take a moment to end
+        self.end()
+        job = self._job
+        found = {"error": content[0], "mendable": content[1]} if kind == "failed" else content
+        self.row = Row(
+            model=job.model, family=job.family, twin=job.twin, seed=job.seed, overrides=job.overrides, **found
+        )
+
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self._receiver.close()
+
+
+def _untimed(row: Row) -> Row:
+    return replace(row, train_seconds=None, samples_per_second=None)
 
 
 def _death(code: int | None) -> str:

@@ -29,24 +29,42 @@ class Talk:
     setting: Callable[[dict[str, str]], None]
 
 
-def run_in_process(job: Job, budget: Budget, measure: str, source: str, log_path: str, pipe: Connection) -> None:
-    """Run ``job`` and send ("progress", fraction) messages, then ("done", result) or ("failed", what) over ``pipe``.
+class DataRefused(Exception):
+    """The data that all candidates share cannot be used: no other candidate would fare better."""
 
-    Whatever the libraries print goes to ``log_path``; the comparison's own output stays clean.
+
+def run_in_process(
+    job: Job, budget: Budget, measure: str, source: str, log_path: str, pipe: Connection, threads: int | None = None
+) -> None:
+    """Run ``job`` and send ("progress", fraction) messages, then a last one over ``pipe``.
+
+    The last one is ("done", result), ("failed", what), or ("refused", why) where the data is to blame. Whatever the
+    libraries print goes to ``log_path``; the comparison's own output stays clean. ``threads`` limits the threads of
+    PyTorch where other candidates run beside this one.
     """
     # Processes that load data start here as they do anywhere; this one would hand down its own, slower way.
     multiprocessing.set_start_method(None, force=True)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _output_to(log_path):
         try:
+            if threads is not None:
+                import torch
+
+                torch.set_num_threads(threads)
             talk = Talk(_throttled(pipe), lambda setting: pipe.send(("setting", setting)))
             pipe.send(("done", run(job, budget, measure, source, talk)))
         except (KeyboardInterrupt, BrokenPipeError):
             raise  # interrupted, or the comparison itself has gone: nobody is listening
+        except DataRefused as error:
+            pipe.send(("refused", str(error)))
         except BaseException as error:
             traceback.print_exc()
-            text = " ".join((str(error) or type(error).__name__).split())
+            text = _line(error)
             mendable = hasattr(error, "remedy")
             pipe.send(("failed", (text if mendable else f"{type(error).__name__}: {text}", mendable)))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())
 
 
 def run(job: Job, budget: Budget, measure: str, source: str, talk: Talk) -> dict[str, Any]:
@@ -83,12 +101,21 @@ def run(job: Job, budget: Budget, measure: str, source: str, talk: Talk) -> dict
 
 
 def _touch(data: Any) -> None:
-    """Read a batch of each part, so that loading the data is charged to no candidate."""
-    data.prepare_data()
-    for stage, part in (("fit", data.train_dataloader), ("test", data.test_dataloader)):
-        data.setup(stage)
-        for _ in part():
-            break
+    """Read a batch of each part, so that loading the data is charged to no candidate.
+
+    Raises:
+        DataRefused: If a reader, or the data module, finds something that the person can mend.
+    """
+    try:
+        data.prepare_data()
+        for stage, part in (("fit", data.train_dataloader), ("test", data.test_dataloader)):
+            data.setup(stage)
+            for _ in part():
+                break
+    except Exception as error:
+        if hasattr(error, "remedy"):
+            raise DataRefused(_line(error)) from error
+        raise
 
 
 def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any) -> dict[str, Any]:

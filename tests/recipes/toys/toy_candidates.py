@@ -26,9 +26,13 @@ if "toy_candidates" not in safety.ALLOWED_PREFIXES:
 class ToyData(pl.LightningDataModule):
     """y = 2x + noise, 256 points for training, 64 each for validation and test."""
 
-    def __init__(self, noise: float = 0.1, batch_size: int = 32) -> None:
+    def __init__(self, noise: float = 0.1, batch_size: int = 32, broken: bool = False) -> None:
         super().__init__()
-        self.noise, self.batch_size = noise, batch_size
+        self.noise, self.batch_size, self.broken = noise, batch_size, broken
+
+    def prepare_data(self) -> None:
+        if self.broken:
+            raise UserError("the toy line is bent", "straighten it")
 
     def describe(self) -> str:
         return "toy line, 384 points"

@@ -20,15 +20,17 @@ _MEMORY = (
     "Memory is how far the peak of the candidate's process rose above what it held with libraries loaded, kernels "
     "compiled and the data read (on a GPU: the peak that its tensors took there)."
 )
+_ALONE = "Every candidate ran alone in a fresh process, one after another, on the same data"
+_TOGETHER = "Every candidate ran in a fresh process, {} at a time, so that times are left out, on the same data"
 _NOTES = {
     "quality": (
-        "Every candidate ran alone in a fresh process, one after another, on the same data, with the same budget and "
-        "seeds. Learned ones keep the weights that were best on the validation data; the test data decides nothing.",
+        "{alone}, with the same budget and seeds. Learned ones keep the weights that were best on the validation data; "
+        "the test data decides nothing.",
         "Training time is the whole fit with its validation; compiling kernels comes before the clock starts. Samples "
         f"per second counts training steps only. {_MEMORY}",
     ),
     "speed": (
-        "Every candidate ran alone in a fresh process, one after another, on the same data. A figure is the median "
+        "{alone}. A figure is the median "
         "over the steps of the timed span, loading left out, after a few steps to warm up.",
         _MEMORY,
     ),
@@ -160,7 +162,9 @@ def _how(comparison: Comparison) -> str:
     ]
     listing = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts if value)
     note = f"<p>{_text(plan.recipe.compare.note)}</p>" if plan.recipe.compare and plan.recipe.compare.note else ""
-    notes = "".join(f"<p class='small muted'>{_text(text)}</p>" for text in _NOTES[plan.measure])
+    alone = _ALONE if comparison.parallel == 1 else _TOGETHER.format(comparison.parallel)
+    written = [text.format(alone=alone) for text in _NOTES[plan.measure]]
+    notes = "".join(f"<p class='small muted'>{_text(text)}</p>" for text in written)
     return (
         f"<section><h2>How it was run</h2><pre>{_text(comparison.command)}</pre>{note}<dl>{listing}</dl>"
         f"{_overrides(comparison)}{notes}</section>"
