@@ -36,3 +36,16 @@ def rate_factor(spent: float, warmup: float, floor: float = 1e-3) -> float:
     if spent < warmup:
         return floor + (1 - floor) * spent / warmup
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (spent - warmup) / (1 - warmup)))
+
+
+def poly_factor(spent: float, warmup: float, power: float = 1.0, floor: float = 1e-6) -> float:
+    """Return what the learning rate is multiplied by: a linear warm-up, then a fall to 0 as a power of what is left.
+
+    Args:
+        spent: The part of the budget that is spent, in [0, 1].
+        warmup: The part of the budget that the warm-up takes, in [0, 1).
+        power: 1 for a straight line.
+        floor: Where it starts, above 0.
+    """
+    fall = float((1 - spent) ** power)
+    return fall * (floor + (1 - floor) * spent / warmup) if spent < warmup else fall

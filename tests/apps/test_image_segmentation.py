@@ -16,11 +16,12 @@ from torchvision import tv_tensors
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard, save_model
+from mamba_apps.training.schedule import poly_factor
 from mamba_apps.vision.classification import ClassificationTask
 from mamba_apps.vision.segmentation import SegmentationData, SegmentationTask, Segmenter
 from mamba_apps.vision.segmentation.augment import IGNORED, PADDING, RandomCrop, scaled_size, training_transform
 from mamba_apps.vision.segmentation.losses import cross_entropy, dice
-from mamba_apps.vision.segmentation.optimiser import parameter_groups, poly_factor
+from mamba_apps.vision.segmentation.optimiser import parameter_groups
 from mamba_apps.vision.segmentation.overlay import mask_image, overlay, palette
 from mamba_apps.vision.segmentation.pyramid import Pyramid
 from mamba_apps.vision.segmentation.scores import MaskScores, mask_iou

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate's fall, as published segmenters are trained."""
+"""AdamW's parameter groups, as published segmenters are trained."""
 
 from __future__ import annotations
 
@@ -28,16 +28,3 @@ def parameter_groups(network: Segmenter, lr: float, weight_decay: float, layer_d
         {"params": group["params"], "weight_decay": group["weight_decay"], "lr": lr * group["lr_scale"]}
         for group in groups
     ]
-
-
-def poly_factor(spent: float, warmup: float, power: float = 1.0, floor: float = 1e-6) -> float:
-    """Return what the learning rate is multiplied by: a linear warm-up, then a fall to 0 as a power of what is left.
-
-    Args:
-        spent: The part of the budget that is spent, in [0, 1].
-        warmup: The part of the budget that the warm-up takes, in [0, 1).
-        power: 1 for a straight line.
-        floor: Where it starts, above 0.
-    """
-    fall = float((1 - spent) ** power)
-    return fall * (floor + (1 - floor) * spent / warmup) if spent < warmup else fall

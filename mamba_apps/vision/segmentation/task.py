@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
-from mamba_apps.training.schedule import budget_spent
+from mamba_apps.training.schedule import budget_spent, poly_factor
 from mamba_apps.vision.segmentation.augment import IGNORED
 from mamba_apps.vision.segmentation.data import SegmentationData
 from mamba_apps.vision.segmentation.losses import cross_entropy, dice
 from mamba_apps.vision.segmentation.network import Segmenter
-from mamba_apps.vision.segmentation.optimiser import parameter_groups, poly_factor
+from mamba_apps.vision.segmentation.optimiser import parameter_groups
 from mamba_apps.vision.segmentation.overlay import side_by_side
 from mamba_apps.vision.segmentation.saving import segmenter_card
 from mamba_apps.vision.segmentation.scores import MaskScores, mask_iou
