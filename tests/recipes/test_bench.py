@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_recipes import bench
 from mamba_recipes.bench import against, gpu
-from mamba_recipes.bench.gpu import cases, stack
+from mamba_recipes.bench.gpu import cases, models, stack
 from mamba_recipes.bench.gpu.measure import TOLERANCE, worst_error
 from mamba_recipes.bench.gpu.problem import Problem
 
@@ -92,7 +93,11 @@ def test_every_case_has_a_name_of_its_own_and_can_be_asked_for() -> None:
         "layer_norm",
     ]
     assert len(cases.matching([])) == len(labels)
-    for run in (lambda: gpu.run(print, ["nothing"]), lambda: stack.run(print, ["nothing"])):
+    for run in (
+        lambda: gpu.run(print, ["nothing"]),
+        lambda: stack.run(print, ["nothing"]),
+        lambda: models.run(print, ["nothing"]),
+    ):
         with pytest.raises(UserError, match="--only nothing matches no"):
             run()
 
@@ -116,6 +121,18 @@ def test_rows_of_wrong_results_have_no_figures(monkeypatch: pytest.MonkeyPatch) 
     assert line.startswith("layer_norm plain [7, 6] rows: ")
     table = gpu.render([ours, torchs, broken]).splitlines()
     assert {row.count("|") for row in table} == {14}
+
+
+def test_every_timed_model_is_in_the_registry_and_shown() -> None:
+    for setting in models.SETTINGS:
+        assert timm.is_model(setting.model)
+    kernel = {"kernel": "a kernel", "calls": 3, "ms": 2.0}
+    figures = {"ms": 10.0, "peak_mib": 2048.0, "gpu_ms": 8.0, "kernels": [kernel]}
+    row = {"case": "vim", "shape": [128, 224], "parameters": 7_000_000}
+    row |= {f"{mode}_{name}": value for mode in ("training", "inference") for name, value in figures.items()}
+    text = models.render([row])
+    assert "| vim | 128, 224 | 7.0 | 12,800 | 80% | 12,800 | 80% | 2.0 |" in text
+    assert "25.0%     2.00 ms     3 x  a kernel" in text
 
 
 def test_stacks_run_forward_and_backward() -> None:
@@ -235,7 +252,7 @@ def test_another_gpus_figures_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["stack"], ["ops", "--only", "scan"], ["ops", "--threads", "0"], ["ops", "--device", "cuda"]]
+    "words", [["stack"], ["models"], ["ops", "--only", "scan"], ["ops", "--threads", "0"], ["ops", "--device", "cuda"]]
 )
 def test_what_cannot_run_here_is_refused(words: list[str]) -> None:
     if words[-1] == "cuda" and torch.cuda.is_available():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -47,7 +48,11 @@ def _parser() -> Parser:
         "mamba-ssm, causal-conv1d and fla run beside ours where they are installed.",
         epilog=f"Exit codes: 0 done, 1 a result was wrong, 2 wrong input, {against.REGRESSION} worse than --against.",
     )
-    parser.add_argument("what", choices=["ops", "stack"], help="operators, or layers of a model made of them (GPU)")
+    parser.add_argument(
+        "what",
+        choices=["ops", "stack", "models"],
+        help="operators; layers of a model made of them (GPU); whole image models beside timm's (GPU)",
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--repeats", type=int, default=20, help="timed repeats of a case on the CPU (default: 20)")
@@ -70,8 +75,8 @@ def _refuse_what_cannot_run(parser: Parser, arguments: argparse.Namespace) -> No
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
     if arguments.device == "cpu":
-        if arguments.what == "stack" or arguments.only:
-            parser.error("stacks and --only need --device cuda")
+        if arguments.what != "ops" or arguments.only:
+            parser.error("stacks, models and --only need --device cuda")
         if not sys.platform.startswith("linux"):
             parser.error("the memory figures need Linux's /proc; run the benchmark there")
         return
@@ -89,11 +94,10 @@ def _run(arguments: argparse.Namespace, document: dict[str, Any]) -> tuple[str, 
 
         document["rows"] = run_all(threads=arguments.threads, repeats=arguments.repeats, talk=_talk)
         return render(document["rows"]), []
-    if arguments.what == "stack":
-        from mamba_recipes.bench.gpu import stack
-
-        document["rows"] = stack.run(_talk, arguments.only)
-        return stack.render(document["rows"]), []
+    if arguments.what != "ops":
+        module = importlib.import_module(f"mamba_recipes.bench.gpu.{arguments.what}")
+        document["rows"] = module.run(_talk, arguments.only)
+        return module.render(document["rows"]), []
     from mamba_recipes.bench import gpu
 
     document["rows"], ceilings = gpu.run(_talk, arguments.only)

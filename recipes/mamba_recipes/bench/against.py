@@ -18,6 +18,10 @@ FIGURES = (
     "peak_extra_mib",
     "median_ms",
     "peak_above_idle_mib",
+    "training_ms",
+    "training_peak_mib",
+    "inference_ms",
+    "inference_peak_mib",
 )
 # Differences below these are noise, whatever part they are of a small figure.
 SLACK = {"ms": 0.003, "mib": 1.0}

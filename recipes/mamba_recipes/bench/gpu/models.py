@@ -1,0 +1,167 @@
+"""Whole image models, theirs and ours: images a second, memory, and what the GPU spends a step on.
+
+Training is bfloat16 autocast, cross-entropy, backward pass and a fused AdamW step; inference is the same autocast
+under `torch.inference_mode`. TF32 is allowed, nothing is compiled, and the images are random and already on the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mamba_apps.vision  # noqa: F401 - registers the models' names
+from mamba_apps.errors import UserError
+
+Row = dict[str, Any]
+_CLASSES = 1000
+_KERNELS_SHOWN = 15
+
+
+class Setting(NamedTuple):
+    """A model by its name in timm's registry, images a batch, and pixels a side."""
+
+    model: str
+    batch: int
+    px: int
+    channels_last: bool = False
+
+    def label(self) -> str:
+        """Return what a filter is matched with."""
+        return f"{self.model} {self.batch},{self.px}"
+
+
+SETTINGS = (
+    Setting("vim_tiny_patch16_224", 128, 224),
+    Setting("vim_small_patch16_224", 128, 224),
+    Setting("vmamba_tiny_s1l8", 128, 224),
+    Setting("vmamba_small_s1l20", 128, 224),
+    Setting("mambavision_tiny", 128, 224),
+    Setting("deit_tiny_patch16_224", 128, 224),
+    Setting("deit_small_patch16_224", 128, 224),
+    Setting("swin_tiny_patch4_window7_224", 128, 224),
+    Setting("convnext_tiny", 128, 224, channels_last=True),
+    Setting("vim_tiny_patch16_224", 8, 1248),
+    Setting("deit_tiny_patch16_224", 8, 1248),
+)
+
+
+def run(talk: Callable[[str], None], filters: list[str], steps: int = 12) -> list[Row]:
+    """Time the models that match on the current GPU, telling each before it starts.
+
+    Args:
+        talk: Told each model's name.
+        filters: Words that a row must have, one filter or another; empty for all.
+        steps: Timed steps of training and of inference.
+
+    Raises:
+        UserError: If nothing matches.
+        FloatingPointError: If a model's loss or logits are not finite.
+    """
+    chosen = [s for s in SETTINGS if not filters or any(all(w in s.label() for w in f.split()) for f in filters)]
+    if not chosen:
+        known = "; ".join(setting.label() for setting in SETTINGS)
+        raise UserError(f"--only {' --only '.join(filters)} matches no model", f"there is {known}")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    rows = []
+    for setting in chosen:
+        talk(setting.label())
+        torch.manual_seed(0)
+        rows.append(_row(setting, steps))
+        torch.cuda.empty_cache()
+    return rows
+
+
+def _row(setting: Setting, steps: int) -> Row:
+    model = _model(setting)
+    images = torch.randn(setting.batch, 3, setting.px, setting.px, device="cuda")
+    labels = torch.randint(_CLASSES, (setting.batch,), device="cuda")
+    if setting.channels_last:
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def train() -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return loss
+
+    def infer() -> Tensor:
+        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+            return model(images)
+
+    row: Row = {"op": "model", "case": setting.model, "shape": [setting.batch, setting.px], "by": "ours"}
+    row["parameters"] = sum(p.numel() for p in model.parameters())
+    for mode, step in (("training", train), ("inference", infer)):
+        model.train(mode == "training")
+        row |= {f"{mode}_{name}": value for name, value in _measure(setting.label(), step, steps).items()}
+    return row
+
+
+def _model(setting: Setting) -> nn.Module:
+    sized = {} if setting.px == timm.get_pretrained_cfg(setting.model).input_size[1] else {"img_size": setting.px}
+    return timm.create_model(setting.model, num_classes=_CLASSES, **sized).cuda()
+
+
+def _measure(name: str, step: Callable[[], Tensor], steps: int) -> Row:
+    for _ in range(3):
+        last = step()
+    if not bool(last.isfinite().all()):
+        raise FloatingPointError(f"{name} gives results that are not finite")
+    torch.cuda.reset_peak_memory_stats()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        step()
+        mark.record()
+    torch.cuda.synchronize()
+    times = [before.elapsed_time(after) for before, after in pairwise(marks)]
+    return {"ms": median(times), "peak_mib": torch.cuda.max_memory_allocated() / 2**20, **_profile(step)}
+
+
+def _profile(step: Callable[[], object]) -> Row:
+    """Return how long the GPU works in one step, and the kernels that it works on longest."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        step()
+        torch.cuda.synchronize()
+    events = sorted(seen.key_averages(), key=lambda event: -event.device_time_total)
+    kernels = [
+        {"kernel": event.key, "calls": event.count, "ms": event.device_time_total / 1e3}
+        for event in events
+        if event.device_time_total > 0
+    ]
+    return {"gpu_ms": sum(kernel["ms"] for kernel in kernels), "kernels": kernels[:_KERNELS_SHOWN]}
+
+
+def render(rows: list[Row]) -> str:
+    """Return the rows as a Markdown table, and under it the kernels of each model's training step."""
+    lines = [
+        "| model | batch, px | parameters, M | inference img/s | GPU busy | training img/s | GPU busy | peak GiB |",
+        "|" + "---|" * 8,
+    ]
+    for row in rows:
+        batch, px = row["shape"]
+        cells = [row["case"], f"{batch}, {px}", f"{row['parameters'] / 1e6:.1f}"]
+        for mode in ("inference", "training"):
+            busy = min(1.0, row[f"{mode}_gpu_ms"] / row[f"{mode}_ms"])
+            cells += [f"{1e3 * batch / row[f'{mode}_ms']:,.0f}", f"{busy:.0%}"]
+        lines.append("| " + " | ".join([*cells, f"{row['training_peak_mib'] / 1024:.1f}"]) + " |")
+    for row in rows:
+        lines += [
+            "",
+            f"{row['case']} at {row['shape'][1]} px, a training step: {row['training_gpu_ms']:.1f} ms on the GPU",
+        ]
+        for kernel in row["training_kernels"]:
+            share = kernel["ms"] / row["training_gpu_ms"]
+            lines.append(f"  {share:5.1%}  {kernel['ms']:7.2f} ms  {kernel['calls']:4d} x  {kernel['kernel'][:100]}")
+    return "\n".join(lines)
