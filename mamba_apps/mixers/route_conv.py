@@ -40,11 +40,11 @@ def causal_conv1d_route(
         y_BKEL = causal_conv1d_bidirectional(x_BLE.mT, weight_KEW, bias_KE, activation, backend=backend)
         return y_BKEL.mT.unflatten(2, x.shape[1:-1])
     readings = route.readings(tuple(x.shape[1:-1]), x.device)
-    row_major = route.name == "forward"
     # Of mirrored readings only the first half is gathered: the others are the same sequences, convolved from the end.
     paths = readings.K // 2 if readings.mirrored else readings.K
     ys: dict[int, Tensor] = {}
     for path in range(paths):
+        row_major = readings.row_major and path == 0
         path_BEL = (x_BLE if row_major else x_BLE.index_select(1, readings.order[path])).transpose(1, 2)
         for k in (path, path + paths) if readings.mirrored else (path,):
             y_BEL = causal_conv1d(

@@ -16,6 +16,7 @@ ROUTES = [
     Route("forward"),
     Route("bidirectional"),
     Route("bidirectional", merge="mean"),
+    Route("axes"),
     Route("cross"),
     Route("cross", merge="mean"),
     Route("snake"),

@@ -22,6 +22,7 @@ ROUTES = [
     Route("forward"),
     Route("bidirectional"),
     Route("bidirectional", merge="mean"),
+    Route("axes"),
     Route("cross"),
     Route("cross", merge="concat"),
     Route("snake"),

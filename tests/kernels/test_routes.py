@@ -31,6 +31,7 @@ SHAPES = [
 ROUTES = [
     Route("forward"),
     Route("bidirectional"),
+    Route("axes"),
     Route("cross"),
     Route("snake"),
     Route("windowed", window=1),
@@ -68,16 +69,16 @@ def test_the_second_half_of_the_readings_are_the_first_reversed(name: str, shape
     assert torch.equal(readings.order[half:], readings.order[:half].flip(1))
 
 
-@pytest.mark.parametrize("route", ROUTES[:5], ids=repr)
+@pytest.mark.parametrize("route", ROUTES[:6], ids=repr)
 def test_readings_say_whether_the_first_is_row_major(route: Route) -> None:
     readings = route.readings((3, 4))
-    assert readings.row_major == (route.name in ("forward", "bidirectional", "cross"))
+    assert readings.row_major == (route.name in ("forward", "bidirectional", "axes", "cross"))
     if readings.row_major:
         assert torch.equal(readings.order[0], torch.arange(12, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("name", ["forward", "snake"])
-def test_a_single_reading_has_no_mirror(name: str) -> None:
+@pytest.mark.parametrize("name", ["forward", "axes", "snake"])
+def test_readings_that_go_one_way_have_no_mirror(name: str) -> None:
     assert not Route(name).readings((3, 4)).mirrored
 
 
@@ -87,8 +88,9 @@ def test_forward_is_row_major(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_cross_has_each_axis_in_turn_as_the_fastest(shape: tuple[int, ...]) -> None:
-    readings = Route("cross").readings(shape)
+@pytest.mark.parametrize("name", ["axes", "cross"])
+def test_each_axis_in_turn_is_the_fastest(shape: tuple[int, ...], name: str) -> None:
+    readings = Route(name).readings(shape)
     rank = len(shape)
     for k, fastest in enumerate(reversed(range(rank))):
         slow = [axis for axis in range(rank) if axis != fastest]
@@ -141,14 +143,14 @@ def test_windows_are_read_one_after_another_and_reset(shape: tuple[int, ...], wi
     assert readings.segment[0].tolist() == expected_segments
 
 
-@pytest.mark.parametrize("route", ROUTES[:4], ids=repr)
+@pytest.mark.parametrize("route", ROUTES[:5], ids=repr)
 def test_only_windows_have_segments(route: Route) -> None:
     assert route.readings((3, 4)).segment is None
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 5), (2, 3, 4)], ids=str)
 @pytest.mark.parametrize("merge", ["sum", "mean", "concat"])
-@pytest.mark.parametrize("name", ["forward", "bidirectional", "cross", "snake", "windowed"])
+@pytest.mark.parametrize("name", ["forward", "bidirectional", "axes", "cross", "snake", "windowed"])
 def test_gather_then_merge_returns_the_grid(name: str, merge: str, shape: tuple[int, ...]) -> None:
     route = Route(name, merge=merge, window=2 if name == "windowed" else None)
     readings = route.readings(shape)
@@ -206,6 +208,7 @@ def test_routes_are_values() -> None:
     assert len({Route("cross"), Route("cross"), Route("cross", merge="mean")}) == 2
     assert repr(Route("cross", merge="mean")) == "Route('cross', merge='mean')"
     assert repr(Route("windowed", window=(2, 3))) == "Route('windowed', merge='sum', window=(2, 3))"
+    assert [Route("axes").count(rank) for rank in (1, 2, 3)] == [1, 2, 3]
     assert [Route("cross").count(rank) for rank in (1, 2, 3)] == [2, 4, 6]
     assert [Route("windowed", window=2).count(rank) for rank in (1, 2, 3)] == [1, 1, 1]
 

@@ -23,10 +23,15 @@ def bidirectional(shape: tuple[int, ...]) -> list[Tensor]:
     return _with_reverses(forward(shape))
 
 
-def cross(shape: tuple[int, ...]) -> list[Tensor]:
-    """Return, from the last axis to the first, the order in which that axis is the fastest; then their reverses."""
+def axes(shape: tuple[int, ...]) -> list[Tensor]:
+    """Return, from the last axis to the first, the order in which that axis is the fastest."""
     cells = forward(shape)[0].reshape(shape)
-    return _with_reverses([cells.movedim(axis, -1).reshape(-1) for axis in reversed(range(len(shape)))])
+    return [cells.movedim(axis, -1).reshape(-1) for axis in reversed(range(len(shape)))]
+
+
+def cross(shape: tuple[int, ...]) -> list[Tensor]:
+    """Return the orders of `axes`, and their reverses."""
+    return _with_reverses(axes(shape))
 
 
 def snake(shape: tuple[int, ...]) -> list[Tensor]:

@@ -24,6 +24,7 @@ _CACHE_LIMIT = 128
 _ORDERS: dict[str, tuple[Callable[[tuple[int, ...]], list[Tensor]], Callable[[int], int]]] = {
     "forward": (orders.forward, lambda rank: 1),
     "bidirectional": (orders.bidirectional, lambda rank: 2),
+    "axes": (orders.axes, lambda rank: rank),
     "cross": (orders.cross, lambda rank: 2 * rank),
     "snake": (orders.snake, lambda rank: 1),
 }
@@ -36,7 +37,9 @@ class Route:
 
     - ``forward``: row-major, last axis fastest (one reading).
     - ``bidirectional``: row-major and its reverse (two).
-    - ``cross``: each axis in turn is the fastest, the others keep their order; then the same paths reversed. In 2-D
+    - ``axes``: each axis in turn is the fastest, the last one first, and the others keep their order (one an axis: the
+      rows, columns and slices of a volume, each read forwards).
+    - ``cross``: the paths of ``axes``; then the same paths reversed. In 2-D
       these are VMamba's four in VMamba's order (rows, columns, rows reversed, columns reversed); in 3-D six; in 1-D
       they are the two of ``bidirectional``.
     - ``snake``: boustrophedon, every step goes to a neighbour on the grid (one).
@@ -145,7 +148,7 @@ class Route:
             inverse=inverse,
             segment=segment if self.name == "windowed" else None,
             mirrored=self.name in ("bidirectional", "cross"),
-            row_major=self.name in ("forward", "bidirectional", "cross"),
+            row_major=self.name in ("forward", "bidirectional", "axes", "cross"),
         )
 
     def _check_rank(self, rank: int) -> None:
