@@ -16,8 +16,10 @@ from mamba_apps.forecasting.models import Sizes
 from mamba_apps.forecasting.reading import Reading, check_holidays, read_with_calendar
 from mamba_apps.training import ResumableLoader
 from mamba_datasets.samples import metro_traffic_path
-from mamba_datasets.series import Scaler, SeriesSet, WindowDataset, collate
+from mamba_datasets.series import Columns, Scaler, SeriesSet, WindowDataset, collate
 
+# The part of a GPU's free memory that series may take there.
+_SHARE = 0.25
 _SAMPLES = {"metro_traffic": metro_traffic_path}
 
 
@@ -36,8 +38,10 @@ class WindowData(pl.LightningDataModule):
         test_steps: Steps of each series' test part, 0 or at least ``horizon``.
         batch_size: Windows a training batch.
         eval_batch_size: Windows a batch of validation and test.
+        eval_windows: Most windows of validation and of test, evenly spread over the part; None takes all.
         short: What to do about series too short for a training window: "error" or "skip".
-        workers: Processes that load data; windows are views of memory, so that none is usually best.
+        workers: Processes that load data; windows are views of memory, so that none is usually best. Without any,
+            windows for a GPU are gathered on it, where its memory holds the series.
         missing: How missing steps were read, for reading further data alike.
         season: The season in steps that they were filled from.
 
@@ -56,6 +60,7 @@ class WindowData(pl.LightningDataModule):
         test_steps: int = 0,
         batch_size: int = 64,
         eval_batch_size: int = 256,
+        eval_windows: int | None = None,
         short: Literal["error", "skip"] = "error",
         workers: int = 0,
         missing: Literal["error", "mask", "seasonal"] = "error",
@@ -66,15 +71,17 @@ class WindowData(pl.LightningDataModule):
         for name, steps in (("val_steps", val_steps), ("test_steps", test_steps)):
             if steps and steps < horizon:
                 raise UserError(f"{name} is {steps}, less than the horizon of {horizon}", "give 0, or at least that")
-        for name, count in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if count < 1:
+        counts = (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("eval_windows", eval_windows))
+        for name, count in counts:
+            if count is not None and count < 1:
                 raise UserError(f"{name} is {count}", "give at least 1")
         self._series_set = series_set
         self.lookback, self.horizon = lookback, horizon
         self.val_steps, self.test_steps = val_steps, test_steps
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.short, self.workers = short, workers
+        self.eval_windows, self.short, self.workers = eval_windows, short, workers
         self.missing, self.season = missing, season
+        self._resident: Columns | None = None
 
     @cached_property
     def series_set(self) -> SeriesSet:
@@ -131,7 +138,7 @@ class WindowData(pl.LightningDataModule):
         """Return the training batches, in an order that follows the run's seed and can be resumed anywhere."""
         # Lightning asks for them once the run is seeded: all models of one seed see the same windows in one order.
         return ResumableLoader(
-            self.train,
+            self._placed(self.train),
             self.batch_size,
             shuffle=True,
             seed=torch.initial_seed() % 2**32,
@@ -154,10 +161,24 @@ class WindowData(pl.LightningDataModule):
     def _tail(self, part: SeriesSet, steps: int, name: str) -> WindowDataset:
         if not steps:
             raise UserError(f"{name} is 0: there is no such part", f"give {name} of at least the horizon")
-        return WindowDataset(part.last(self.lookback + steps), self.lookback, self.horizon, short="skip")
+        tail = part.last(self.lookback + steps)
+        return WindowDataset(tail, self.lookback, self.horizon, short="skip", at_most=self.eval_windows)
 
     def _loader(self, windows: WindowDataset) -> DataLoader[Any]:
-        return windows.loader(self.eval_batch_size, num_workers=self.workers)
+        return self._placed(windows).loader(self.eval_batch_size, num_workers=self.workers)
+
+    def _placed(self, windows: WindowDataset) -> WindowDataset:
+        """Let windows be gathered on the trainer's GPU: assembled on the host they come too slowly for it."""
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        fits = device.type == "cuda" and not self.workers
+        return windows.keep_on(self._columns_on(device) if fits else None)
+
+    def _columns_on(self, device: torch.device) -> Columns | None:
+        if self._resident is None or self._resident.y.device != device:
+            columns = Columns.of(self.scaled)
+            free, _ = torch.cuda.mem_get_info(device)
+            self._resident = columns.to(device) if columns.nbytes <= _SHARE * free else None
+        return self._resident
 
 
 class SeriesData(WindowData):
@@ -182,6 +203,7 @@ class SeriesData(WindowData):
         test_steps: Steps of each series' test part.
         batch_size: Windows a training batch.
         eval_batch_size: Windows a batch of validation and test.
+        eval_windows: Most windows of validation and of test, evenly spread over the part; None takes all.
         short: What to do about series too short for a training window: "error" or "skip".
         workers: Processes that load data.
     """
@@ -207,6 +229,7 @@ class SeriesData(WindowData):
         test_steps: int = 0,
         batch_size: int = 64,
         eval_batch_size: int = 256,
+        eval_windows: int | None = None,
         short: Literal["error", "skip"] = "error",
         workers: int = 0,
     ) -> None:
@@ -218,6 +241,7 @@ class SeriesData(WindowData):
             test_steps=test_steps,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
+            eval_windows=eval_windows,
             short=short,
             workers=workers,
             missing=missing,

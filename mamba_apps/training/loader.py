@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from mamba_apps.errors import UserError
 from mamba_apps.training.seeding import derive_seed, seed_generators
 
+_PIECE = 65_536
+
 
 class ResumableSampler(DistributedSampler[int]):
     """Indices in an order that is a pure function of (seed, epoch), shared out over the processes of a group.
@@ -53,7 +55,9 @@ class ResumableSampler(DistributedSampler[int]):
         order = order[torch.arange(self.total_size) % length] if length else order
         (epoch, samples), self._start = self._start, (0, 0)
         start = samples if epoch == self.epoch else 0
-        yield from order[self.rank :: self.num_replicas][start:].tolist()
+        # in pieces, because ten million numbers of Python would take ten times the memory
+        for part in order[self.rank :: self.num_replicas][start:].split(_PIECE):
+            yield from part.tolist()
 
 
 class ResumableLoader(DataLoader[Any]):

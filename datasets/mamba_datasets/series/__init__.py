@@ -12,7 +12,7 @@ from mamba_datasets.series.read import read_series
 from mamba_datasets.series.scaler import Scaler
 
 if TYPE_CHECKING:
-    from mamba_datasets.series.windows import WindowDataset, collate
+    from mamba_datasets.series.windows import Columns, WindowDataset, collate
 
 __all__ = [
     "read_series",
@@ -22,6 +22,7 @@ __all__ = [
     "SeriesSet",
     "Scaler",
     "WindowDataset",
+    "Columns",
     "collate",
     "calendar_frame",
     "CalendarFrame",
@@ -34,7 +35,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is asked for, so that checking a file does not wait for it."""
-    if name in ("WindowDataset", "collate"):
+    if name in ("WindowDataset", "Columns", "collate"):
         from mamba_datasets.series import windows
 
         return getattr(windows, name)

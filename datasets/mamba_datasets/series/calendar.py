@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from mamba_datasets.report import nearest
 from mamba_datasets.series.frequency import Frequency
 
 _HOUR = 3600 * 1_000_000_000
+_CHUNK = 1_000_000
 
 
 class CalendarFrame(NamedTuple):
@@ -106,26 +107,32 @@ def calendar_frame(
             found = "timestamps were expected, found whole numbers"
             raise DataError("calendar", "index", found, "leave features and holidays out")
         return CalendarFrame((), np.empty((len(index), 0), dtype=np.float32))
-    local = index.tz_localize(None)
-    names: list[str] = []
-    columns: list[np.ndarray] = []
-    for name in chosen:
-        if name == "weekend":
-            names.append(name)
-            columns.append(np.asarray(local.dayofweek >= 5, dtype=np.float64))
-            continue
-        angle = 2 * np.pi * _CYCLES[name](local)
-        names += [f"{name}_sin", f"{name}_cos"]
-        columns += [np.sin(angle), np.cos(angle)]
     if holidays is not None:
         step = Frequency.parse(freq).nanoseconds
         if step is None or step > 24 * _HOUR:
             found = f"holidays need steps of a day or less, found freq={freq!r}"
             raise DataError("calendar", "holidays", found, "leave holidays out")
-        names += ["holiday", "holiday_before", "holiday_after"]
-        columns += _us_holidays(local)
-    values = np.column_stack(columns) if columns else np.empty((len(index), 0))
-    return CalendarFrame(tuple(names), values.astype(np.float32))
+    names = [column for name in chosen for column in ([name] if name == "weekend" else [f"{name}_sin", f"{name}_cos"])]
+    names += ["holiday", "holiday_before", "holiday_after"] if holidays is not None else []
+    values = np.empty((len(index), len(names)), dtype=np.float32)
+    # Years of minutes in one piece would take many times the memory of the result.
+    for first in range(0, len(index), _CHUNK):
+        part = index[first : first + _CHUNK]
+        for place, column in enumerate(_columns(part.tz_localize(None), chosen, holidays)):
+            values[first : first + len(part), place] = column
+    return CalendarFrame(tuple(names), values)
+
+
+def _columns(local: pd.DatetimeIndex, chosen: Sequence[str], holidays: str | None) -> Iterator[np.ndarray]:
+    for name in chosen:
+        if name == "weekend":
+            yield np.asarray(local.dayofweek >= 5, dtype=np.float64)
+            continue
+        angle = 2 * np.pi * _CYCLES[name](local)
+        yield np.sin(angle)
+        yield np.cos(angle)
+    if holidays is not None:
+        yield from _us_holidays(local)
 
 
 _OWN_HOLIDAYS = "use holidays='US', or add your own 0/1 column as a known-future covariate"
@@ -161,6 +168,9 @@ def calendar_columns(
     if not all(isinstance(index, pd.DatetimeIndex) for index in indexes):
         names, _ = calendar_frame(indexes[0], freq, **calendar)
         return names, [np.empty((len(index), 0), dtype=np.float32) for index in indexes]
+    if len(indexes) == 1:
+        names, values = calendar_frame(indexes[0], freq, **calendar)
+        return names, [values]
     unique = indexes[0].append(list(indexes[1:])).unique().sort_values()
     names, values = calendar_frame(unique, freq, **calendar)
     return names, [values[unique.get_indexer(index)] for index in indexes]

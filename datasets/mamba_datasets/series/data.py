@@ -18,7 +18,7 @@ import pandas as pd
 
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import nearest
-from mamba_datasets.series import future
+from mamba_datasets.series import future, joined
 from mamba_datasets.series.calendar import calendar_columns
 from mamba_datasets.series.frequency import Frequency
 
@@ -218,6 +218,36 @@ class SeriesSet:
     def without_last(self, steps: int) -> SeriesSet:
         """Return all but the last steps of each series, without copying."""
         return self._cut([(0, max(0, len(index) - steps)) for index in self.indexes])
+
+    def cut(self, first: Sequence[int] | np.ndarray, last: Sequence[int] | np.ndarray) -> SeriesSet:
+        """Return the steps from ``first`` to before ``last`` of each series, one number a series, without copying."""
+        return self._cut([(int(a), int(b)) for a, b in zip(first, last, strict=True)])
+
+    def lead_in(self, counts: Sequence[int] | np.ndarray) -> SeriesSet:
+        """Return the set with steps before the start of each series that nobody observed.
+
+        Args:
+            counts: How many steps a series.
+
+        Returns:
+            A set with columns of its own.
+        """
+        return joined.lead_in(self, [int(count) for count in counts])
+
+    def append(self, new: SeriesSet, missing: str = "error") -> SeriesSet:
+        """Return the set with new observations after the end of its series.
+
+        Args:
+            new: Series of this set, or some of them, with the same columns; each begins where it ended here.
+            missing: What to do where it begins later: "error", "mask" or "seasonal" as in `read_series`.
+
+        Returns:
+            A set with columns of its own; cut with `last` first to copy less.
+
+        Raises:
+            DataError: A series is unknown, begins too early or too late, or its static covariates have changed.
+        """
+        return joined.append(self, new, missing)
 
     def select(self, ids: Sequence[str | int]) -> SeriesSet:
         """Return some series, in the order asked for, without copying their steps."""

@@ -151,6 +151,24 @@ class Frequency:
         """
         return self.range(index[-1], horizon + 1)[1:]
 
+    def before(self, index: pd.Index, steps: int) -> pd.Index:
+        """Return the steps that precede the first one of an index.
+
+        Args:
+            index: A grid with at least one step.
+            steps: The number of steps wanted.
+
+        Returns:
+            An index of `steps` steps.
+        """
+        start = index[0]
+        if isinstance(self.name, int):
+            return self.range(int(start) - self.name * steps, steps)
+        if self.kind == "tick":
+            return pd.date_range(end=start, periods=steps + 1, freq=self.offset)[:-1]
+        wall = pd.date_range(end=start.tz_localize(None), periods=steps + 1, freq=self.offset)[:-1]
+        return self._localised(wall, start)
+
     def positions(self, index: pd.Index) -> np.ndarray:
         """Count steps from the first timestamp of an index.
 

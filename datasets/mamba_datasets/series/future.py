@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,13 @@ def future_frame(series_set: SeriesSet, horizon: int) -> pd.DataFrame:
     """Return ids and timestamps of the steps to come; see `SeriesSet.future_frame`."""
     id_col, time_col = series_set.columns["id_col"], series_set.columns["time_col"]
     indexes = future_indexes(series_set, horizon)
-    parts = [pd.DataFrame({id_col: key, time_col: index}) for key, index in zip(series_set.keys, indexes, strict=True)]
-    return pd.concat(parts, ignore_index=True)
+    times = indexes[0].append(indexes[1:])
+    return pd.DataFrame({id_col: repeated_keys(series_set.keys, [horizon] * len(series_set)), time_col: times})
+
+
+def repeated_keys(keys: Sequence[str | int], counts: Sequence[int]) -> pd.Index:
+    """Return the ids of a long frame, each as often as its series has rows."""
+    return pd.Index(list(keys)).repeat(counts)
 
 
 def extend_future(series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | None, horizon: int) -> SeriesSet:

@@ -60,17 +60,20 @@ class Scaler:
         """
         names = (*train.past_names, *train.future_names)
         y_stats = np.empty((len(train), 2))
-        x_stats = np.empty((len(train), 2, len(names)))
-        for number, one in enumerate(train.series):
-            if not one.observed.any():
+        x_stats = np.tile(np.array([[0.0], [1.0]]), (len(train), 1, len(names)))
+        scaled = [number for number, name in enumerate(names) if name not in train.binary]
+        for number, (first, last) in enumerate(train.bounds):
+            observed = train.observed[first:last]
+            if not observed.any():
                 found = "at least one observed target in the training part was expected, found none"
-                raise DataError(train.source, f"series {one.id!r}", found, "train on a longer part or drop the series")
-            y_stats[number] = _statistics(one.y[one.observed][:, None])[:, 0]
-            x_stats[number] = _statistics(np.concatenate([one.past, one.future], axis=1))
+                where = f"series {train.ids[number]!r}"
+                raise DataError(train.source, where, found, "train on a longer part or drop the series")
+            y_stats[number] = _statistics(train.y[first:last][observed][:, None])[:, 0]
+            if scaled:
+                x_stats[number][:, scaled] = _statistics(train.x[first:last, scaled])
         static = _statistics(train.static)
-        for stats, columns in ((x_stats, names), (static[None], train.static_names)):
-            kept = [number for number, name in enumerate(columns) if name in train.binary]
-            stats[:, 0, kept], stats[:, 1, kept] = 0.0, 1.0
+        kept = [number for number, name in enumerate(train.static_names) if name in train.binary]
+        static[0, kept], static[1, kept] = 0.0, 1.0
         return cls(
             ids=tuple(train.ids),
             y_mean=y_stats[:, 0],
@@ -103,10 +106,13 @@ class Scaler:
                 series_set.source, "covariates", found, "read the data with the columns it was trained with"
             )
         rows = self._rows(series_set.ids, series_set.source)
-        y, x = series_set.y.copy(), series_set.x.copy()
+        # Columns that are never scaled, such as the calendar's, need no copy where they are all there is.
+        scales_x = bool((self.x_mean != 0).any() or (self.x_scale != 1).any())
+        y, x = series_set.y.copy(), series_set.x.copy() if scales_x else series_set.x
         for number, (first, last) in zip(rows, series_set.bounds, strict=True):
             y[first:last] = (series_set.y[first:last] - self.y_mean[number]) / self.y_scale[number]
-            x[first:last] = (series_set.x[first:last] - self.x_mean[number]) / self.x_scale[number]
+            if scales_x:
+                x[first:last] = (series_set.x[first:last] - self.x_mean[number]) / self.x_scale[number]
         static = ((series_set.static - self.static_mean) / self.static_scale).astype(np.float32)
         return dataclasses.replace(series_set, y=y, x=x, static=static)
 

@@ -6,6 +6,7 @@ Letters: B batch, L lookback, H horizon, P past covariates, F known-future ones,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +20,37 @@ from mamba_datasets.errors import DataError
 from mamba_datasets.series.data import SeriesSet
 
 Item = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a set of series as tensors, which windows are gathered from.
+
+    Args:
+        y: float32 (N,) the targets of all series, one after the other.
+        observed: bool (N,) whether a target counts.
+        x: float32 (N, P + F) past covariates, then known-future ones.
+        static: float32 (series, S).
+    """
+
+    y: Tensor
+    observed: Tensor
+    x: Tensor
+    static: Tensor
+
+    @classmethod
+    def of(cls, series_set: SeriesSet) -> Columns:
+        """Return the columns of a set, in its memory."""
+        return cls(*(torch.from_numpy(getattr(series_set, item.name)) for item in fields(cls)))
+
+    def to(self, device: torch.device | str) -> Columns:
+        """Return them on a device."""
+        return Columns(*(getattr(self, item.name).to(device) for item in fields(self)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take."""
+        return sum(getattr(self, item.name).nbytes for item in fields(self))
 
 
 class WindowDataset(Dataset[Item]):
@@ -38,6 +70,7 @@ class WindowDataset(Dataset[Item]):
         stride: Take every so many-th origin of a series, counted from its first.
         short: What to do about a series shorter than L + H: "error", or "skip" (listed in `skipped`).
         drop_unobserved: Whether to leave out windows that have no observed target in the horizon.
+        at_most: Take so many windows, evenly spread over all; None takes all.
 
     Raises:
         DataError: An argument is out of range, a series is too short, or there is no window at all.
@@ -53,8 +86,10 @@ class WindowDataset(Dataset[Item]):
         stride: int = 1,
         short: Literal["error", "skip"] = "error",
         drop_unobserved: bool = False,
+        at_most: int | None = None,
     ) -> None:
-        for name, value in (("lookback", lookback), ("horizon", horizon), ("stride", stride)):
+        limit = 1 if at_most is None else at_most
+        for name, value in (("lookback", lookback), ("horizon", horizon), ("stride", stride), ("at_most", limit)):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
                 found = f"a whole number of at least 1 was expected, found {value!r}"
                 raise DataError(series_set.source, name, found, f"pass {name}=1 or more")
@@ -70,12 +105,13 @@ class WindowDataset(Dataset[Item]):
             )
             raise DataError(series_set.source, "origins", found, "widen the part, or shorten lookback or horizon")
         self._start = series_set.bounds[:, 0]
-        self._y = torch.from_numpy(series_set.y)
-        self._observed = torch.from_numpy(series_set.observed)
-        self._x = torch.from_numpy(series_set.x)
-        self._static = torch.from_numpy(series_set.static)
-        if drop_unobserved:
+        self._columns = Columns.of(series_set)
+        self._resident: Columns | None = None
+        if drop_unobserved and not series_set.observed.all():
             self._kept = self._with_target()
+        if at_most is not None and len(self) > at_most:
+            spread = np.linspace(0, len(self) - 1, at_most).round().astype(np.int64)
+            self._kept = spread if self._kept is None else self._kept[spread]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._kept is None else len(self._kept)
@@ -83,16 +119,16 @@ class WindowDataset(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """Return one window as views of the set's memory."""
         series, origin = (int(value[0]) for value in self.locate([index]))
-        now = int(self._start[series]) + origin
+        now, columns = int(self._start[series]) + origin, self._columns
         past, ahead = slice(now - self.lookback, now), slice(now, now + self.horizon)
         return {
-            "past_y": self._y[past, None],
-            "past_observed": self._observed[past, None],
-            "past_x": self._x[past],
-            "future_x": self._x[ahead, len(self.series_set.past_names) :],
-            "static": self._static[series],
-            "future_y": self._y[ahead, None],
-            "future_observed": self._observed[ahead, None],
+            "past_y": columns.y[past, None],
+            "past_observed": columns.observed[past, None],
+            "past_x": columns.x[past],
+            "future_x": columns.x[ahead, len(self.series_set.past_names) :],
+            "static": columns.static[series],
+            "future_y": columns.y[ahead, None],
+            "future_observed": columns.observed[ahead, None],
             "series": torch.tensor(series),
             "origin": torch.tensor(origin),
         }
@@ -112,6 +148,8 @@ class WindowDataset(Dataset[Item]):
         """
         series, origin = self.locate(indices)
         now = self._start[series] + origin
+        if self._resident is not None:
+            return self._gather_on(self._resident, series, origin, now)
         past = now - self.lookback
         data = self.series_set
         y, observed, future = data.y[:, None], data.observed[:, None], data.x[:, len(data.past_names) :]
@@ -125,6 +163,41 @@ class WindowDataset(Dataset[Item]):
             "future_observed": _gather(observed, now, self.horizon),
             "series": torch.from_numpy(series),
             "origin": torch.from_numpy(origin),
+        }
+
+    def keep_on(self, columns: Columns | None) -> WindowDataset:
+        """Gather batches from columns that lie on a device, so that they are assembled there.
+
+        Args:
+            columns: `Columns.of(series_set).to(device)`, or None for the set's own memory. Sets that are cut from one
+                share their columns.
+
+        Returns:
+            This data set.
+        """
+        self._resident = columns
+        return self
+
+    def _gather_on(self, columns: Columns, series: np.ndarray, origin: np.ndarray, now: np.ndarray) -> Item:
+        device = columns.y.device
+        # One transfer for all that the host knows of a batch.
+        where_3B = torch.from_numpy(np.stack([series, origin, now]))
+        if device.type == "cuda":
+            where_3B = where_3B.pin_memory()
+        series_B, origin_B, now_B = where_3B.to(device, non_blocking=True)
+        steps = torch.arange(-self.lookback, self.horizon, device=device)
+        rows = now_B[:, None] + steps
+        past, ahead = rows[:, : self.lookback], rows[:, self.lookback :]
+        return {
+            "past_y": columns.y[past][..., None],
+            "past_observed": columns.observed[past][..., None],
+            "past_x": columns.x[past],
+            "future_x": columns.x[ahead][..., len(self.series_set.past_names) :],
+            "static": columns.static[series_B],
+            "future_y": columns.y[ahead][..., None],
+            "future_observed": columns.observed[ahead][..., None],
+            "series": series_B,
+            "origin": origin_B,
         }
 
     def loader(self, batch_size: int, *, shuffle: bool = False, **options: Any) -> DataLoader[Item]:
