@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mamba_datasets.audio.places import Place, split_name
 from mamba_datasets.audio.read import AudioFile, Channel
 from mamba_datasets.audio.resampling import resample
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import nearest
 
-# What splits are called elsewhere, and here.
-_SPLITS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+# Tables round times; a clip that ends so much after its file ends with it.
+_ROUNDED_S = 0.01
 
 
 class Clip(NamedTuple):
@@ -43,29 +43,6 @@ class Clip(NamedTuple):
     path: str
     start_s: float
     end_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a clip lies, and what is known of it without reading it.
-
-    Args:
-        path: The file.
-        labels: The indices of its classes: one, or any number in a multi-label set.
-        start_s: Where it begins in the file, in seconds.
-        end_s: Where it ends; None for the end of the file.
-        split: "train", "val", "test" or another name; None where the set is not split.
-        fold: Its fold; None where there are none.
-        group: What it has in common with clips that must not be torn apart by folds: a speaker, a recording.
-    """
-
-    path: str
-    labels: tuple[int, ...]
-    start_s: float = 0.0
-    end_s: float | None = None
-    split: str | None = None
-    fold: int | None = None
-    group: str | None = None
 
 
 class ClipSet(Dataset[Clip]):
@@ -117,7 +94,7 @@ class ClipSet(Dataset[Clip]):
         """
         place = self.places[index]
         with AudioFile(place.path, self.channel) as file:
-            clip_end = file.seconds if place.end_s is None else place.end_s
+            clip_end = clip_end_s(place, file)
             first = place.start_s + start_s
             last = clip_end if seconds is None else min(first + seconds, clip_end)
             wave, rate = file.read(first, last), file.rate
@@ -125,12 +102,10 @@ class ClipSet(Dataset[Clip]):
         return Clip(samples_S, self.label(index), place.path, first, last)
 
     def seconds(self, index: int) -> float:
-        """Return how long a clip is; at most the header of its file is read."""
+        """Return how long a clip is; of its file the header is read."""
         place = self.places[index]
-        if place.end_s is not None:
-            return place.end_s - place.start_s
         with AudioFile(place.path, self.channel) as file:
-            return file.seconds - place.start_s
+            return clip_end_s(place, file) - place.start_s
 
     def label(self, index: int) -> int | Tensor:
         """Return a clip's label, as `Clip` has it."""
@@ -223,6 +198,16 @@ class ClipSet(Dataset[Clip]):
                 raise DataError(self.source, f"fold {fold}", "there is no clip of it", nearest(fold, known))
 
 
-def split_name(name: str) -> str:
-    """Return what a split is called here: "validation" is "val", "training" is "train", others stay as they are."""
-    return _SPLITS.get(name.lower(), name)
+def clip_end_s(place: Place, file: AudioFile) -> float:
+    """Return where a clip ends in its file, in seconds.
+
+    Raises:
+        DataError: The clip's times lie outside the file, by more than tables are rounded.
+    """
+    end_s = file.seconds if place.end_s is None else place.end_s
+    if place.start_s < file.seconds and end_s <= file.seconds + _ROUNDED_S:
+        return min(end_s, file.seconds)
+    found = f"{place.start_s:g} s to {'the end' if place.end_s is None else f'{end_s:g} s'}"
+    where = f"times ({place.where})" if place.where else "times"
+    expected = f"expected times within the {file.seconds:g} s that it lasts, found {found}"
+    raise DataError(place.path, where, expected, "mend the times, or leave the end empty")

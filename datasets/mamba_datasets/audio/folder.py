@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mamba_datasets.audio.clips import ClipSet, Place, split_name
-from mamba_datasets.audio.read import SOUND, Channel
-from mamba_datasets.broken import read_broken
+from mamba_datasets.audio.clips import ClipSet
+from mamba_datasets.audio.layouts.folder import scan_folder
+from mamba_datasets.audio.read import Channel
 from mamba_datasets.report import Collector
-from mamba_datasets.tree import SPLITS, folders_in, scan_classes, within
 
 
 class AudioFolder(ClipSet):
@@ -42,17 +40,6 @@ class AudioFolder(ClipSet):
         leave_out: str | Path | None = None,
         channel: Channel = "mean",
     ) -> None:
-        left_out, sink = read_broken(leave_out, root), Collector(root)
-        folders = folders_in(root)
-        split_up = bool(folders) and SPLITS.issuperset(folders)
-        names = sorted(folders, key=lambda name: (split_name(name) != "train", name)) if split_up else [""]
-        places = []
-        for name in names:
-            folder = within(os.path.join(root, name), root) if name else root
-            tree = scan_classes(SOUND, folder, root, sink, classes=classes, left_out=left_out)
-            classes = tree.classes
-            split = split_name(name) if name else None
-            places += [
-                Place(path, (target,), split=split) for path, target in zip(tree.paths, tree.targets, strict=True)
-            ]
-        super().__init__(places, classes or [], rate=rate, channel=channel, source=root, notes=sink.notes)
+        sink = Collector(root)
+        scan = scan_folder(root, sink, classes=classes, leave_out=leave_out)
+        super().__init__(scan.places, scan.classes, rate=rate, channel=channel, source=root, notes=sink.notes)
