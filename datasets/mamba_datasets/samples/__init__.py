@@ -1,16 +1,18 @@
-"""Small real data sets that the package ships; their licences stand in NOTICE.md beside them."""
+"""Small data sets that the package has: real ones, whose licences stand in NOTICE.md beside them, and made sounds."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mamba_datasets.samples.sounds import sounds_path, write_sounds
     from mamba_datasets.series.data import SeriesSet
 
-__all__ = ["metro_traffic_path", "load_metro_traffic", "load_digits"]
+__all__ = ["metro_traffic_path", "load_metro_traffic", "load_digits", "sounds_path", "write_sounds"]
 
 
 def metro_traffic_path() -> Path:
@@ -58,3 +60,10 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     # the file counts the black ones of 16 pixels
     images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)
     return images.reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what makes sounds when it is asked for: it needs soundfile."""
+    if name not in ("sounds_path", "write_sounds"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("mamba_datasets.samples.sounds"), name)
