@@ -199,7 +199,9 @@ def test_slices_of_a_grid_further_apart_than_int32_counts(states: int) -> None:
         leaves = [part.detach().requires_grad_() for part in (x[0], delta, A, B, C)]
         y = selective_scan_route(*leaves, delta_softplus=True, route=Route("snake"))
         results.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    # Not bit by bit: what lies elsewhere may be loaded in another layout, and added up in another order.
+    for far, near in zip(*results, strict=True):
+        assert float((far - near).abs().max() / near.abs().max()) < 1e-2
 
 
 REPEATED = """

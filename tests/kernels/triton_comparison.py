@@ -49,7 +49,8 @@ def compare(
     given = {k: v for k, v in leaves.items() if v is not None and v.numel()}
     fast, true = run(**leaves, **options, backend="triton"), run(**exact, **options, backend="reference")
     fast, true = ((x,) if isinstance(x, Tensor) else x for x in (fast, true))
-    cotangents = [torch.randn(y.shape).to(y) for y in true]
+    # Numbers that the fast path's type holds: autograd casts what flows into its outputs.
+    cotangents = [torch.randn(y.shape).to(y.dtype).to(x) for x, y in zip(true, fast, strict=True)]
     wanted = torch.autograd.grad(
         sum((y * c).sum() for y, c in zip(true, cotangents, strict=True)), [exact[k] for k in given], allow_unused=True
     )
