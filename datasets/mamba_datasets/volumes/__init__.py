@@ -6,21 +6,73 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mamba_datasets.volumes.cache import CachedCase, Prepared, preprocess
+    from mamba_datasets.volumes.patches import sample_patch
     from mamba_datasets.volumes.plan import NetworkPlan, Normalisation, Plan, Resampling
-
-__all__ = ["NetworkPlan", "Normalisation", "Plan", "Resampling"]
+    from mamba_datasets.volumes.prepare import (
+        Geometry,
+        PreparedCase,
+        prepare_case,
+        restore_case,
+        restore_probabilities,
+    )
+    from mamba_datasets.volumes.raw import Case, RawDataset
+    from mamba_datasets.volumes.read import read_case, read_label, read_volume, write_mask
+    from mamba_datasets.volumes.splits import folds
+    from mamba_datasets.volumes.volume import Volume
 
 # imported when asked for: readers need nibabel and scipy, which are extras
-_LAZY = {
+_HOME = {
+    "CachedCase": "cache",
+    "Case": "raw",
+    "Geometry": "prepare",
     "NetworkPlan": "plan",
     "Normalisation": "plan",
     "Plan": "plan",
+    "Prepared": "cache",
+    "PreparedCase": "prepare",
+    "RawDataset": "raw",
     "Resampling": "plan",
+    "Volume": "volume",
+    "folds": "splits",
+    "prepare_case": "prepare",
+    "preprocess": "cache",
+    "read_case": "read",
+    "read_label": "read",
+    "read_volume": "read",
+    "restore_case": "prepare",
+    "restore_probabilities": "prepare",
+    "sample_patch": "patches",
+    "write_mask": "read",
 }
+
+__all__ = [
+    "RawDataset",
+    "Case",
+    "Volume",
+    "read_volume",
+    "read_label",
+    "read_case",
+    "write_mask",
+    "Plan",
+    "NetworkPlan",
+    "Normalisation",
+    "Resampling",
+    "prepare_case",
+    "PreparedCase",
+    "Geometry",
+    "restore_case",
+    "restore_probabilities",
+    "preprocess",
+    "Prepared",
+    "CachedCase",
+    "folds",
+    "sample_patch",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a name from its module."""
-    if name not in _LAZY:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

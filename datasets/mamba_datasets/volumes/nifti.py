@@ -1,0 +1,176 @@
+"""NIfTI files: the header checked against the file's size before a voxel is read, the data read to its end."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mamba_datasets.errors import DataError
+from mamba_datasets.volumes.volume import MAX_VOXELS, check_affine
+
+SUFFIXES = (".nii", ".nii.gz")
+# deflate cannot shrink anything further than this
+_DEFLATE = 1032
+_AGAIN = "copy it from its source again"
+_BLOCK = 1 << 20
+
+
+def nibabel_for(path: str | Path) -> ModuleType:
+    """Import nibabel, or raise a `DataError` that says how to install it."""
+    try:
+        import nibabel
+    except ImportError:
+        raise DataError(path, "NIfTI", "nibabel is not installed", "pip install 'mamba-apps[medical]'") from None
+    return nibabel
+
+
+def read_header(path: str | Path) -> tuple[Any, np.ndarray, tuple[int, ...]]:
+    """Read and check a header, and no voxel.
+
+    Args:
+        path: The file.
+
+    Returns:
+        nibabel's header, the affine, and the voxels along each of the file's axes, without trailing axes of one.
+
+    Raises:
+        DataError: It is no NIfTI file, claims more than the file can hold, or has other than 2 or 3 axes.
+    """
+    nibabel = nibabel_for(path)
+    if not os.path.isfile(path):
+        raise DataError(path, "file", "no such file", "check the path")
+    if os.path.getsize(path) == 0:
+        raise DataError(path, "file", "is empty (0 bytes)", _AGAIN)
+    try:
+        image = nibabel.load(path)
+        header, affine = image.header, np.asarray(image.affine, np.float64)
+        shape = tuple(int(size) for size in header.get_data_shape())
+        dtype = header.get_data_dtype()
+    except Exception as error:  # a parser fed damaged bytes raises anything
+        raise DataError(path, "header", f"is no NIfTI header ({_one_line(error)})", _AGAIN) from None
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise DataError(path, "header", f"expected NIfTI, found {type(image).__name__}", "save it as .nii.gz")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3):
+        remedy = "save each of its volumes as a file of its own: CASE_0000.nii.gz, CASE_0001.nii.gz, …"
+        raise DataError(path, "shape", f"expected 2 or 3 axes, found {len(shape)}: {shape}", remedy)
+    if dtype.kind not in "iufb":
+        raise DataError(path, "datatype", f"expected one number a voxel, found {dtype}", "split its channels")
+    _check_claim(path, shape, dtype.itemsize, int(header["vox_offset"]))
+    check_affine(str(path), affine, len(shape))
+    return header, affine, shape
+
+
+def read_voxels(path: str | Path, header: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the values of a file whose header was checked, and the file to its end.
+
+    Args:
+        path: The file.
+        header: From `read_header`.
+        shape: From there.
+
+    Returns:
+        The file's axes in reverse order; the stored numbers, or float32 where the header scales them.
+
+    Raises:
+        DataError: The file is truncated or damaged.
+    """
+    dtype = header.get_data_dtype()
+    values = np.empty(shape[::-1], dtype)
+    # a header that names no offset means that the data begin behind the smallest one
+    offset = max(int(header["vox_offset"]), int(header["sizeof_hdr"]) + 4)
+    try:
+        with _opened(path) as file:
+            file.seek(offset)
+            there = _fill(values, file)
+            if there == values.nbytes:
+                _drain(file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(path, "voxels", f"is truncated or damaged ({_one_line(error)})", _AGAIN) from None
+    except OSError as error:
+        raise DataError(path, "file", f"cannot be read: {_one_line(error)}", "check the disk and permissions") from None
+    if there < values.nbytes:
+        found = f"is truncated: its header announces {values.nbytes} bytes, {there} are there"
+        raise DataError(path, "voxels", found, _AGAIN)
+    slope, inter = header.get_slope_inter()
+    if slope is None or (slope == 1 and not inter):
+        return values.astype(dtype.newbyteorder("="), copy=False)
+    scaled = values.astype(np.float32)
+    scaled *= np.float32(slope)
+    scaled += np.float32(inter or 0)
+    return scaled
+
+
+def write_nifti(file: BinaryIO, name: str, mask: np.ndarray, affine: np.ndarray, header: Any) -> None:
+    """Write a mask into an open file.
+
+    Args:
+        file: The file.
+        name: Its name, whose ending says whether it is compressed.
+        mask: Integers, axes in reverse order of the file's.
+        affine: From the file's voxel indices to the world.
+        header: What to take over (units, codes of the affines, description); None starts afresh.
+    """
+    nibabel = nibabel_for(name)
+    two = header is not None and int(header["sizeof_hdr"]) == 540
+    kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
+    kept = None if header is None else header.copy()
+    if kept is not None:
+        kept.set_data_dtype(mask.dtype)
+        kept["cal_min"] = kept["cal_max"] = 0  # the display range of the image, not of its mask
+    image = kind(mask.T, affine, kept)
+    if name.lower().endswith(".gz"):
+        # neither name nor time of writing: the same mask is the same file
+        with gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0) as packed:
+            image.to_stream(packed)
+    else:
+        image.to_stream(file)
+
+
+def _check_claim(path: str | Path, shape: tuple[int, ...], itemsize: int, offset: int) -> None:
+    """Refuse a header that claims more than its file can hold."""
+    if min(shape) < 1:
+        raise DataError(path, "shape", f"expected voxels along every axis, found {shape}", _AGAIN)
+    count = 1
+    for size in shape:
+        count *= size
+    if count > MAX_VOXELS:
+        found = f"at most {MAX_VOXELS:,} voxels are read, its header claims {count:,}"
+        raise DataError(path, "header", found, "crop or resample it, or repair its header")
+    packed = str(path).lower().endswith(".gz")
+    most = os.path.getsize(path) * (_DEFLATE if packed else 1)
+    if count * itemsize + (0 if packed else offset) > most:
+        found = f"is truncated: its header claims {count:,} voxels, the file can hold {max(0, most // itemsize):,}"
+        raise DataError(path, "voxels", found, _AGAIN)
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    return gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+
+
+def _fill(values: np.ndarray, file: BinaryIO) -> int:
+    """Read values from a file, and return how many bytes were there."""
+    view, there = memoryview(values.reshape(-1).view(np.uint8)), 0
+    while there < len(view):
+        count = file.readinto(view[there : there + _BLOCK])  # type: ignore[attr-defined]
+        if not count:
+            break
+        there += count
+    return there
+
+
+def _drain(file: BinaryIO) -> None:
+    """Read to the end, where a compressed file has its checksum."""
+    while file.read(_BLOCK):
+        pass
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,284 @@
+"""nnU-Net v2's raw layout: `dataset.json`, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, imagesTs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mamba_datasets.broken import read_broken
+from mamba_datasets.errors import DataError
+from mamba_datasets.report import Collector
+from mamba_datasets.tree import Medium, folders_in, loose_files
+from mamba_datasets.volumes.json_files import read_json
+from mamba_datasets.volumes.plan import IGNORE
+from mamba_datasets.volumes.read import SUFFIXES, ending_of, read_case, read_label
+from mamba_datasets.volumes.volume import Volume, mismatch
+
+DESCRIPTION = "dataset.json"
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_LAYOUT = "see nnU-Net's dataset format: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz"
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one case.
+
+    Args:
+        name: Without channel and ending.
+        images: A file a channel in the channels' order, or one file of all (a picture in colours).
+        label: The mask; None where there is none.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `dataset.json` says.
+
+    Args:
+        name: The data set's name.
+        channel_names: By their index.
+        labels: The value of each label, background 0.
+        file_ending: Of images and labels.
+    """
+
+    name: str
+    channel_names: dict[int, str]
+    labels: dict[str, int]
+    file_ending: str
+
+
+class RawDataset:
+    """A folder in nnU-Net v2's raw layout; the cases are known at once, volumes are read when asked for.
+
+    Args:
+        root: The folder.
+        leave_out: The list of broken files that `mamba-apps check ROOT --write-broken FILE` wrote; their cases are
+            passed over.
+
+    Attributes:
+        name: The data set's name.
+        channel_names: By their index.
+        labels: The value of each label.
+        file_ending: Of images and labels.
+        cases: The training cases, sorted by name.
+        test_cases: Those of imagesTs, with labels where there is a labelsTs.
+
+    Raises:
+        DataError: The description is missing or unusable, or files are missing. The first such thing is named;
+            `mamba-apps check` lists all.
+    """
+
+    def __init__(self, root: str | Path, *, leave_out: str | Path | None = None) -> None:
+        self.root = str(root)
+        description = read_description(root)
+        self.name, self.file_ending = description.name, description.file_ending
+        self.channel_names, self.labels = description.channel_names, description.labels
+        left_out = read_broken(leave_out, root)
+        sink = Collector(root)
+        self.cases = find_cases(root, description, sink, left_out=left_out)
+        self.test_cases = find_cases(root, description, sink, part="Ts", left_out=left_out)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, name: str) -> Case:
+        """Return the training case of this name."""
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise DataError(self.root, f"case {name!r}", "there is no such training case", "see imagesTr for the names")
+
+    def read(self, case: Case) -> tuple[Volume, Volume | None]:
+        """Read a case's image and its label.
+
+        Raises:
+            DataError: A file is broken, the files do not lie on one grid, the channels are not those of the
+                description, or a label's value is none of its labels.
+        """
+        volume = read_case(case.images)
+        check_channels(volume, self.channel_names)
+        if case.label is None:
+            return volume, None
+        label = read_label(case.label, tuple(self.labels.values()))
+        error = mismatch(label, volume)
+        if error is not None:
+            raise error
+        return volume, label
+
+
+def check_channels(volume: Volume, channel_names: dict[int, str]) -> None:
+    """Raise a `DataError` unless a volume has as many channels as there are names."""
+    if volume.channels != len(channel_names):
+        names = ", ".join(channel_names.values())
+        expected = f"expected {len(channel_names)} ({names}), found {volume.channels}"
+        raise DataError(volume.path, "channels", expected, "give a file a channel: CASE_0000, CASE_0001, …")
+
+
+def fits_raw(folder: Path) -> bool:
+    """Tell at a glance whether a folder has nnU-Net's raw layout."""
+    return (folder / DESCRIPTION).is_file() and (folder / "imagesTr").is_dir()
+
+
+def read_description(root: str | Path) -> Description:
+    """Read and check `dataset.json`.
+
+    Raises:
+        DataError: It is missing, or something in it is missing, wrong or not supported.
+    """
+    path = Path(root, DESCRIPTION)
+    if not path.is_file():
+        found = ", ".join(folders_in(root)) or "no folder"
+        raise DataError(root, "layout", f"expected {DESCRIPTION}, imagesTr and labelsTr, found {found}", _LAYOUT)
+    content = read_json(path, _LAYOUT)
+    return description_of(content, path, Path(os.path.abspath(root)).name)
+
+
+def description_of(content: dict[str, Any], path: str | Path, name: str) -> Description:
+    """Check what a `dataset.json` holds.
+
+    Args:
+        content: The object in it.
+        path: The file, for errors.
+        name: The data set's name, where the file states none.
+
+    Raises:
+        DataError: As in `read_description`.
+    """
+    if "dataset" in content:
+        raise DataError(path, "dataset", "lists of files are not supported", "lay them out in imagesTr and labelsTr")
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or ending not in SUFFIXES:
+        raise DataError(path, "file_ending", f"expected one of {' '.join(SUFFIXES)}, found {ending!r}", "convert them")
+    return Description(
+        str(content.get("name") or name),
+        _channel_names(content.get("channel_names", content.get("modality")), path),
+        _labels(content.get("labels"), path),
+        ending,
+    )
+
+
+def find_cases(
+    root: str | Path,
+    description: Description,
+    sink: Collector,
+    *,
+    part: str = "Tr",
+    left_out: frozenset[str] = frozenset(),
+) -> list[Case]:
+    """Find the cases of a part of a data set.
+
+    Args:
+        root: The folder.
+        description: What its `dataset.json` says.
+        sink: Takes missing channels, images and labels.
+        part: "Tr" for training; "Ts" for testing, where folders and labels may be missing.
+        left_out: Paths whose cases are passed over.
+
+    Returns:
+        The complete cases, sorted by name.
+    """
+    images, labels = (os.path.join(root, f"{kind}{part}") for kind in ("images", "labels"))
+    channels = find_channels(images, description, sink) if os.path.isdir(images) else {}
+    masks = {}
+    if os.path.isdir(labels):
+        masks = {_stem(path, description.file_ending): path for path in _files(labels, description.file_ending)}
+    if part == "Tr" and not channels and not sink.findings:
+        found = f"holds no CASE_0000{description.file_ending}"
+        sink.add("layout", f"imagesTr {found}", _LAYOUT, root)
+    dropped = {name for name, files in channels.items() if left_out.intersection(files)}
+    dropped |= {name for name, path in masks.items() if path in left_out}
+    cases = []
+    for name in sorted(channels.keys() - dropped):
+        label = masks.get(name)
+        if label is None and (part == "Tr" or masks):
+            expected = f"{os.path.basename(labels)} has no {name}{description.file_ending}"
+            sink.add("label", expected, "add it, or leave out the image", channels[name][0])
+        else:
+            cases.append(Case(name, channels[name], label))
+    for name in sorted(masks.keys() - channels.keys() - dropped):
+        expected = f"{os.path.basename(images)} has no {name}_0000{description.file_ending}"
+        sink.add("image", expected, "add it, or leave out the label", masks[name])
+    return cases
+
+
+def find_channels(folder: str, description: Description, sink: Collector) -> dict[str, tuple[str, ...]]:
+    """Find the images of a folder.
+
+    Args:
+        folder: Holds CASE_0000, CASE_0001, … with the data set's ending.
+        description: What is expected.
+        sink: Takes files whose name has no channel, and missing channels.
+
+    Returns:
+        The files of each case in the channels' order; incomplete cases are left out.
+    """
+    files: dict[str, dict[int, str]] = defaultdict(dict)
+    for path in _files(folder, description.file_ending):
+        match = _CHANNEL.fullmatch(_stem(path, description.file_ending))
+        if match is None:
+            remedy = f"rename it to CASE_0000{description.file_ending}"
+            sink.add("name", "expected the channel at its end, such as _0000", remedy, path)
+        else:
+            files[match["case"]][int(match["channel"])] = path
+    expected = sorted(description.channel_names)
+    found = {}
+    for name, by_channel in sorted(files.items()):
+        # a picture in colours holds several channels, which only reading it can tell
+        in_colours = description.file_ending not in (".nii", ".nii.gz") and list(by_channel) == [0]
+        if sorted(by_channel) != expected and not in_colours:
+            first = next(iter(by_channel.values()))
+            missing = [f"_{channel:04d}" for channel in expected if channel not in by_channel]
+            extra = [f"_{channel:04d}" for channel in by_channel if channel not in expected]
+            told = " and ".join(
+                [f"{' '.join(missing)} missing"] * bool(missing) + [f"{' '.join(extra)} unknown"] * bool(extra)
+            )
+            remedy = f"make the files agree with {DESCRIPTION}'s channel_names"
+            sink.add("channels", f"expected {len(expected)} files for {name}, found {told}", remedy, first)
+        else:
+            found[name] = tuple(by_channel[channel] for channel in sorted(by_channel))
+    return found
+
+
+def _files(folder: str, ending: str) -> list[str]:
+    return [path for path in loose_files(Medium("volume", (ending,)), folder) if ending_of(path) == ending]
+
+
+def _stem(path: str, ending: str) -> str:
+    return os.path.basename(path)[: -len(ending)]
+
+
+def _channel_names(entry: Any, path: str | Path) -> dict[int, str]:
+    remedy = 'write it like {"0": "CT"}'
+    if not isinstance(entry, dict) or not entry:
+        raise DataError(path, "channel_names", f"expected the name of each channel, found {entry!r}", remedy)
+    if sorted(entry) != sorted(map(str, range(len(entry)))):
+        raise DataError(path, "channel_names", f"expected 0 to {len(entry) - 1}, found {', '.join(entry)}", remedy)
+    return {number: str(entry[str(number)]) for number in range(len(entry))}
+
+
+def _labels(entry: Any, path: str | Path) -> dict[str, int]:
+    remedy = 'write them like {"background": 0, "liver": 1}'
+    if not isinstance(entry, dict) or not entry:
+        raise DataError(path, "labels", f"expected the value of each label, found {entry!r}", remedy)
+    for name, value in entry.items():
+        if isinstance(value, list):
+            found = f"{name!r} is a region, made of several labels: regions are not supported"
+            raise DataError(path, "labels", found, "give each voxel one label, and unite regions after prediction")
+        if isinstance(value, str) and name.isdigit():
+            raise DataError(path, "labels", f"expected name: value, found {name!r}: {value!r}", remedy)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DataError(path, f"labels, {name!r}", f"expected a whole number, found {value!r}", remedy)
+    values = sorted(entry.values())
+    if values != list(range(len(values))) or len(values) < 2:
+        raise DataError(path, "labels", f"expected the values 0, 1, 2, … once each, found {values}", remedy)
+    if entry.get(IGNORE, values[-1]) != values[-1]:
+        raise DataError(path, f"labels, {IGNORE!r}", f"expected the highest value, found {entry[IGNORE]}", remedy)
+    return dict(entry)
