@@ -228,7 +228,7 @@ class Plan:
         Raises:
             DataError: Something is missing, unknown or contradicts the rest.
         """
-        with _Reading(name):
+        with Reading(name):
             version = content.get("format_version")
             _require(version == FORMAT_VERSION, "format_version", f"expected {FORMAT_VERSION}, found {version!r}")
             fields = {key: value for key, value in content.items() if key != "format_version"}
@@ -275,7 +275,7 @@ class Plan:
         return read_nnunet_plan(path, configuration, dataset_json)
 
 
-class _Reading:
+class Reading:
     """Turns what goes wrong while a plan is put together into errors that name its file."""
 
     def __init__(self, name: str | Path) -> None:

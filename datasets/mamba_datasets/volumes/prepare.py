@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def prepare_case(volume: Volume, plan: Plan, label: Volume | None = None) -> Pre
     if len(volume.shape) != axes:
         found = f"expected a volume of {axes} axes, found {len(volume.shape)}"
         raise DataError(volume.path, "shape", found, "give what the model was trained on")
-    order, flips = turns(volume, plan)
+    order, flips = turns(volume, plan.axes, plan.orientation)
     image = turned(volume.array, order, flips)
     body = body_of(image)
     crop = box_of(body)
@@ -155,17 +156,26 @@ def restore_probabilities(probabilities: np.ndarray, geometry: Geometry, plan: P
     return restored
 
 
-def turns(volume: Volume, plan: Plan) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    """Return the axis of a volume's array that each of the network's axes is taken from, and whether it is flipped."""
-    axes = len(volume.shape)
-    order, flips = list(range(axes)), [False] * axes
-    if plan.orientation is not None:
-        nearest = nearest_axes(volume.affine, axes)
+def turns(volume: Volume, axes: Sequence[int], orientation: str | None) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Tell how a volume's array is turned.
+
+    Args:
+        volume: The volume.
+        axes: The order in which its axes are taken, once it is oriented.
+        orientation: "RAS", or None to leave it as stored.
+
+    Returns:
+        The array's axis that each axis is taken from, and whether that is flipped.
+    """
+    count = len(volume.shape)
+    order, flips = list(range(count)), [False] * count
+    if orientation is not None:
+        nearest = nearest_axes(volume.affine, count)
         # the file's axes sorted by the world's, then reversed as the array has them
-        in_file = sorted(range(axes), key=lambda axis: nearest[axis][0])
-        order = [axes - 1 - axis for axis in in_file[::-1]]
+        in_file = sorted(range(count), key=lambda axis: nearest[axis][0])
+        order = [count - 1 - axis for axis in in_file[::-1]]
         flips = [not nearest[axis][1] for axis in in_file[::-1]]
-    return tuple(order[axis] for axis in plan.axes), tuple(flips[axis] for axis in plan.axes)
+    return tuple(order[axis] for axis in axes), tuple(flips[axis] for axis in axes)
 
 
 def turned(array: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...]) -> np.ndarray:
