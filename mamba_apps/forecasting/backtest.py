@@ -6,6 +6,8 @@ Dimensions in names: W windows, H horizon, V levels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,7 +20,8 @@ from mamba_apps.forecasting.losses import point_forecast
 from mamba_apps.forecasting.saving import Fitted
 from mamba_datasets.series import Scaler, SeriesSet, WindowDataset
 
-_BATCH = 256
+FutureFrame: TypeAlias = pd.DataFrame | Path | str | None
+_BATCH = 512
 
 
 @torch.inference_mode()
@@ -33,11 +36,58 @@ def forecast_windows(fitted: Fitted, windows: WindowDataset, scaler: Scaler) -> 
     Returns:
         float64 (W, H, 1 + 2V), in the order of `level_names`.
     """
+    device = fitted.device
     parts = []
     for numbers in torch.arange(len(windows)).split(_BATCH):
         batch = windows.batch(numbers)
-        parts.append(scaler.inverse_y(_with_levels(fitted, batch), batch["series"]))
+        scaled = forecast_batch(fitted, {name: value.to(device) for name, value in batch.items()})
+        parts.append(scaler.inverse_y(scaled.cpu(), batch["series"]))
     return torch.cat(parts).double().numpy()
+
+
+def forecast_batch(fitted: Fitted, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return scaled forecasts and intervals (W, H, 1 + 2V) of a batch on the forecaster's device."""
+    forecast = fitted.network(batch)
+    if not fitted.levels:
+        return point_forecast(forecast, fitted.network.quantiles)
+    if fitted.radius_VH is not None:
+        return around(forecast[..., 0], fitted.radius_VH.to(forecast.device))
+    return from_quantiles(forecast[:, :, 0], fitted.levels)
+
+
+def forecast_ahead(fitted: Fitted, past: SeriesSet, futr_df: FutureFrame) -> pd.DataFrame:
+    """Forecast the steps after the end of each series; see `Forecaster.predict`.
+
+    Args:
+        fitted: The forecaster.
+        past: The series to continue.
+        futr_df: The future of the columns known ahead.
+
+    Raises:
+        UserError: A series is shorter than the lookback.
+    """
+    sizes = fitted.network.sizes
+    past = with_past(fitted, past, sizes.lookback)
+    short = (past.lengths < sizes.lookback).nonzero()[0]
+    if len(short):
+        raise UserError(
+            f"{past.source}: series {past.ids[short[0]]!r} has fewer steps than the lookback of {sizes.lookback}",
+            "pass a longer past, or fit with a shorter lookback",
+        )
+    scaler = fitted.scaler.select(past.ids)
+    ahead = past.last(sizes.lookback).extend_future(futr_df, sizes.horizon)
+    windows = WindowDataset(scaler.transform(ahead), sizes.lookback, sizes.horizon, origins="last")
+    values = forecast_windows(fitted, windows, scaler)
+    frame = past.future_frame(sizes.horizon)
+    for place, name in enumerate(level_names(fitted.levels, fitted.name)):
+        frame[name] = values[..., place].reshape(-1)
+    return frame
+
+
+def with_past(fitted: Fitted, series_set: SeriesSet, steps: int) -> SeriesSet:
+    """Return the series, led in by unobserved steps to a length where the forecaster takes short ones."""
+    missing = np.maximum(steps - series_set.lengths, 0)
+    return series_set.lead_in(missing) if fitted.pads and missing.any() else series_set
 
 
 def cross_validate(
@@ -72,45 +122,61 @@ def cross_validate(
     for first in range(0, n_windows, every):
         cuts = behind[first : first + every]
         fitted = fit(series_set.without_last(cuts[0]))
-        part = series_set.last(fitted.network.sizes.lookback + cuts[0]).without_last(cuts[-1] - horizon)
-        frames.append(_from_cuts(fitted, part, step_size))
+        steps = fitted.network.sizes.lookback + cuts[0]
+        part = with_past(fitted, series_set.last(steps), steps).without_last(cuts[-1] - horizon)
+        frames.append(forecasts_within(fitted, part, step_size))
     found = pd.concat(frames, ignore_index=True)
     # By series in their own order, then by cut: rows of one group of cuts stand in time order already.
     place = found[series_set.columns["id_col"]].map({key: number for number, key in enumerate(series_set.keys)})
     return found.iloc[np.argsort(place.to_numpy(), kind="stable")].reset_index(drop=True)
 
 
-def _from_cuts(fitted: Fitted, part: SeriesSet, step_size: int) -> pd.DataFrame:
-    """Forecast from every ``step_size``-th step of each series that has a whole lookback before it."""
+def insample(fitted: Fitted, series_set: SeriesSet, step_size: int) -> pd.DataFrame:
+    """Forecast within series from every ``step_size``-th step; see `Forecaster.predict_insample`.
+
+    Args:
+        fitted: The forecaster.
+        series_set: The series.
+        step_size: Steps from one cut to the next.
+
+    Raises:
+        DataError: No series, or one of them, is too short for a forecast.
+        UserError: The number is out of range.
+    """
+    if step_size < 1:
+        raise UserError(f"step_size is {step_size}", "give at least 1")
+    sizes = fitted.network.sizes
+    series_set = with_past(fitted, series_set, sizes.lookback + sizes.horizon)
+    # Counted from the end, so that the last forecast reaches the last step of each series.
+    surplus = np.maximum(series_set.lengths - sizes.lookback - sizes.horizon, 0) % step_size
+    return forecasts_within(fitted, series_set.cut(surplus, series_set.lengths), step_size)
+
+
+def forecasts_within(fitted: Fitted, part: SeriesSet, step_size: int) -> pd.DataFrame:
+    """Forecast from every ``step_size``-th step of each series that has a whole lookback before it.
+
+    Returns:
+        One row a step: id, timestamp, "cutoff", the observed target and the forecasts, by series and then by cut.
+    """
     sizes, columns = fitted.network.sizes, part.columns
     scaler = fitted.scaler.select(part.ids)
     windows = WindowDataset(scaler.transform(part), sizes.lookback, sizes.horizon, stride=step_size)
     values_WHV = forecast_windows(fitted, windows, scaler)
-    frames = []
-    for series, origin in zip(*windows.locate(np.arange(len(windows))), strict=True):
-        one = part.series[series]
-        ahead = slice(origin, origin + sizes.horizon)
-        frames.append(
-            pd.DataFrame(
-                {
-                    columns["id_col"]: one.key,
-                    columns["time_col"]: one.index[ahead],
-                    "cutoff": one.index[origin - 1],
-                    columns["target_col"]: np.where(one.observed[ahead], one.y[ahead], np.nan),
-                }
-            )
-        )
-    found = pd.concat(frames, ignore_index=True)
-    for place, name in enumerate(level_names(fitted.levels, fitted.alias or fitted.model)):
+    series, origin = windows.locate(np.arange(len(windows)))
+    ahead_WH = origin[:, None] + np.arange(sizes.horizon)
+    rows = (part.bounds[series, 0][:, None] + ahead_WH).reshape(-1)
+    # All timestamps as one index: a lookup for every window would take longer than its forecast.
+    times = part.indexes[0].append(list(part.indexes[1:]))
+    first = np.cumsum(part.lengths) - part.lengths
+    keys = pd.Index(list(part.keys)).take(np.repeat(series, sizes.horizon))
+    found = pd.DataFrame(
+        {
+            columns["id_col"]: keys,
+            columns["time_col"]: times.take((first[series][:, None] + ahead_WH).reshape(-1)),
+            "cutoff": times.take(np.repeat(first[series] + origin - 1, sizes.horizon)),
+            columns["target_col"]: np.where(part.observed[rows], part.y[rows], np.nan),
+        }
+    )
+    for place, name in enumerate(level_names(fitted.levels, fitted.name)):
         found[name] = values_WHV[..., place].reshape(-1)
     return found
-
-
-def _with_levels(fitted: Fitted, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return scaled forecasts and intervals (W, H, 1 + 2V)."""
-    forecast = fitted.network(batch)
-    if not fitted.levels:
-        return point_forecast(forecast, fitted.network.quantiles)
-    if fitted.radius_VH is not None:
-        return around(forecast[..., 0], fitted.radius_VH)
-    return from_quantiles(forecast[:, :, 0], fitted.levels)

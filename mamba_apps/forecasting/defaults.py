@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from mamba_apps.errors import UserError
 from mamba_datasets.series import SeriesSet
 
@@ -31,13 +33,14 @@ def default_val_steps(series_set: SeriesSet, horizon: int) -> int:
     return max(horizon, int(series_set.lengths.min()) // 10)
 
 
-def default_lookback(series_set: SeriesSet, horizon: int, val_steps: int) -> int:
+def default_lookback(series_set: SeriesSet, horizon: int, val_steps: int, *, padded: bool = False) -> int:
     """Return how far back to look: four long seasons, no more than leaves as many training windows as steps.
 
     Args:
         series_set: The series.
         horizon: Steps to forecast.
         val_steps: Steps of each series held back for validation.
+        padded: Whether short series are led in by unobserved steps: the median series then decides, not the shortest.
 
     Raises:
         UserError: If a series is too short to train on at all.
@@ -51,6 +54,7 @@ def default_lookback(series_set: SeriesSet, horizon: int, val_steps: int) -> int
             f"{horizon}",
             "give a shorter horizon, or leave the series out",
         )
+    room = int(np.median(series_set.lengths)) - val_steps - horizon if padded else room
     season, week = season_of(series_set), long_season_of(series_set)
     wanted = max(2 * horizon, _LOOKBACK_SEASONS * week if week else _WITHOUT_SEASON)
     found = min(wanted, max(room // 2, 1))

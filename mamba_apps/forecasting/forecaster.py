@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.backtest import cross_validate, forecast_windows
-from mamba_apps.forecasting.baselines import BASELINES, create_baseline, evaluate
+from mamba_apps.forecasting.anomalies import score_anomalies
+from mamba_apps.forecasting.backtest import FutureFrame, cross_validate, forecast_ahead, insample
+from mamba_apps.forecasting.baselines import BASELINES
 from mamba_apps.forecasting.data import WindowData
-from mamba_apps.forecasting.defaults import (
-    default_lookback,
-    default_max_steps,
-    default_options,
-    default_val_steps,
-)
-from mamba_apps.forecasting.intervals import (
-    checked_levels,
-    conformal_radius,
-    level_names,
-    level_quantiles,
-)
+from mamba_apps.forecasting.defaults import default_lookback, default_options, default_val_steps
+from mamba_apps.forecasting.devices import device_for
+from mamba_apps.forecasting.fitting import Training, fit_baseline, fit_model
+from mamba_apps.forecasting.intervals import checked_levels, level_quantiles
 from mamba_apps.forecasting.losses import MaskedLoss
-from mamba_apps.forecasting.models import ForecastModel, Sizes, names, spec
+from mamba_apps.forecasting.models import Sizes, names, spec
 from mamba_apps.forecasting.reading import check_holidays, read_with_calendar
 from mamba_apps.forecasting.saving import Fitted, load_fitted
-from mamba_apps.forecasting.task import ForecastTask
+from mamba_apps.forecasting.stream import SeriesStream
 from mamba_apps.registry import suggest
-from mamba_apps.training import make_trainer
 from mamba_datasets.errors import DataError
-from mamba_datasets.series import SeriesSet, WindowDataset
+from mamba_datasets.series import SeriesSet, Table
 
-_CHECKS = 20
+Frame: TypeAlias = pd.DataFrame | Path | str | Table
+# Validation reads no more windows than tell one fit from another; of millions it would take longer than training.
+_EVAL_WINDOWS = 20_000
+_TRAINING = tuple(item.name for item in dataclasses.fields(Training))
 
 
 class Forecaster:
@@ -66,6 +59,8 @@ class Forecaster:
         static: Columns with one value a series.
         missing: What to do about missing steps: "error", "mask" (they do not count) or "seasonal" (filled in).
         season: The season in steps that missing values are filled from; None for the frequency's usual one.
+        short: What to do about series too short for a whole lookback: "error", or "pad" (steps that nobody observed are
+            put before their start, so that a window may reach beyond it).
         calendar: Whether the calendar of the timestamps is known to the model.
         holidays: "US" adds the federal holidays to it.
         loss: "mae", "mse" or "huber"; quantile intervals need "mae", which becomes the pinball loss.
@@ -101,6 +96,7 @@ class Forecaster:
         static: Sequence[str] = (),
         missing: Literal["error", "mask", "seasonal"] = "error",
         season: int | None = None,
+        short: Literal["error", "pad"] = "error",
         calendar: bool = True,
         holidays: str | None = None,
         loss: str = "mae",
@@ -124,6 +120,9 @@ class Forecaster:
             raise UserError(f"val_steps is {val_steps}, less than the horizon of {horizon}", "give at least that")
         self.model, self.alias = model, alias or model
         self.horizon, self.lookback = horizon, lookback
+        if short not in ("error", "pad"):
+            raise UserError(f"short is {short!r}", "choose error or pad")
+        self.short = short
         if intervals not in ("quantile", "conformal"):
             raise UserError(f"intervals are {intervals!r}", "choose quantile or conformal")
         self.levels = checked_levels(levels)
@@ -161,25 +160,55 @@ class Forecaster:
         """Scores on the part that was held back, in the data's unit: "val/mae" and "val/rmse"."""
         return dict(self._known().metrics or {})
 
-    def fit(self, df: pd.DataFrame | Path | str) -> Forecaster:
+    def fit(self, df: Frame, *, warm_start: bool = False) -> Forecaster:
         """Learn from series.
 
         Args:
             df: A frame in the long format (unique_id, ds, y and covariates), or a CSV or Parquet file of one.
+            warm_start: Whether training begins with the weights of the last fit, or of the forecaster that was loaded;
+                lookback, columns and categories are then those of that fit, the series may be others.
 
         Returns:
             This forecaster.
 
         Raises:
             DataError: The data cannot be used; the error names series, place and remedy.
-            UserError: An option does not fit the data.
+            UserError: An option does not fit the data, or there are no weights to begin with.
         """
-        self._fitted = self._fit(read_with_calendar(df, **self._reading))
+        if not warm_start:
+            self._fitted = self._fit(read_with_calendar(df, **self._reading))
+            return self
+        before = self._known()
+        if self.model in BASELINES:
+            raise UserError(f"{self.model} has no weights to begin with", "fit it without warm_start")
+        self._fitted = self._fit(before.reading.read(df), start=before)
+        return self
+
+    def update(self, df: Frame) -> Forecaster:
+        """Take new observations of the series, so that `predict` goes on from their end; nothing is learned.
+
+        Args:
+            df: The rows that follow the end of each series, or of some of them, with the columns of the fit.
+
+        Returns:
+            This forecaster.
+
+        Raises:
+            DataError: A series is unknown, its rows do not follow its end, or they cannot be used.
+            UserError: Nothing was fitted, or the model was saved without the end of its data.
+        """
+        fitted = self._known()
+        history = self._history(fitted)
+        # Rows at the start of new observations have no season of their own to be filled from, the series have one.
+        missing = "mask" if fitted.reading.missing == "seasonal" else fitted.reading.missing
+        new = dataclasses.replace(fitted.reading, missing=missing).read(df)
+        longer = history.append(new, fitted.reading.missing).last(fitted.network.sizes.lookback)
+        self._fitted = dataclasses.replace(fitted, history=longer)
         return self
 
     def cross_validation(
         self,
-        df: pd.DataFrame | Path | str,
+        df: Frame,
         *,
         n_windows: int = 1,
         step_size: int | None = None,
@@ -208,30 +237,68 @@ class Forecaster:
             series_set, self._fit, self.horizon, n_windows, self.horizon if step_size is None else step_size, refit
         )
 
-    def _fit(self, series_set: SeriesSet) -> Fitted:
-        _check_long_enough(series_set, self.lookback, self.horizon)
-        val_steps = default_val_steps(series_set, self.horizon) if self.val_steps is None else self.val_steps
-        lookback = self.lookback or default_lookback(series_set, self.horizon, val_steps)
-        data = WindowData(
-            series_set,
-            lookback=lookback,
-            horizon=self.horizon,
-            val_steps=val_steps,
-            batch_size=self.batch_size,
-            short="skip",
-            missing=self._reading["missing"],
-            season=self._reading["season"],
-        )
-        options = {**default_options(self.model, series_set, lookback), **self.model_options}
-        make = self._fit_baseline if self.model in BASELINES else self._fit_model
-        return dataclasses.replace(make(data, options), alias=self.alias)
+    def predict_insample(self, df: Frame, *, step_size: int | None = None) -> pd.DataFrame:
+        """Forecast within series as the fitted forecaster is, from every so many-th step of each.
 
-    def predict(
-        self,
-        futr_df: pd.DataFrame | Path | str | None = None,
-        *,
-        df: pd.DataFrame | Path | str | None = None,
-    ) -> pd.DataFrame:
+        On the series of the fit this shows how well it has learned them, not how well it forecasts what it has not
+        seen: `cross_validation` does.
+
+        Args:
+            df: As in `fit`, of series that the fit knew.
+            step_size: Steps from one cut to the next, counted back from the end; None for the horizon, which forecasts
+                each step once. The first ``lookback`` steps of a series have no forecast.
+
+        Returns:
+            As `cross_validation`.
+
+        Raises:
+            DataError: The data cannot be used, or a series is too short for a forecast.
+            UserError: Nothing was fitted, or the number is out of range.
+        """
+        fitted = self._known()
+        return insample(fitted, fitted.reading.read(df), self.horizon if step_size is None else step_size)
+
+    def anomalies(self, df: Frame, *, level: float | None = None) -> pd.DataFrame:
+        """Score each observation by the interval that was forecast for it, from at most a horizon before.
+
+        Forecasts look back on what was observed, anomalies too: a gross one can make the next horizons' scores worse.
+
+        Args:
+            df: As in `predict_insample`.
+            level: The interval's level, one of `levels`; None for the widest.
+
+        Returns:
+            One row a step: id, timestamp, observed target, forecast, the interval's two ends, "score" (how far the
+            observation lies from the forecast, in parts of the way to the interval's end on that side; negative below;
+            NaN where nothing was observed) and "anomaly" (whether it lies outside).
+
+        Raises:
+            DataError: The data cannot be used, or a series is too short for a forecast.
+            UserError: Nothing was fitted, or there is no such interval.
+        """
+        fitted = self._known()
+        return score_anomalies(fitted, self.predict_insample(df), level)
+
+    def stream(self, series: str | int | None = None) -> SeriesStream:
+        """Follow one series: it takes one observation at a time and forecasts from there, at constant cost.
+
+        Args:
+            series: Its id; None where there is one series only.
+
+        Returns:
+            The stream, at the end of the series; this forecaster stays where it is.
+
+        Raises:
+            DataError: There is no such series.
+            UserError: Nothing was fitted, or the model was saved without the end of its data.
+        """
+        fitted = self._known()
+        history = self._history(fitted)
+        if series is None and len(history) > 1:
+            raise UserError(f"there are {len(history)} series", "name the one to follow: stream(series=...)")
+        return SeriesStream(fitted, history.select([history.keys[0] if series is None else series]))
+
+    def predict(self, futr_df: FutureFrame = None, *, df: Frame | None = None) -> pd.DataFrame:
         """Forecast the steps after the end of each series.
 
         Args:
@@ -247,24 +314,8 @@ class Forecaster:
             UserError: Nothing was fitted, or a series is shorter than the lookback.
         """
         fitted = self._known()
-        past = fitted.history if df is None else fitted.reading.read(df)
-        if past is None:
-            raise UserError("this model was saved without the end of its data", "pass df, the series to continue")
-        sizes = fitted.network.sizes
-        short = [one.id for one in past.series if len(one) < sizes.lookback]
-        if short:
-            raise UserError(
-                f"{past.source}: series {short[0]!r} has fewer steps than the lookback of {sizes.lookback}",
-                "pass a longer past, or fit with a shorter lookback",
-            )
-        scaler = fitted.scaler.select(past.ids)
-        ahead = past.last(sizes.lookback).extend_future(futr_df, sizes.horizon)
-        windows = WindowDataset(scaler.transform(ahead), sizes.lookback, sizes.horizon, origins="last")
-        values = forecast_windows(fitted, windows, scaler)
-        frame = past.future_frame(sizes.horizon)
-        for place, name in enumerate(level_names(fitted.levels, self.alias)):
-            frame[name] = values[..., place].reshape(-1)
-        return frame
+        past = self._history(fitted) if df is None else fitted.reading.read(df)
+        return forecast_ahead(fitted, past, futr_df)
 
     def save(self, directory: str | Path) -> Path:
         """Save the fitted forecaster with the end of its data, so that `load` and `predict` go on from there.
@@ -278,13 +329,19 @@ class Forecaster:
         return self._known().save(directory)
 
     @classmethod
-    def load(cls, directory: str | Path) -> Forecaster:
+    def load(cls, directory: str | Path, *, accelerator: str = "auto", progress: bool = True) -> Forecaster:
         """Load a forecaster that `save` or the training of a forecasting recipe saved.
 
+        Args:
+            directory: The folder.
+            accelerator: Where it computes from now on, whatever it was trained on: "auto", "cpu", "gpu", ...
+            progress: As in the class.
+
         Raises:
-            UserError: There is none, or it is damaged.
+            UserError: There is none, it is damaged or of another format, or there is no such accelerator here.
         """
         fitted = load_fitted(directory)
+        device_for(accelerator)
         reading = fitted.reading
         found = cls(
             fitted.model,
@@ -297,12 +354,16 @@ class Forecaster:
             model_options={name: value for name, value in fitted.options.items() if name != "quantiles"},
             missing=reading.missing,  # type: ignore[arg-type]
             season=reading.season,
+            short="pad" if fitted.pads else "error",
             calendar=reading.calendar,
             holidays=reading.holidays,
             alias=fitted.alias,
+            accelerator=accelerator,
+            progress=progress,
             **reading.named,
+            **(fitted.training or {}),
         )
-        found._fitted = fitted
+        found._fitted = found._placed(fitted)
         return found
 
     @property
@@ -315,66 +376,58 @@ class Forecaster:
             raise UserError("this forecaster was not fitted", "call fit(df) first, or Forecaster.load(directory)")
         return self._fitted
 
-    def _fit_model(self, data: WindowData, options: dict[str, Any]) -> Fitted:
-        steps = default_max_steps(len(data.train), self.batch_size) if self.max_steps is None else self.max_steps
-        with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
-            trainer = make_trainer(
-                run_dir=folder,
-                max_steps=steps,
-                accelerator=self.accelerator,
-                monitor="val/mae",
-                patience=self.patience,
-                seed=self.seed,
-                progress=self.progress,
-                logger=False,
-                gradient_clip_val=1.0,
-                check_val_every_n_epoch=None,
-                val_check_interval=max(steps // _CHECKS, 10),
-            )
-            task = ForecastTask(
-                self.model,
-                model_options=options,
-                sizes=data.sizes,
-                loss=self.loss,
-                quantiles=self._quantiles,
-                lr=self.lr,
-            )
-            trainer.fit(task, datamodule=data)
-            best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
-            metrics = trainer.validate(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)[0]
-        found = task.fitted(data, {name: float(value) for name, value in metrics.items()})
-        if not self.conformal or not self.levels:
-            return found
-        return dataclasses.replace(found, levels=self.levels, radius_VH=_radius(found.network, data, self.levels))
+    def _history(self, fitted: Fitted) -> SeriesSet:
+        if fitted.history is None:
+            raise UserError("this model was saved without the end of its data", "pass df, the series to continue")
+        return fitted.history
 
-    def _fit_baseline(self, data: WindowData, options: dict[str, Any]) -> Fitted:
-        network = create_baseline(self.model, data.sizes, **options)
-        network.fit(data)
-        metrics = {f"val/{name}": value for name, value in evaluate(network, data, data.val).items()}
-        return Fitted(
-            self.model,
-            network.eval(),
-            options,
-            data.scaler,
-            data.reading,
-            levels=self.levels,
-            radius_VH=_radius(network, data, self.levels) if self.levels else None,
-            history=data.series_set.last(data.lookback),
-            metrics=metrics,
+    def _placed(self, fitted: Fitted) -> Fitted:
+        fitted.network.to(device_for(self.accelerator))
+        return fitted
+
+    def _fit(self, series_set: SeriesSet, start: Fitted | None = None) -> Fitted:
+        lookback, pads = self.lookback if start is None else start.network.sizes.lookback, self.short == "pad"
+        _check_long_enough(series_set, 1 if pads else (lookback or 1), self.horizon)
+        val_steps = default_val_steps(series_set, self.horizon) if self.val_steps is None else self.val_steps
+        lookback = lookback or default_lookback(series_set, self.horizon, val_steps, padded=pads)
+        if pads:
+            # A window then reaches back from any step but the first.
+            whole = lookback + self.horizon + val_steps
+            series_set = series_set.lead_in(np.where(series_set.lengths < whole, lookback - 1, 0))
+        data = WindowData(
+            series_set,
+            lookback=lookback,
+            horizon=self.horizon,
+            val_steps=val_steps,
+            batch_size=self.batch_size,
+            eval_windows=_EVAL_WINDOWS,
+            short="skip",
+            missing=self._reading["missing"],
+            season=self._reading["season"],
         )
+        settings = {name: getattr(self, name) for name in _TRAINING}
+        options = {**default_options(self.model, series_set, lookback), **self.model_options}
+        if start is not None:
+            options = {name: value for name, value in start.options.items() if name != "quantiles"}
+        if self.model in BASELINES:
+            found = fit_baseline(self.model, data, options, self.levels)
+        else:
+            found = fit_model(
+                self.model,
+                data,
+                options,
+                Training(**settings),
+                quantiles=self._quantiles,
+                levels=self.levels if self.conformal else (),
+                start=None if start is None else start.network,
+            )
+        kept = {name: value for name, value in settings.items() if name not in ("accelerator", "progress")}
+        kept["val_steps"] = self.val_steps
+        return self._placed(dataclasses.replace(found, alias=self.alias, pads=pads, training=kept))
 
 
-@torch.no_grad()
-def _radius(network: ForecastModel, data: WindowData, levels: Sequence[float]) -> Tensor:
-    errors, seen = [], []
-    for batch in data.val_dataloader():
-        errors.append((batch["future_y"] - network(batch))[..., 0])
-        seen.append(batch["future_observed"][..., 0])
-    return conformal_radius(torch.cat(errors), torch.cat(seen), levels)
-
-
-def _check_long_enough(series_set: SeriesSet, lookback: int | None, horizon: int) -> None:
-    need = (lookback or 1) + horizon
+def _check_long_enough(series_set: SeriesSet, lookback: int, horizon: int) -> None:
+    need = lookback + horizon
     for number in (series_set.lengths < need).nonzero()[0][:1]:
         raise DataError(
             series_set.source,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.history import describe_columns
-from mamba_datasets.series import SeriesSet, read_series
+from mamba_datasets.series import SeriesSet, Table, read_series
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def read_with_calendar(
-    source: pd.DataFrame | Path | str, *, calendar: bool, holidays: str | None, **reading: Any
+    source: pd.DataFrame | Path | str | Table, *, calendar: bool, holidays: str | None, **reading: Any
 ) -> SeriesSet:
     """Read series and, if asked, add what their timestamps tell.
 
@@ -79,7 +79,7 @@ class Reading:
         """The columns by role: id_col, time_col, target_col, past, future, static."""
         return {name: tuple(v) if isinstance(v, list) else v for name, v in self.columns["columns"].items()}
 
-    def read(self, source: pd.DataFrame | Path | str) -> SeriesSet:
+    def read(self, source: pd.DataFrame | Path | str | Table) -> SeriesSet:
         """Read series with the columns, categories and calendar of the training data.
 
         Raises:

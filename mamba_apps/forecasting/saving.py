@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
@@ -18,6 +20,7 @@ from mamba_apps.training import ModelCard, load_card, load_weights, save_model
 from mamba_datasets.series import Scaler, SeriesSet
 
 TASK, DOMAIN = "forecasting", "series"
+FORMAT_VERSION = 1
 _HISTORY = "history."
 _RADIUS = "radius_VH"
 _NETWORK = "network."
@@ -38,6 +41,8 @@ class Fitted:
         history: Where the data ended, the last ``lookback`` steps of each series; None if it was not kept.
         metrics: Scores on the validation part.
         alias: The name of the forecast's column; None for the model's.
+        pads: Whether series shorter than the lookback are led in by unobserved steps.
+        training: How it was trained, as plain values by the `Forecaster`'s names, so that training goes on alike.
     """
 
     model: str
@@ -50,6 +55,19 @@ class Fitted:
     history: SeriesSet | None = None
     metrics: Mapping[str, float] | None = None
     alias: str | None = None
+    pads: bool = False
+    training: Mapping[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The forecast's column."""
+        return self.alias or self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        tensors = itertools.chain(self.network.parameters(), self.network.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def card(self) -> ModelCard:
         """Return the card that stands beside the weights, but for the history."""
@@ -60,11 +78,14 @@ class Fitted:
             model=self.model,
             arguments={"sizes": vars(sizes).copy(), "options": _plain(self.options)},
             preprocessing={
+                "format_version": FORMAT_VERSION,
                 "columns": dict(self.reading.columns),
                 "missing": self.reading.missing,
                 "season": self.reading.season,
                 "levels": list(self.levels),
                 "alias": self.alias,
+                "pads": self.pads,
+                "training": dict(self.training or {}),
                 "scaler": self.scaler.state_dict(),
             },
             metrics=dict(self.metrics or {}),
@@ -94,9 +115,15 @@ def load_fitted(directory: str | Path) -> Fitted:
     card = load_card(directory)
     if (card.task, card.domain) != (TASK, DOMAIN):
         raise UserError(f"{directory} holds a model for {card.task} of {card.domain}", "give a forecaster's folder")
+    settings = card.preprocessing
+    version = settings.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{directory} holds a forecaster of format {version!r}, this mamba-apps reads format {FORMAT_VERSION}",
+            "use the mamba-apps that saved it (model.json names its library_version), or fit again",
+        )
     weights = load_weights(directory)
     try:
-        settings = card.preprocessing
         network = make_network(card.model, Sizes(**card.arguments["sizes"]), card.arguments["options"])
         network.load_state_dict(_below(weights, _NETWORK))
         history = None
@@ -113,6 +140,8 @@ def load_fitted(directory: str | Path) -> Fitted:
             history=history,
             metrics=card.metrics,
             alias=settings["alias"],
+            pads=settings.get("pads", False),
+            training=settings.get("training") or None,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         text = " ".join(str(getattr(error, "message", error)).split())[:200]

@@ -10,6 +10,7 @@ from mamba_datasets.series.frequency import Frequency, default_season, infer_fre
 from mamba_datasets.series.ltsf import LtsfSeries, read_ltsf
 from mamba_datasets.series.read import read_series
 from mamba_datasets.series.scaler import Scaler
+from mamba_datasets.series.table import Table
 
 if TYPE_CHECKING:
     from mamba_datasets.series.windows import Columns, WindowDataset, collate
@@ -21,6 +22,7 @@ __all__ = [
     "Series",
     "SeriesSet",
     "Scaler",
+    "Table",
     "WindowDataset",
     "Columns",
     "collate",

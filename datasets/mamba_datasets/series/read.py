@@ -15,7 +15,7 @@ from mamba_datasets.series.data import SeriesSet
 from mamba_datasets.series.frequency import Frequency, infer_frequency
 from mamba_datasets.series.rows import SeriesRows, group_rows
 from mamba_datasets.series.static import static_covariates
-from mamba_datasets.series.table import load_table
+from mamba_datasets.series.table import Table, load_table
 from mamba_datasets.series.timestamps import parse_timestamps
 from mamba_datasets.series.values import covariates, numbers, series_ids
 
@@ -23,7 +23,7 @@ Missing = Literal["error", "mask", "seasonal"]
 
 
 def read_series(
-    source: Path | str | pd.DataFrame,
+    source: Path | str | pd.DataFrame | Table,
     *,
     freq: str | int | None,
     id_col: str = "unique_id",
@@ -53,7 +53,8 @@ def read_series(
     before the first observed target are left out, and `notes` says how many of each.
 
     Args:
-        source: A CSV or Parquet file (".csv", ".tsv", ".csv.gz", ".parquet"), or a frame.
+        source: A CSV or Parquet file (".csv", ".tsv", ".csv.gz", ".parquet"), a frame, or what `guess_table` made of a
+            file.
         freq: A pandas offset alias, or a whole number for whole-number steps; None infers it and says so in `notes`.
         id_col: The column of series ids, text or whole numbers. Where there is no column of the default name, the
             source is a single series, named after the file ("series" for a frame).
@@ -77,7 +78,9 @@ def read_series(
     Raises:
         DataError: The data cannot be used; the error names file, place, what was expected and the remedy.
     """
-    label = "DataFrame" if isinstance(source, pd.DataFrame) else str(source)
+    label = (
+        "DataFrame" if isinstance(source, pd.DataFrame) else source.label if isinstance(source, Table) else str(source)
+    )
     result = read_into(
         Collector(label),
         source,
@@ -102,7 +105,7 @@ def read_series(
 
 def read_into(
     sink: Collector,
-    source: Path | str | pd.DataFrame,
+    source: Path | str | pd.DataFrame | Table,
     *,
     freq: str | int | None,
     id_col: str = "unique_id",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import gzip
 import warnings
 import zlib
@@ -50,7 +51,7 @@ class Table:
 
 
 def load_table(
-    source: Path | str | pd.DataFrame,
+    source: Path | str | pd.DataFrame | Table,
     *,
     id_col: str,
     required: Sequence[str],
@@ -60,7 +61,7 @@ def load_table(
     """Read the wanted columns of a CSV file, a Parquet file or a frame.
 
     Args:
-        source: A path or a frame.
+        source: A path, a frame, or a table as it was read already.
         id_col: The column of series ids. If it is the default one and absent, the table is a single series.
         required: The other columns that must be there.
         separator: What separates the columns of a CSV file.
@@ -80,6 +81,9 @@ def load_table(
         names = [str(name) for name in frame.columns]
         chosen = _choose(names, label, id_col, required, default_id_col)
         return _checked(Table(frame[chosen].reset_index(drop=True), label, stem, None, False, _id(chosen, id_col)))
+    if isinstance(source, Table):
+        chosen = _choose([str(name) for name in source.frame.columns], source.label, id_col, required, default_id_col)
+        return _checked(dataclasses.replace(source, frame=source.frame[chosen], id_col=_id(chosen, id_col)))
     if not isinstance(source, (str, Path)):
         kind = f"{type(source).__module__}.{type(source).__name__}"
         found = f"a path or a pandas DataFrame was expected, found {kind}"

@@ -1,0 +1,158 @@
+"""How a forecaster is fitted: a model by training within a budget, a baseline in closed form, intervals from errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamba_apps.errors import UserError
+from mamba_apps.forecasting.baselines import create_baseline, evaluate
+from mamba_apps.forecasting.data import WindowData
+from mamba_apps.forecasting.defaults import default_max_steps
+from mamba_apps.forecasting.intervals import conformal_radius
+from mamba_apps.forecasting.models import ForecastModel
+from mamba_apps.forecasting.saving import Fitted
+from mamba_apps.forecasting.task import ForecastTask
+from mamba_apps.training import make_trainer
+
+_CHECKS = 20
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained; see `Forecaster` for each.
+
+    Args:
+        loss: "mae", "mse" or "huber".
+        lr: The highest learning rate.
+        max_steps: Most optimiser steps; None follows the number of windows.
+        batch_size: Windows a step.
+        patience: Stop after so many validations without a better one.
+        seed: Of all randomness.
+        accelerator: As in Lightning.
+        progress: Whether to draw a progress bar on a terminal.
+    """
+
+    loss: str
+    lr: float
+    max_steps: int | None
+    batch_size: int
+    patience: int
+    seed: int
+    accelerator: str
+    progress: bool
+
+
+def fit_model(
+    model: str,
+    data: WindowData,
+    options: dict[str, Any],
+    training: Training,
+    *,
+    quantiles: tuple[float, ...] | None,
+    levels: tuple[float, ...],
+    start: ForecastModel | None = None,
+) -> Fitted:
+    """Train a model; the weights that were best on the validation part are kept.
+
+    Args:
+        model: Its registered name.
+        data: The windows, with a validation part.
+        options: The model's options.
+        training: How it is trained.
+        quantiles: The quantiles it forecasts itself; None for a point forecast.
+        levels: The intervals around a point forecast; empty where quantiles bound them.
+        start: The model whose weights the training begins with; None for new ones.
+
+    Raises:
+        UserError: An option does not fit, or the weights to begin with are of another model.
+    """
+    steps = (
+        default_max_steps(len(data.train), training.batch_size) if training.max_steps is None else training.max_steps
+    )
+    with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
+        trainer = make_trainer(
+            run_dir=folder,
+            max_steps=steps,
+            accelerator=training.accelerator,
+            monitor="val/mae",
+            patience=training.patience,
+            seed=training.seed,
+            progress=training.progress,
+            logger=False,
+            gradient_clip_val=1.0,
+            check_val_every_n_epoch=None,
+            val_check_interval=max(steps // _CHECKS, 10),
+        )
+        task = ForecastTask(
+            model,
+            model_options=options,
+            sizes=data.sizes,
+            loss=training.loss,
+            quantiles=quantiles,
+            lr=training.lr,
+        )
+        if start is not None:
+            _begin_with(task, start)
+        trainer.fit(task, datamodule=data)
+        best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
+        metrics = trainer.validate(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)[0]
+    found = task.fitted(data, {name: float(value) for name, value in metrics.items()})
+    if not levels:
+        return found
+    return dataclasses.replace(found, levels=levels, radius_VH=_radius(found.network, data, levels))
+
+
+def fit_baseline(model: str, data: WindowData, options: dict[str, Any], levels: tuple[float, ...]) -> Fitted:
+    """Fit a baseline.
+
+    Args:
+        model: Its name.
+        data: The windows, with a validation part.
+        options: Its options.
+        levels: The intervals around its forecast.
+
+    Raises:
+        UserError: An option does not fit.
+    """
+    network = create_baseline(model, data.sizes, **options)
+    network.fit(data)
+    metrics = {f"val/{name}": value for name, value in evaluate(network, data, data.val).items()}
+    return Fitted(
+        model,
+        network.eval(),
+        options,
+        data.scaler,
+        data.reading,
+        levels=levels,
+        radius_VH=_radius(network, data, levels) if levels else None,
+        history=data.series_set.last(data.lookback),
+        metrics=metrics,
+    )
+
+
+def _begin_with(task: ForecastTask, start: ForecastModel) -> None:
+    try:
+        task.network.load_state_dict(start.state_dict())
+    except RuntimeError:
+        raise UserError(
+            "the weights to begin with are of another shape than this data needs",
+            "keep lookback, horizon, levels and covariates as they were, or fit without warm_start",
+        ) from None
+
+
+@torch.no_grad()
+def _radius(network: ForecastModel, data: WindowData, levels: Sequence[float]) -> Tensor:
+    errors, seen = [], []
+    windows = data.val.keep_on(None)
+    for numbers in torch.arange(len(windows)).split(data.eval_batch_size):
+        batch = windows.batch(numbers)
+        errors.append((batch["future_y"] - network(batch))[..., 0])
+        seen.append(batch["future_observed"][..., 0])
+    return conformal_radius(torch.cat(errors), torch.cat(seen), levels)
