@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -85,7 +85,7 @@ def check_classes(
         for split, tree in trees.items()
         for file, target in zip(tree.paths, tree.targets, strict=True)
     }
-    notes = [_classes(medium, split, tree) for split, tree in trees.items()]
+    notes = [note for split, tree in trees.items() for note in _classes(medium, split, tree)]
     notes += describe(facts) + describe_copies(facts, lambda fact: places.get(fact.path, ("", "")))
     summary = "" if sink.findings else _summary(medium, len(files), trees)
     return Report(str(path), kind, tuple(sink.findings), summary, (*sink.notes, *notes))
@@ -114,13 +114,28 @@ def _scan(medium: Medium, root: Path | str, classes: Sequence[str] | None, sink:
     return trees
 
 
-def _classes(medium: Medium, split: str, tree: ClassTree) -> str:
+def _classes(medium: Medium, split: str, tree: ClassTree) -> list[str]:
     counts = Counter(tree.targets)
     name = f"{split}: " if split else ""
-    if len(tree.classes) > _MANY_CLASSES:
-        low, high = min(counts.values(), default=0), max(counts.values(), default=0)
-        return f"{name}{len(tree.classes)} classes of {low} to {high} {medium.noun}s"
-    return name + ", ".join(f"{label} ({counts[number]})" for number, label in enumerate(tree.classes))
+    by_class = {label: counts[number] for number, label in enumerate(tree.classes)}
+    return [name + note for note in describe_counts(medium.noun, by_class)]
+
+
+def describe_counts(noun: str, counts: Mapping[str, int]) -> list[str]:
+    """Tell how many files each class has, and which have one only.
+
+    Args:
+        noun: What one of them is called.
+        counts: Of each class.
+    """
+    if len(counts) > _MANY_CLASSES:
+        low, high = min(counts.values()), max(counts.values())
+        notes = [f"{len(counts)} classes of {low} to {high} {noun}s"]
+    else:
+        notes = [", ".join(f"{label} ({count})" for label, count in counts.items())]
+    if lonely := [repr(label) for label, count in counts.items() if count == 1]:
+        notes.append(f"{len(lonely)} with one {noun} only, to be learned or tested, not both: {some(lonely)}")
+    return notes
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

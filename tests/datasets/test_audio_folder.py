@@ -71,7 +71,7 @@ def test_the_check_tells_what_there_is(root: Path) -> None:
     notes = "\n".join(report.notes)
     assert "high (5), low (5)" in notes
     assert "lengths: 0.5 s to 2 s, the middle one 0.5 s, 0.00181 h in all" in notes
-    assert "rates: 16000 Hz (9), 44100 Hz (1)" in notes
+    assert "several rates, which training resamples to one: 16000 Hz (9), 44100 Hz (1)" in notes
     assert "channels: 1 (9), 2 (1)" in notes
     assert f"1 silent: {root / 'low' / 'silent.wav'}" in notes
     assert f"1 clipped (0.1% of samples or more): {root / 'high' / 'loud.wav'}" in notes

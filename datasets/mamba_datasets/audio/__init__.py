@@ -10,6 +10,7 @@ from mamba_datasets.audio.read import AudioFile, read_audio
 if TYPE_CHECKING:
     from mamba_datasets.audio.clips import Clip, ClipSet
     from mamba_datasets.audio.folder import AudioFolder
+    from mamba_datasets.audio.folds import hold_back, make_folds
     from mamba_datasets.audio.layouts.audioset import audioset_segments
     from mamba_datasets.audio.layouts.esc50 import esc50
     from mamba_datasets.audio.layouts.fsdd import fsdd
@@ -33,6 +34,8 @@ __all__ = [
     "esc50",
     "fsdd",
     "audioset_segments",
+    "make_folds",
+    "hold_back",
 ]
 
 # What needs torch is imported when it is asked for, so that checking a folder does not wait for it.
@@ -48,6 +51,8 @@ _LAZY = {
     "esc50": "layouts.esc50",
     "fsdd": "layouts.fsdd",
     "audioset_segments": "layouts.audioset",
+    "make_folds": "folds",
+    "hold_back": "folds",
 }
 
 

@@ -17,14 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mamba_datasets.audio.places import Place, split_name
+from mamba_datasets.audio.places import Place, clip_end_s, split_name
 from mamba_datasets.audio.read import AudioFile, Channel
 from mamba_datasets.audio.resampling import resample
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import nearest
-
-# Tables round times; a clip that ends so much after its file ends with it.
-_ROUNDED_S = 0.01
 
 
 class Clip(NamedTuple):
@@ -94,7 +91,7 @@ class ClipSet(Dataset[Clip]):
         """
         place = self.places[index]
         with AudioFile(place.path, self.channel) as file:
-            clip_end = clip_end_s(place, file)
+            clip_end = clip_end_s(place, file.seconds)
             first = place.start_s + start_s
             last = clip_end if seconds is None else min(first + seconds, clip_end)
             wave, rate = file.read(first, last), file.rate
@@ -105,7 +102,7 @@ class ClipSet(Dataset[Clip]):
         """Return how long a clip is; of its file the header is read."""
         place = self.places[index]
         with AudioFile(place.path, self.channel) as file:
-            return clip_end_s(place, file) - place.start_s
+            return clip_end_s(place, file.seconds) - place.start_s
 
     def label(self, index: int) -> int | Tensor:
         """Return a clip's label, as `Clip` has it."""
@@ -196,18 +193,3 @@ class ClipSet(Dataset[Clip]):
         for fold in folds:
             if fold not in known:
                 raise DataError(self.source, f"fold {fold}", "there is no clip of it", nearest(fold, known))
-
-
-def clip_end_s(place: Place, file: AudioFile) -> float:
-    """Return where a clip ends in its file, in seconds.
-
-    Raises:
-        DataError: The clip's times lie outside the file, by more than tables are rounded.
-    """
-    end_s = file.seconds if place.end_s is None else place.end_s
-    if place.start_s < file.seconds and end_s <= file.seconds + _ROUNDED_S:
-        return min(end_s, file.seconds)
-    found = f"{place.start_s:g} s to {'the end' if place.end_s is None else f'{end_s:g} s'}"
-    where = f"times ({place.where})" if place.where else "times"
-    expected = f"expected times within the {file.seconds:g} s that it lasts, found {found}"
-    raise DataError(place.path, where, expected, "mend the times, or leave the end empty")

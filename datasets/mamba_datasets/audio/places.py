@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mamba_datasets.audio.read import Channel
+from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector
 
 if TYPE_CHECKING:
     from mamba_datasets.audio.clips import ClipSet
 
+# Tables round times; a clip that ends so much after its file ends with it.
+_ROUNDED_S = 0.01
 # What splits are called elsewhere, and here.
 _SPLITS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
@@ -66,3 +69,22 @@ class Scan:
 def split_name(name: str) -> str:
     """Return what a split is called here: "validation" is "val", "training" is "train", others stay as they are."""
     return _SPLITS.get(name.lower(), name)
+
+
+def clip_end_s(place: Place, seconds: float) -> float:
+    """Return where a clip ends in its file, in seconds.
+
+    Args:
+        place: The clip's.
+        seconds: How long the file is.
+
+    Raises:
+        DataError: The clip's times lie outside the file, by more than tables are rounded.
+    """
+    end_s = seconds if place.end_s is None else place.end_s
+    if place.start_s < seconds and end_s <= seconds + _ROUNDED_S:
+        return min(end_s, seconds)
+    found = f"{place.start_s:g} s to {'the end' if place.end_s is None else f'{end_s:g} s'}"
+    where = f"times ({place.where})" if place.where else "times"
+    expected = f"expected times within the {seconds:g} s that it lasts, found {found}"
+    raise DataError(place.path, where, expected, "mend the times, or leave the end empty")

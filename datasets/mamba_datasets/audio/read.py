@@ -31,6 +31,8 @@ from mamba_datasets.tree import LEAVE_OUT, Medium
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3")
 SOUND = Medium("sound", SUFFIXES)
+RATES = (1000, 768_000)
+"""The lowest and the highest rate that a sound may have, in samples a second."""
 # What an MP3's decoder carries over from at most; it begins so much earlier, and right.
 _RUN_UP = 32 * 1152
 _REPLACE = f"replace it, or {LEAVE_OUT}"
@@ -57,7 +59,8 @@ class AudioFile:
         channel: "mean" of the channels, or the number of one of them, from 0.
 
     Raises:
-        DataError: The file is missing, empty, damaged, truncated or no sound, has no frames, or not that channel.
+        DataError: The file is missing, empty, damaged, truncated or no sound, or has no frames, an absurd rate, or not
+            that channel.
     """
 
     def __init__(self, path: str | Path, channel: Channel = "mean") -> None:
@@ -86,6 +89,7 @@ class AudioFile:
         with open(self.path, "rb") as file:
             if missing := missing_part(file):
                 raise DataError(self.path, "end", f"is truncated: {missing}", _REPLACE)
+        check_rate(self._file.samplerate, self.path)
         if self._file.frames == 0:
             raise DataError(self.path, "frames", "holds no sound (0 frames)", _REPLACE)
         if channel != "mean" and not 0 <= channel < self._file.channels:
@@ -193,6 +197,13 @@ def read_audio(
     """
     with AudioFile(path, channel) as file:
         return file.read(start, stop), file.rate
+
+
+def check_rate(rate: int, path: str | Path) -> None:
+    """Refuse samples a second that no sound has, with a `DataError`."""
+    if not RATES[0] <= rate <= RATES[1]:
+        expected = f"expected {RATES[0]} to {RATES[1]} samples a second, found {rate}"
+        raise DataError(path, "rate", expected, "check the header, or give the true rate")
 
 
 def _check_file(path: str | Path) -> None:

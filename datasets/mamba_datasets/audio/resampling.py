@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torchaudio.functional import resample as _resample
 
+from mamba_datasets.audio.read import check_rate
 from mamba_datasets.errors import DataError
 
 _log = logging.getLogger(__name__)
-
-RATES = (1000, 768_000)
-"""The lowest and the highest rate that a sound may have, in samples a second."""
 
 # Coefficients of the filters; two rates without a large common factor need more and more of them.
 _MOST_COEFFICIENTS = 2**25
@@ -34,9 +32,7 @@ def resample(wave: Tensor, rate: int, to: int, path: str | Path = "sound") -> Te
     Raises:
         DataError: ``rate`` is no rate of sound, or too odd to be resampled.
     """
-    if not RATES[0] <= rate <= RATES[1]:
-        expected = f"expected {RATES[0]} to {RATES[1]} samples a second, found {rate}"
-        raise DataError(path, "rate", expected, "check the header, or give the true rate")
+    check_rate(rate, path)
     if rate == to:
         return wave
     if rate * to // math.gcd(rate, to) ** 2 > _MOST_COEFFICIENTS:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector
 
+TABLES = (".csv", ".tsv")
+
 
 class Row(NamedTuple):
     """One row of a table.

@@ -16,13 +16,13 @@ from mamba_datasets.tree import files_below
 if TYPE_CHECKING:
     from mamba_datasets.audio.clips import ClipSet
 
-NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>[^_]+)_(?P<index>\d+)\.wav")
+NAME = re.compile(r"(?P<digit>\d)_[^_]+_(?P<index>\d+)\.wav")
 RECORDINGS = "recordings"
 _TEST_INDICES = 5
 
 
 def fsdd(root: str | Path, *, rate: int, leave_out: str | Path | None = None, channel: Channel = "mean") -> ClipSet:
-    """Return the spoken digits, split into train and test as published; a clip's group is its speaker.
+    """Return the spoken digits, split into train and test as published: all speakers are in both.
 
     Args:
         root: The folder of the recordings, or the one that holds `recordings`.
@@ -58,7 +58,7 @@ def scan_fsdd(root: str | Path, sink: Collector, *, leave_out: str | Path | None
             sink.add("name", "expected {digit}_{speaker}_{index}.wav", "rename it, or move it elsewhere", path)
             continue
         split = "test" if int(name["index"]) < _TEST_INDICES else "train"
-        scan.places.append(Place(path, (int(name["digit"]),), split=split, group=name["speaker"]))
+        scan.places.append(Place(path, (int(name["digit"]),), split=split))
     if not scan.places and not sink.findings:
         sink.add("folder", "holds no recording", "give the folder that holds recordings/")
     return scan

@@ -18,6 +18,7 @@ from mamba_datasets.audio.places import Scan
 from mamba_datasets.audio.read import Channel
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector, nearest
+from mamba_datasets.samples.sounds import sounds_path
 
 if TYPE_CHECKING:
     from mamba_datasets.audio.clips import ClipSet
@@ -41,13 +42,17 @@ LAYOUTS: dict[str, Callable[..., Scan]] = {
 """What finds the clips of a layout: `scan(path, sink, **options)`."""
 
 
+SAMPLE = "sounds"
+"""The name under which the sample of made sounds is opened."""
+
+
 def open_clips(
     path: str | Path, *, rate: int, layout: str | None = None, channel: Channel = "mean", **options: Any
 ) -> ClipSet:
     """Return labelled sounds, however they are laid out.
 
     Args:
-        path: The folder, or a table.
+        path: The folder, a table, or "sounds", the sample of made sounds.
         rate: Samples a second that come out; a sound of another rate is resampled, and the log says so.
         layout: One of `LAYOUTS`; None takes what `guess_layout` tells.
         channel: "mean" of the channels, or the number of one of them, from 0.
@@ -57,6 +62,8 @@ def open_clips(
     Raises:
         DataError: The path, a file or an option does not fit the layout; what does not is named.
     """
+    if str(path) == SAMPLE and not os.path.exists(path):
+        path = sounds_path()
     sink = Collector(path)
     return scan_layout(path, sink, layout, **options).clips(sink, rate, channel)
 
