@@ -8,6 +8,7 @@ import families_mambavision  # noqa: F401
 import families_operators  # noqa: F401
 import families_routes  # noqa: F401
 import families_text  # noqa: F401
+import families_umamba  # noqa: F401
 import families_vim  # noqa: F401
 import families_vmamba  # noqa: F401
 from parity_cards import Card
