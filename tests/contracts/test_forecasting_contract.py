@@ -33,6 +33,7 @@ DEAD = {
     "smamba": {"network.layers.1.mixer.sets.0.A_log"},
     "timemachine": {"network.along1.A_log", "network.along2.A_log"},
 }
+PAST = ("past_y", "past_observed", "past_x")
 COUNTS = {"past": 2, "future": 3, "static": 2}
 
 
@@ -204,3 +205,24 @@ def test_the_registry_describes_it(name: str) -> None:
 
 def test_every_model_is_covered() -> None:
     assert set(SMALL) == set(names())
+
+
+@every_model
+def test_a_live_forecast_is_that_of_the_window(name: str, options: dict[str, Any]) -> None:
+    sizes = sizes_for(name)
+    batch = windows(sizes)
+    model = build(name, sizes, **options)
+    state = model.init_state(batch["static"])
+    for step in range(sizes.lookback):
+        y_B, observed_B = batch["past_y"][:, step, 0], batch["past_observed"][:, step, 0]
+        state = model.step(state, y_B, observed_B, batch["past_x"][:, step])
+        if step in (0, 9, sizes.lookback - 1):
+            # The steps before the first were not observed.
+            seen = (torch.arange(sizes.lookback) >= sizes.lookback - 1 - step)[:, None]
+            so_far = {
+                key: value.roll(sizes.lookback - 1 - step, 1) * seen for key, value in batch.items() if key in PAST
+            }
+            so_far |= {key: batch[key] for key in ("static", "future_x")}
+            found = model.forecast(state, batch["future_x"])
+            torch.testing.assert_close(found, model(so_far), rtol=1e-4, atol=1e-5)
+            assert found.isfinite().all()

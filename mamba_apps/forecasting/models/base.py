@@ -7,10 +7,10 @@ ones, Q quantiles.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,55 @@ class ForecastModel(nn.Module, ABC):
         Returns:
             Scaled forecasts (B, H, 1), or (B, H, 1, Q) in increasing order where the model forecasts quantiles.
         """
+
+    def prepare(self, train: Iterable[Batch], val: Iterable[Batch] = ()) -> None:
+        """Take from the data what needs no gradients, once, before training; most models take nothing.
+
+        Args:
+            train: The training windows, all or some of them, with their future.
+            val: Windows that a choice may be made on.
+        """
+
+    def init_state(self, static_BS: Tensor) -> Any:
+        """Return the state of a live forecast before the first observation.
+
+        With `step` and `forecast` it follows series at a constant cost an observation, for inference alone:
+
+            state = model.init_state(static_BS)
+            for y_B, observed_B, x_BX in observations:
+                state = model.step(state, y_B, observed_B, x_BX)
+            forecast = model.forecast(state, future_x_BHF)
+
+        Unless a model says otherwise its state is the last lookback, and its forecast that of this window.
+
+        Args:
+            static_BS: The static covariates (B, S), whose device and type the state has; S may be 0.
+        """
+        from mamba_apps.forecasting.models.rolling import RollingWindow
+
+        return RollingWindow.empty(self.sizes, static_BS)
+
+    def step(self, state: Any, y_B: Tensor, observed_B: Tensor, x_BX: Tensor) -> Any:
+        """Read one step of each series, and return the state after it; the given one may be changed in place.
+
+        Args:
+            state: The state before.
+            y_B: Scaled targets; what one holds that was not observed does not matter.
+            observed_B: bool, whether each was observed.
+            x_BX: The step's covariates (B, P + F), as in "past_x" of a batch.
+        """
+        state.append(y_B, observed_B, x_BX)
+        return state
+
+    @torch.no_grad()
+    def forecast(self, state: Any, future_x_BHF: Tensor) -> Tensor:
+        """Return what `forward` returns, for the steps after the last one read; the state stays as it is.
+
+        Args:
+            state: What `step` returned.
+            future_x_BHF: Covariates of the horizon that are known ahead (B, H, F); F may be 0.
+        """
+        return self(state.batch(future_x_BHF))
 
 
 def checked_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
