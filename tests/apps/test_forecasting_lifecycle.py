@@ -1,4 +1,4 @@
-"""A forecaster after its fit: further training, new observations, its own past, anomalies, other devices and formats."""
+"""A forecaster after its fit: more training, new observations, its own past, anomalies, devices, formats."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_what_was_not_observed_is_no_anomaly() -> None:
 @pytest.mark.parametrize("model", ["patch", "ridge", "seasonal_naive"])
 def test_short_series_are_led_in(model: str, tmp_path: Path) -> None:
     frame = daily((150, 30, 20))
-    with pytest.raises(DataError, match="'s1'.*at least 35 steps"):
+    with pytest.raises(DataError, match=r"'s1'.*at least 35 steps"):
         make(model).fit(frame)
     forecaster = make(model, short="pad", levels=[80], **(ROLES if model == "patch" else {})).fit(frame)
     futr = ahead(frame) if model == "patch" else None

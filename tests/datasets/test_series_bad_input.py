@@ -47,6 +47,10 @@ def two_series() -> pd.DataFrame:
 
 
 REPEATED = pd.concat([hourly(), hourly().iloc[[7]]], ignore_index=True).sort_values("ds", ignore_index=True)
+TWO_FREQUENCIES = hourly(
+    77,
+    ds=[*pd.date_range("2020-01-01", periods=48, freq="h"), *pd.date_range("2020-01-03 23:00", periods=29, freq="D")],
+)
 MIXED_ZONES = hourly(
     ds=pd.Series([stamp.tz_localize("UTC" if h != 3 else None) for h, stamp in enumerate(hourly()["ds"])], dtype=object)
 )
@@ -143,6 +147,21 @@ FRAMES: dict[str, tuple[pd.DataFrame, dict[str, Any], tuple[str, str, str]]] = {
         hourly().drop(index=0).assign(ds=[*hourly()["ds"][1:-1], pd.Timestamp("2020-01-03 00:17")]),
         {"freq": None},
         ("2020-01-03 00:17:00 (row 46)", "freq='h' (inferred)", "correct the timestamps"),
+    ),
+    "one id with two frequencies": (
+        TWO_FREQUENCIES,
+        {},
+        ("2020-01-02 23:00:00 (row 47)", "24 steps apart", "an id of"),
+    ),
+    "one id with two frequencies, masked": (
+        TWO_FREQUENCIES,
+        {"missing": "mask"},
+        ("2020-01-02 23:00:00 (row 47)", "29 rows", "one frequency"),
+    ),
+    "a series of another frequency, masked": (
+        pd.concat([hourly(), hourly(unique_id="b").assign(ds=pd.date_range("2020-01-01", periods=48, freq="D"))]),
+        {"missing": "mask"},
+        ("series 'b'", "24 steps apart", "freq='D'"),
     ),
     "mixed time zones": (MIXED_ZONES, {}, ("row 3, column 'ds'", "found none here and UTC before", "one zone")),
     "two time zones": (TWO_ZONES, {}, ("row 3, column 'ds'", "found Asia/Tokyo here and UTC before", "tz='UTC'")),

@@ -19,6 +19,9 @@ from mamba_datasets.series.rows import SeriesRows, is_clock_change
 from mamba_datasets.series.table import Table
 from mamba_datasets.series.values import Block
 
+# So many equal gaps in a row are another frequency, not chance.
+_RUN = 12
+
 
 def assemble(
     table: Table,
@@ -138,6 +141,8 @@ def _grid(
         found = f"{said} was expected to fit, but would make {length} steps of {len(steps)} rows"
         sink.add(f"series {str(one.key)!r}", found, hint)
         return None
+    if length > len(steps) and _other_frequency(table, one, steps, said, sink, missing):
+        return None
     gaps = np.flatnonzero(np.diff(steps) > 1).tolist()
     if len(gaps) and missing == "error":
         before = gaps[0]
@@ -151,6 +156,26 @@ def _grid(
             remedy += ", or tz='Europe/Berlin' or the like if these are local times where the clock is set forward"
         sink.add(f"{one.place(table, before)}", found, remedy)
     return steps
+
+
+def _other_frequency(
+    table: Table, one: SeriesRows, steps: np.ndarray, said: str, sink: Collector, missing: str
+) -> bool:
+    """Report rows in a part of a series that follow another frequency: taken for gaps, most of it would be filled."""
+    apart = np.diff(steps)
+    first = np.r_[0, np.flatnonzero(np.diff(apart)) + 1]
+    last = np.r_[first[1:], len(apart)]
+    runs = np.flatnonzero((apart[first] > 1) & (last - first >= _RUN))
+    whole = len(first) == 1
+    # Where gaps are refused anyway, the first one tells which frequency the whole series has.
+    if not len(runs) or (whole and missing == "error"):
+        return False
+    begin, rows = int(first[runs[0]]), int(last[runs[0]] - first[runs[0]])
+    found = f"steps of {said} throughout were expected, found {rows} rows that are {apart[begin]} steps apart"
+    remedy = "bring the series to one frequency, or give each part an id of its own"
+    fits = infer_frequency(one.index) if whole else None
+    sink.add(one.place(table, begin), found, remedy if fits is None else f"the timestamps fit freq={fits}")
+    return True
 
 
 def _check_values(
