@@ -113,7 +113,7 @@ def _network(chosen: dict[str, Any], path: str | Path) -> NetworkPlan:
         _per_axis(kernels, stages, len(patch)),
         _per_axis(strides, stages, len(patch)),
         _per_stage(encoder, stages),
-        _per_stage(decoder, stages - 1),
+        _per_stage(decoder, stages - 1)[::-1],  # nnU-Net's begin at the coarsest
     )
 
 
