@@ -33,6 +33,7 @@ _BUILT_IN = (
     "mamba_datasets.images.check",
     "mamba_datasets.images.check_pairs",
     "mamba_datasets.audio.check",
+    "mamba_datasets.volumes.check",
 )
 
 

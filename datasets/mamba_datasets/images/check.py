@@ -12,10 +12,11 @@ from mamba_datasets.registry import register_reader
 from mamba_datasets.report import Report
 from mamba_datasets.survey import check_classes
 from mamba_datasets.tree import holds
+from mamba_datasets.volumes.raw import fits_raw
 
 
 def _fits(folder: Path) -> bool:
-    return holds(IMAGE, folder) and not fits_pairs(folder)
+    return holds(IMAGE, folder) and not fits_pairs(folder) and not fits_raw(folder)
 
 
 @register_reader("images", SUFFIXES, _fits)

@@ -80,7 +80,7 @@ def prepare_case(volume: Volume, plan: Plan, label: Volume | None = None) -> Pre
     Raises:
         DataError: Channels or axes are not those of the plan, or the mask lies on another grid.
     """
-    check_channels(volume, plan.channel_names)
+    check_channels(volume.path, volume.channels, plan.channel_names)
     axes = len(plan.axes)
     if len(volume.shape) != axes:
         found = f"expected a volume of {axes} axes, found {len(volume.shape)}"

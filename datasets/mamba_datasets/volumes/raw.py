@@ -104,7 +104,7 @@ class RawDataset:
                 description, or a label's value is none of its labels.
         """
         volume = read_case(case.images)
-        check_channels(volume, self.channel_names)
+        check_channels(volume.path, volume.channels, self.channel_names)
         if case.label is None:
             return volume, None
         label = read_label(case.label, tuple(self.labels.values()))
@@ -114,12 +114,12 @@ class RawDataset:
         return volume, label
 
 
-def check_channels(volume: Volume, channel_names: dict[int, str]) -> None:
-    """Raise a `DataError` unless a volume has as many channels as there are names."""
-    if volume.channels != len(channel_names):
+def check_channels(path: str, count: int, channel_names: dict[int, str]) -> None:
+    """Raise a `DataError` unless an image has as many channels as there are names."""
+    if count != len(channel_names):
         names = ", ".join(channel_names.values())
-        expected = f"expected {len(channel_names)} ({names}), found {volume.channels}"
-        raise DataError(volume.path, "channels", expected, "give a file a channel: CASE_0000, CASE_0001, …")
+        expected = f"expected {len(channel_names)} ({names}), found {count}"
+        raise DataError(path, "channels", expected, "give a file a channel: CASE_0000, CASE_0001, …")
 
 
 def fits_raw(folder: Path) -> bool:
