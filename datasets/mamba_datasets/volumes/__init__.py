@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mamba_datasets.volumes.cache import CachedCase, Prepared, preprocess
+    from mamba_datasets.volumes.fingerprints import Fingerprint, fingerprint
     from mamba_datasets.volumes.patches import sample_patch
     from mamba_datasets.volumes.plan import NetworkPlan, Normalisation, Plan, Resampling
+    from mamba_datasets.volumes.planning import make_plan
     from mamba_datasets.volumes.prepare import (
         Geometry,
         PreparedCase,
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from mamba_datasets.volumes.raw import Case, RawDataset
     from mamba_datasets.volumes.read import read_case, read_label, read_volume, write_mask
     from mamba_datasets.volumes.splits import folds
+    from mamba_datasets.volumes.synthetic import write_synthetic
     from mamba_datasets.volumes.volume import Volume
 
 # imported when asked for: readers need nibabel and scipy, which are extras
 _HOME = {
     "CachedCase": "cache",
     "Case": "raw",
+    "Fingerprint": "fingerprints",
     "Geometry": "prepare",
     "NetworkPlan": "plan",
     "Normalisation": "plan",
@@ -34,7 +38,9 @@ _HOME = {
     "RawDataset": "raw",
     "Resampling": "plan",
     "Volume": "volume",
+    "fingerprint": "fingerprints",
     "folds": "splits",
+    "make_plan": "planning",
     "prepare_case": "prepare",
     "preprocess": "cache",
     "read_case": "read",
@@ -44,6 +50,7 @@ _HOME = {
     "restore_probabilities": "prepare",
     "sample_patch": "patches",
     "write_mask": "read",
+    "write_synthetic": "synthetic",
 }
 
 __all__ = [
@@ -58,6 +65,9 @@ __all__ = [
     "NetworkPlan",
     "Normalisation",
     "Resampling",
+    "fingerprint",
+    "Fingerprint",
+    "make_plan",
     "prepare_case",
     "PreparedCase",
     "Geometry",
@@ -68,6 +78,7 @@ __all__ = [
     "CachedCase",
     "folds",
     "sample_patch",
+    "write_synthetic",
 ]
 
 

@@ -108,13 +108,13 @@ def read_voxels(path: str | Path, header: Any, shape: tuple[int, ...]) -> np.nda
     return scaled
 
 
-def write_nifti(file: BinaryIO, name: str, mask: np.ndarray, affine: np.ndarray, header: Any) -> None:
-    """Write a mask into an open file.
+def write_nifti(file: BinaryIO, name: str, values: np.ndarray, affine: np.ndarray, header: Any) -> None:
+    """Write a mask or an image of whole numbers into an open file.
 
     Args:
         file: The file.
         name: Its name, whose ending says whether it is compressed.
-        mask: Integers, axes in reverse order of the file's.
+        values: Integers, axes in reverse order of the file's.
         affine: From the file's voxel indices to the world.
         header: What to take over (units, codes of the affines, description); None starts afresh.
     """
@@ -123,9 +123,9 @@ def write_nifti(file: BinaryIO, name: str, mask: np.ndarray, affine: np.ndarray,
     kind = nibabel.Nifti2Image if two else nibabel.Nifti1Image
     kept = None if header is None else header.copy()
     if kept is not None:
-        kept.set_data_dtype(mask.dtype)
+        kept.set_data_dtype(values.dtype)
         kept["cal_min"] = kept["cal_max"] = 0  # the display range of the image, not of its mask
-    image = kind(mask.T, affine, kept)
+    image = kind(values.T, affine, kept)
     if name.lower().endswith(".gz"):
         # neither name nor time of writing: the same mask is the same file
         with gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0) as packed:
