@@ -189,6 +189,7 @@ def test_the_card_is_plain_and_complete(tmp_path: Path) -> None:
         ({"head_warmup": -0.1}, "head_warmup"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"mixup": -1.0}, "mixup"),
+        ({"mix_prob": 1.5}, "mix_prob"),
         ({"ema": 1.0}, "average is 1.0"),
         ({"classes": 1}, "there is 1 class"),
         ({"classes": 2, "model_options": {"depht": 2}}, "depht"),

@@ -49,6 +49,7 @@ class ClassificationTask(pl.LightningModule):
         mixup: The alpha of mixup (arXiv 1710.09412); 0 for none.
         cutmix: The alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each batch draws one of them. A batch of
             one image has nothing to be mixed with.
+        mix_prob: The part of the batches that is mixed.
         ema: The decay of the weights' average, by which the model is validated, tested and saved; None for none.
         linear_probe: Train the classifier alone, on a backbone that stays as it is.
         compile: Whether torch compiles the model.
@@ -74,6 +75,7 @@ class ClassificationTask(pl.LightningModule):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        mix_prob: float = 1.0,
         ema: float | None = None,
         linear_probe: bool = False,
         compile: bool = False,
@@ -93,8 +95,10 @@ class ClassificationTask(pl.LightningModule):
         self.model_name, self.model_options, self.weights = model, dict(model_options or {}), weights
         self.lr, self.weight_decay, self.layer_decay, self.betas = lr, weight_decay, layer_decay, betas
         self.warmup, self.head_warmup = warmup, head_warmup
-        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        self.label_smoothing, self.mixup, self.cutmix, self.mix_prob = label_smoothing, mixup, cutmix, mix_prob
         self.linear_probe, self.compiled = linear_probe, compile
+        if not 0 <= mix_prob <= 1:
+            raise UserError(f"mix_prob is {mix_prob}", "give a number in [0, 1]")
         if ema is not None:
             Ema(ema)  # refuses what is out of range
         self.ema = ema
@@ -229,7 +233,13 @@ class ClassificationTask(pl.LightningModule):
             freeze_all_but(self.network, head_of(self.network))
         self._mix = None
         if self.mixup or self.cutmix:
-            self._mix = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=classes)
+            self._mix = Mixup(
+                self.mixup,
+                self.cutmix,
+                prob=self.mix_prob,
+                label_smoothing=self.label_smoothing,
+                num_classes=classes,
+            )
         tops = [k for k in (1, 5) if k < classes]
         self.scores = MetricCollection(
             {f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro") for k in tops}, compute_groups=False

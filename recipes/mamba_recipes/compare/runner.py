@@ -75,8 +75,9 @@ def run_plan(
                     run.listen(listener, setting)
                     if run.row is not None:
                         running.remove(run)
-                        rows[run.place] = run.row if parallel == 1 else _untimed(run.row)
-                        listener.ended(run.place, run.row)
+                        row = run.row if parallel == 1 else _untimed(run.row)
+                        rows[run.place] = row
+                        listener.ended(run.place, row)
         finally:
             for run in running:
                 run.end()
