@@ -75,7 +75,7 @@ def _units(clips: ClipSet) -> list[list[int]]:
     if lonely and not clips.multilabel:
         what = "group" if any(place.group for place in clips.places) else "clip"
         found = f"{len(lonely)} with one {what} only, which cannot be learned and tested: {some(lonely)}"
-        raise DataError(clips.source, "classes", found, f"add sounds in another {what}, or leave them out")
+        raise DataError(clips.source, "classes", found, f"add another {what}, or leave the class out")
     return units
 
 

@@ -141,5 +141,7 @@ def _silence(files: Root, label: int, sink: Collector) -> list[Place]:
             count = int(file.seconds / _SECONDS)
         for number, split in zip(range(count), cycle(_BACKGROUND_SPLITS)):
             places.append(Place(path, (label,), number * _SECONDS, (number + 1) * _SECONDS, split, group=path))
+    if not places:
+        sink.add("folder", "holds no sound", 'fill it, or give background="leave_out"', folder)
     sink.note(f"{BACKGROUND}: {len(places)} pieces of {_SECONDS:g} s are class {SILENCE}")
     return places
