@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -19,6 +20,7 @@ SUFFIXES = (".nii", ".nii.gz")
 _DEFLATE = 1032
 _AGAIN = "copy it from its source again"
 _BLOCK = 1 << 20
+_LEAST_HEADER = 348
 
 
 def nibabel_for(path: str | Path) -> ModuleType:
@@ -30,14 +32,37 @@ def nibabel_for(path: str | Path) -> ModuleType:
     return nibabel
 
 
-def read_header(path: str | Path) -> tuple[Any, np.ndarray, tuple[int, ...]]:
+@dataclass(frozen=True)
+class Layout:
+    """What a checked header says.
+
+    Args:
+        header: nibabel's.
+        affine: (4, 4), from the file's voxel indices to the world.
+        shape: Voxels along each of the file's axes, without trailing axes of one.
+        dtype: Of a stored voxel.
+        offset: The byte at which voxels begin.
+        slope: What stored numbers are multiplied by.
+        inter: What is added then.
+    """
+
+    header: Any
+    affine: np.ndarray
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    slope: float
+    inter: float
+
+
+def read_header(path: str | Path) -> Layout:
     """Read and check a header, and no voxel.
 
     Args:
         path: The file.
 
     Returns:
-        nibabel's header, the affine, and the voxels along each of the file's axes, without trailing axes of one.
+        What it says.
 
     Raises:
         DataError: It is no NIfTI file, claims more than the file can hold, or has other than 2 or 3 axes.
@@ -48,10 +73,19 @@ def read_header(path: str | Path) -> tuple[Any, np.ndarray, tuple[int, ...]]:
     if os.path.getsize(path) == 0:
         raise DataError(path, "file", "is empty (0 bytes)", _AGAIN)
     try:
+        with _opened(path) as file:
+            head = file.read(_LEAST_HEADER)
+        if len(head) < _LEAST_HEADER:
+            raise EOFError(f"it ends after {len(head)} bytes")
+    except (EOFError, zlib.error, OSError) as error:
+        raise DataError(path, "header", f"is truncated or damaged ({_one_line(error)})", _AGAIN) from None
+    try:
         image = nibabel.load(path)
-        header, affine = image.header, np.asarray(image.affine, np.float64)
-        shape = tuple(int(size) for size in header.get_data_shape())
-        dtype = header.get_data_dtype()
+        affine = np.asarray(image.affine, np.float64)
+        # the image's own header forgets where voxels begin and how they are scaled
+        stored = image.dataobj
+        shape = tuple(int(size) for size in stored.shape)
+        layout = Layout(image.header, affine, shape, stored.dtype, int(stored.offset), stored.slope, stored.inter)
     except Exception as error:  # a parser fed damaged bytes raises anything
         raise DataError(path, "header", f"is no NIfTI header ({_one_line(error)})", _AGAIN) from None
     if not isinstance(image, nibabel.Nifti1Image):
@@ -61,20 +95,19 @@ def read_header(path: str | Path) -> tuple[Any, np.ndarray, tuple[int, ...]]:
     if len(shape) not in (2, 3):
         remedy = "save each of its volumes as a file of its own: CASE_0000.nii.gz, CASE_0001.nii.gz, …"
         raise DataError(path, "shape", f"expected 2 or 3 axes, found {len(shape)}: {shape}", remedy)
-    if dtype.kind not in "iufb":
-        raise DataError(path, "datatype", f"expected one number a voxel, found {dtype}", "split its channels")
-    _check_claim(path, shape, dtype.itemsize, int(header["vox_offset"]))
+    if layout.dtype.kind not in "iufb":
+        raise DataError(path, "datatype", f"expected one number a voxel, found {layout.dtype}", "split its channels")
+    _check_claim(path, shape, layout.dtype.itemsize, layout.offset)
     check_affine(str(path), affine, len(shape))
-    return header, affine, shape
+    return replace(layout, shape=shape)
 
 
-def read_voxels(path: str | Path, header: Any, shape: tuple[int, ...]) -> np.ndarray:
+def read_voxels(path: str | Path, layout: Layout) -> np.ndarray:
     """Read the values of a file whose header was checked, and the file to its end.
 
     Args:
         path: The file.
-        header: From `read_header`.
-        shape: From there.
+        layout: From `read_header`.
 
     Returns:
         The file's axes in reverse order; the stored numbers, or float32 where the header scales them.
@@ -82,13 +115,10 @@ def read_voxels(path: str | Path, header: Any, shape: tuple[int, ...]) -> np.nda
     Raises:
         DataError: The file is truncated or damaged.
     """
-    dtype = header.get_data_dtype()
-    values = np.empty(shape[::-1], dtype)
-    # a header that names no offset means that the data begin behind the smallest one
-    offset = max(int(header["vox_offset"]), int(header["sizeof_hdr"]) + 4)
+    values = np.empty(layout.shape[::-1], layout.dtype)
     try:
         with _opened(path) as file:
-            file.seek(offset)
+            file.seek(layout.offset)
             there = _fill(values, file)
             if there == values.nbytes:
                 _drain(file)
@@ -99,12 +129,11 @@ def read_voxels(path: str | Path, header: Any, shape: tuple[int, ...]) -> np.nda
     if there < values.nbytes:
         found = f"is truncated: its header announces {values.nbytes} bytes, {there} are there"
         raise DataError(path, "voxels", found, _AGAIN)
-    slope, inter = header.get_slope_inter()
-    if slope is None or (slope == 1 and not inter):
-        return values.astype(dtype.newbyteorder("="), copy=False)
+    if layout.slope == 1 and layout.inter == 0:
+        return values.astype(layout.dtype.newbyteorder("="), copy=False)
     scaled = values.astype(np.float32)
-    scaled *= np.float32(slope)
-    scaled += np.float32(inter or 0)
+    scaled *= np.float32(layout.slope)
+    scaled += np.float32(layout.inter)
     return scaled
 
 
@@ -145,8 +174,8 @@ def _check_claim(path: str | Path, shape: tuple[int, ...], itemsize: int, offset
         found = f"at most {MAX_VOXELS:,} voxels are read, its header claims {count:,}"
         raise DataError(path, "header", found, "crop or resample it, or repair its header")
     packed = str(path).lower().endswith(".gz")
-    most = os.path.getsize(path) * (_DEFLATE if packed else 1)
-    if count * itemsize + (0 if packed else offset) > most:
+    most = os.path.getsize(path) * (_DEFLATE if packed else 1) - offset
+    if count * itemsize > most:
         found = f"is truncated: its header claims {count:,} voxels, the file can hold {max(0, most // itemsize):,}"
         raise DataError(path, "voxels", found, _AGAIN)
 

@@ -85,12 +85,15 @@ def write_picture(file: BinaryIO, name: str, mask: np.ndarray) -> None:
     if mask.dtype not in (np.uint8, np.uint16) or (name.endswith(".bmp") and mask.dtype != np.uint8):
         raise DataError(name, "mask", f"{mask.dtype} does not fit this format", "name a .nii.gz or .tif file")
     pages = [Image.fromarray(page) for page in (mask if mask.ndim == 3 else mask[None])]
+    # in memory first: writing several pages reads what was written
+    content = io.BytesIO()
     if name.lower().endswith(TIFF_SUFFIXES):
-        pages[0].save(file, "TIFF", compression="tiff_deflate", save_all=True, append_images=pages[1:])
+        pages[0].save(content, "TIFF", compression="tiff_deflate", save_all=True, append_images=pages[1:])
     elif mask.ndim == 3:
         raise DataError(name, "mask", "has 3 axes, this format 2", "name a .nii.gz or .tif file")
     else:
-        pages[0].save(file, "BMP" if name.lower().endswith(".bmp") else "PNG")
+        pages[0].save(content, "BMP" if name.lower().endswith(".bmp") else "PNG")
+    file.write(content.getbuffer())
 
 
 def _pages(path: str | Path) -> list[Image.Image]:

@@ -133,8 +133,8 @@ def write_mask(path: str | Path, mask: np.ndarray, like: Volume) -> None:
 def _read(path: str | Path, *, mask: bool) -> Volume:
     ending = ending_of(path)
     if ending in nifti.SUFFIXES:
-        header, affine, shape = nifti.read_header(path)
-        return Volume(nifti.read_voxels(path, header, shape)[None], affine, str(path), header)
+        layout = nifti.read_header(path)
+        return Volume(nifti.read_voxels(path, layout)[None], layout.affine, str(path), layout.header)
     array = pictures.read_picture(path, mask=mask)
     axes, notes = array.ndim - 1, ()
     spacing = pictures.spacing_beside(path, axes) if ending in pictures.TIFF_SUFFIXES else None
