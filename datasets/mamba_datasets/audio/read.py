@@ -35,6 +35,8 @@ RATES = (1000, 768_000)
 """The lowest and the highest rate that a sound may have, in samples a second."""
 # What an MP3's decoder carries over from at most; it begins so much earlier, and right.
 _RUN_UP = 32 * 1152
+# How finely the frames of a damaged file are counted.
+_FEW = 1024
 _REPLACE = f"replace it, or {LEAVE_OUT}"
 
 Channel = int | Literal["mean"]
@@ -174,8 +176,20 @@ class AudioFile:
         return np.ascontiguousarray(wave_S)
 
     def _damaged(self, frame: int, error: soundfile.LibsndfileError) -> DataError:
-        found = f"is damaged after frame {frame} of the {self.frames} that its header claims ({_one_line(error)})"
-        return DataError(self.path, "frames", found, _REPLACE)
+        there = self._decodable()
+        found = f"is damaged: its header claims {self.frames} frames, {there} can be decoded ({_one_line(error)})"
+        return DataError(self.path, f"after frame {max(frame, there)}", found, _REPLACE)
+
+    def _decodable(self) -> int:
+        """Return how many frames come before what cannot be decoded, to the next few thousand."""
+        count = 0
+        with _Steady(self.path) as file:
+            try:
+                while found := len(file.read(_FEW, dtype="float32")):
+                    count += found
+            except soundfile.LibsndfileError:
+                pass
+        return count
 
 
 def read_audio(
