@@ -13,6 +13,7 @@ from mamba_apps.forecasting.models import ForecastModel, Sizes, create, names, s
 from mamba_apps.forecasting.models.base import KINDS
 
 SMALL: dict[str, dict[str, Any]] = {
+    "anchor": {"patch": 5, "d_model": 16, "decoder": 4, "effect_width": 8},
     "patch": {"patch": 5, "d_model": 16, "decoder": 4},
     "smamba": {"d_model": 16, "d_state": 4},
     "itransformer": {"d_model": 16, "heads": 2},
@@ -22,6 +23,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "mambasimple": {"d_model": 16, "d_state": 4},
 }
 CASES = [pytest.param(name, {}, id=name) for name in names()] + [
+    pytest.param(
+        "anchor", {"mixer": "mamba2", "mixer_options": {"headdim": 8}, "norm": "standard"}, id="anchor-mamba2"
+    ),
+    pytest.param("anchor", {"mixer": "attention"}, id="anchor-attention"),
     pytest.param("patch", {"mixer": "attention"}, id="patch-attention"),
     pytest.param("patch", {"norm": "standard", "ff": 0}, id="patch-standard"),
     pytest.param("patch", {"norm": "none", "seasonal_skip": False}, id="patch-none"),

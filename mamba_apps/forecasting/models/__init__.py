@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mamba_apps.forecasting.models.adapters import from_reference, our_names
+from mamba_apps.forecasting.models.anchor import AnchoredForecaster
 from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes
 from mamba_apps.forecasting.models.dlinear import DLinear
 from mamba_apps.forecasting.models.inverted import Inverted, ITransformer, SMamba
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "ForecastModel",
     "Sizes",
+    "AnchoredForecaster",
     "PatchForecaster",
     "SMambaForecaster",
     "ITransformerForecaster",

@@ -1,0 +1,377 @@
+"""The anchored forecaster: a linear map in closed form, and what a sequence mixer corrects of it.
+
+A window is read relative to its level, the mean of what was observed in it. The linear path forecasts from there; it
+is solved before training, so that training starts from the best linear forecaster and not from noise. Patches of the
+window (target, mask, covariates) are the tokens of a causal mixer, and the last one's state says how to correct the
+linear forecast, and what the covariates known ahead change in it. How much of the correction counts is decided on
+validation windows, down to nothing.
+
+Nothing in a token looks ahead: it is relative to the level of the lookback up to its own end. Live, a token ends at
+every observation, and as many sequences as a patch has steps take turns, one token each; a step costs one token.
+
+Dimensions in names: B batch, L lookback, H horizon, P patch length, N patches, T steps, X columns of a step, D model
+channels, G decoder channels, F known-future covariates, Q quantiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mamba_apps.errors import UserError
+from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes, increasing
+from mamba_apps.forecasting.models.effect import CovariateEffect
+from mamba_apps.forecasting.models.encoder import check_options
+from mamba_apps.forecasting.models.linear_path import LinearPath, Pair
+from mamba_apps.forecasting.models.registry import register
+from mamba_apps.forecasting.models.rolling import RollingWindow
+from mamba_apps.mixers import Mixer, create
+from mamba_apps.mixers.base import State
+
+_NORMS = ("mean", "standard")
+_GAINS = torch.linspace(0, 1, 11)
+
+
+@dataclass
+class LiveState:
+    """What a live forecast remembers of each series.
+
+    Args:
+        window: The last lookback, its targets less the covariates' effect.
+        level_BP: The level after each of the last P steps.
+        seen_BP: bool, whether anything had been observed by then.
+        layers: For each of the P sequences that take turns, the state of each layer.
+        token_BD: What the last token says.
+        steps: How many steps were read.
+    """
+
+    window: RollingWindow
+    level_BP: Tensor
+    seen_BP: Tensor
+    layers: list[list[State]]
+    token_BD: Tensor
+    steps: int = 0
+
+
+@register("anchor")
+class AnchoredForecaster(ForecastModel):
+    """A linear map in closed form, corrected by any causal mixer that reads patches.
+
+    Args:
+        sizes: The shape of the problem.
+        mixer: A registered causal mixer, such as "mamba1", "mamba2" or "attention".
+        mixer_options: That mixer's options. Attention has rotary positions and heads of about 16 channels unless they
+            say otherwise.
+        patch: Steps a patch; None for 24, or the lookback where that is shorter. A season is a good choice.
+        d_model: Model channels.
+        layers: Number of layers.
+        ff: Hidden channels of each layer's transformation, in multiples of ``d_model``.
+        dropout: Probability of dropping, in [0, 1).
+        norm: Whether patches are freed of their level alone ("mean") or divided by the deviation too ("standard").
+        decoder: Channels in which the past and a step's own covariates meet.
+        effect_width: Hidden channels of the covariates' effect.
+        quantiles: As in `ForecastModel`.
+
+    Raises:
+        UserError: If an option is out of range, or the mixer is not causal.
+    """
+
+    covariates = frozenset({"past", "future", "static"})
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        *,
+        mixer: str = "mamba1",
+        mixer_options: Mapping[str, Any] | None = None,
+        patch: int | None = None,
+        d_model: int = 64,
+        layers: int = 2,
+        ff: int = 2,
+        dropout: float = 0.2,
+        norm: str = "mean",
+        decoder: int = 16,
+        effect_width: int = 32,
+        quantiles: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(sizes, quantiles)
+        check_options("anchor", dropout=dropout, d_model=d_model, layers=layers, ff=ff, decoder=decoder)
+        patch = min(24, sizes.lookback) if patch is None else patch
+        if not 1 <= patch <= sizes.lookback:
+            raise UserError(f"patch is {patch} with a lookback of {sizes.lookback}", "give from 1 step to the lookback")
+        if norm not in _NORMS:
+            raise UserError(f"unknown norm {norm!r}", f"choose one of {', '.join(_NORMS)}")
+        self.mixer_name, self.patch, self.standard = mixer, patch, norm == "standard"
+        self.tokens = -(-sizes.lookback // patch)
+        outputs = len(self.quantiles or (0,))
+        self.linear = LinearPath(sizes.lookback, sizes.horizon, patch)
+        self.effect = CovariateEffect(sizes, effect_width) if sizes.n_future + sizes.n_static else None
+        self.embed = nn.Linear(patch * (2 + sizes.n_past + sizes.n_future) + 1, d_model)
+        self.embed_static = nn.Linear(sizes.n_static, d_model) if sizes.n_static else None
+        options = {**_defaults(mixer, d_model), **(mixer_options or {})}
+        self.layers = nn.ModuleList(_Layer(create(mixer, d_model, **options), ff, dropout) for _ in range(layers))
+        if not all(layer.mixer.causal for layer in self._layers):
+            raise UserError(f"anchor needs a causal mixer, and {mixer} with {options} looks ahead", "choose another")
+        self.norm = nn.LayerNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.correct = nn.Linear(d_model, sizes.horizon * outputs)
+        self.decode = _Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
+        self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
+        self.gain: Tensor
+        self.register_buffer("gain", torch.ones(()))
+        with torch.no_grad():
+            # Training starts near the linear forecast.
+            lasts = [self.correct, *([] if self.effect is None else [self.effect.layers[-1]])]
+            for last in lasts + ([] if self.decode is None else [self.decode.head]):
+                for parameter in last.parameters():
+                    parameter.mul_(0.1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Forecast; see `ForecastModel.forward`."""
+        past_BL, observed_BL, ahead_BH = self._without_effect(batch)
+        token_BD = self._read(past_BL, observed_BL, batch)
+        return self._finish(past_BL, observed_BL, ahead_BH, token_BD, batch["future_x"])
+
+    @torch.no_grad()
+    def prepare(self, train: Iterable[Batch], val: Iterable[Batch] = ()) -> None:
+        """Solve for the linear path; see `ForecastModel.prepare`. Windows with an unobserved target are left out."""
+        train, val = list(train), list(val)
+        self.linear.solve(self._pairs(train), self._pairs(val))
+        if self.spread_HQ is not None:
+            error_BH = torch.cat([future_BH - self.linear(past_BL) for past_BL, future_BH in self._pairs(train)])
+            if len(error_BH):
+                levels_Q = torch.tensor(self.quantiles, dtype=error_BH.dtype)
+                error_BH = error_BH[:: len(error_BH) // 4096 + 1]
+                self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
+
+    @torch.no_grad()
+    def calibrate(self, val: Iterable[Batch]) -> None:
+        """Choose how much of the correction counts: the gain in [0, 1] with the lowest error on validation windows.
+
+        Args:
+            val: Validation windows. The error is the squared one, or the pinball loss of quantiles.
+        """
+        training, before = self.training, self.gain.clone()
+        self.eval()
+        error_G = torch.zeros(len(_GAINS), dtype=torch.float64, device=self.gain.device)
+        for batch in val:
+            target_BH1Q = batch["future_y"][..., None]
+            ends = []
+            for gain in (0.0, 1.0):
+                self.gain.fill_(gain)
+                forecast = self(batch)
+                ends.append(forecast if self.quantiles else forecast[..., None])
+            for place, gain in enumerate(_GAINS.tolist()):
+                error = target_BH1Q - torch.lerp(ends[0], ends[1], gain)
+                each = error.square() if self.quantiles is None else _pinball(error, self.quantiles)
+                error_G[place] += each.masked_fill(~batch["future_observed"][..., None], 0.0).sum(dtype=torch.float64)
+        self.gain.copy_(before if not error_G.any() else _GAINS[error_G.argmin().item()])  # type: ignore[index]
+        self.train(training)
+
+    def init_state(self, static_BS: Tensor) -> Any:
+        """Return the state before the first observation; see `ForecastModel.init_state`.
+
+        A recurrent mixer's state is carried from the first observation on, beyond the lookback. Attention, which would
+        have to keep every token, reads the last lookback anew.
+        """
+        if self.mixer_name == "attention":
+            return super().init_state(static_BS)
+        shape = len(static_BS), self.patch
+        return LiveState(
+            RollingWindow.empty(self.sizes, static_BS),
+            level_BP=static_BS.new_zeros(shape),
+            seen_BP=torch.zeros(shape, dtype=torch.bool, device=static_BS.device),
+            layers=[
+                [layer.mixer.init_state(len(static_BS), dtype=static_BS.dtype) for layer in self._layers]
+                for _ in range(self.patch)
+            ],
+            token_BD=static_BS.new_zeros(len(static_BS), self.norm.weight.shape[0]),
+        )
+
+    @torch.no_grad()
+    def step(self, state: Any, y_B: Tensor, observed_B: Tensor, x_BX: Tensor) -> Any:
+        """Read one step of each series; see `ForecastModel.step`."""
+        if isinstance(state, RollingWindow):
+            return super().step(state, y_B, observed_B, x_BX)
+        window = state.window
+        if self.effect is not None:
+            y_B = y_B - self.effect(x_BX[:, None, self.sizes.n_past :], window.static_BS)[:, 0]
+        window.append(y_B, observed_B, x_BX)
+        past_BL, observed_BL = _held(window.past_y_BL1[..., 0], window.past_observed_BL1[..., 0])
+        level_B1, scale_B1, seen_B1 = self._statistics(past_BL, observed_BL, slice(-1, None))
+        drift_B1 = torch.where(state.seen_BP[:, :1], level_B1 - state.level_BP[:, :1], 0.0)
+        state.level_BP = torch.cat([state.level_BP[:, 1:], level_B1], dim=1)
+        state.seen_BP = torch.cat([state.seen_BP[:, 1:], seen_B1], dim=1)
+        columns_BPX = _columns(past_BL, observed_BL, window.past_x_BLX)[:, -self.patch :]
+        x_BD = self._embed(columns_BPX[:, None], level_B1, scale_B1, drift_B1, window.static_BS)[:, 0]
+        turn = state.layers[state.steps % self.patch]
+        for place, layer in enumerate(self._layers):
+            x_BD, turn[place] = layer.step(x_BD, turn[place])
+            for part in turn[place]:
+                # What lies before a series' first observation leaves no trace.
+                part.masked_fill_(~seen_B1.view(-1, *[1] * (part.dim() - 1)), 0.0)
+        state.token_BD = self.norm(x_BD).masked_fill(~seen_B1, 0.0)
+        state.steps += 1
+        return state
+
+    @torch.no_grad()
+    def forecast(self, state: Any, future_x_BHF: Tensor) -> Tensor:
+        """Return the forecast after the last step read; see `ForecastModel.forecast`."""
+        if isinstance(state, RollingWindow):
+            return super().forecast(state, future_x_BHF)
+        window = state.window
+        past_BL, observed_BL = _held(window.past_y_BL1[..., 0], window.past_observed_BL1[..., 0])
+        ahead = 0.0 if self.effect is None else self.effect(future_x_BHF, window.static_BS)
+        return self._finish(past_BL, observed_BL, ahead, state.token_BD, future_x_BHF)
+
+    @property
+    def _layers(self) -> list[_Layer]:
+        return [cast(_Layer, layer) for layer in self.layers]
+
+    def _without_effect(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return the past less the covariates' effect, what of it was observed, and the effect ahead (B, H)."""
+        past_BL, observed_BL = batch["past_y"][..., 0], batch["past_observed"][..., 0]
+        ahead: Tensor | float = 0.0
+        if self.effect is not None:
+            known_BTF = torch.cat([batch["past_x"][..., self.sizes.n_past :], batch["future_x"]], dim=1)
+            effect_BT = self.effect(known_BTF, batch["static"])
+            past_BL = past_BL - effect_BT[:, : self.sizes.lookback]
+            ahead = effect_BT[:, self.sizes.lookback :]
+        return *_held(past_BL, observed_BL), ahead
+
+    def _statistics(self, past_BT: Tensor, observed_BT: Tensor, ends: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return level, scale and whether anything was observed, up to each of some steps, (B, N) each."""
+        count_BT = observed_BT.cumsum(1)
+        least_BT = count_BT.clamp(min=1)
+        known_BT = past_BT.masked_fill(~observed_BT, 0.0)
+        level_BT = known_BT.cumsum(1) / least_BT
+        scale_BT = torch.ones_like(level_BT)
+        if self.standard:
+            # Around the last level, where squares lose the fewest digits.
+            around_BT = (known_BT - level_BT[:, -1:]).masked_fill(~observed_BT, 0.0)
+            mean_BT, square_BT = around_BT.cumsum(1) / least_BT, around_BT.square().cumsum(1) / least_BT
+            scale_BT = torch.sqrt((square_BT - mean_BT.square()).clamp(min=0) + 1e-2)
+        return level_BT[:, ends], scale_BT[:, ends], count_BT[:, ends] > 0
+
+    def _read(self, past_BL: Tensor, observed_BL: Tensor, batch: Batch) -> Tensor:
+        """Return what the last token says (B, D)."""
+        fill = self.tokens * self.patch - self.sizes.lookback
+        ends = slice(self.patch - 1 - fill, None, self.patch)
+        level_BN, scale_BN, seen_BN = self._statistics(past_BL, observed_BL, ends)
+        drift_BN = F.pad(torch.where(seen_BN[:, :-1], level_BN.diff(dim=1), 0.0), (1, 0))
+        columns_BLX = F.pad(_columns(past_BL, observed_BL, batch["past_x"]), (0, 0, fill, 0))
+        x_BND = self._embed(columns_BLX.unflatten(1, (-1, self.patch)), level_BN, scale_BN, drift_BN, batch["static"])
+        seq_idx_BN = torch.where(seen_BN, 0, -1)
+        for layer in self._layers:
+            x_BND = layer(x_BND, seq_idx_BN)
+        return self.norm(x_BND[:, -1]).masked_fill(~seen_BN[:, -1:], 0.0)
+
+    def _embed(
+        self, columns_BNPX: Tensor, level_BN: Tensor, scale_BN: Tensor, drift_BN: Tensor, static_BS: Tensor
+    ) -> Tensor:
+        """Return tokens (B, N, D) of patches whose first columns are the target and whether it is known."""
+        y_BNP, known_BNP = columns_BNPX[..., 0], columns_BNPX[..., 1]
+        y_BNP = (y_BNP - level_BN[..., None]) / scale_BN[..., None] * known_BNP
+        rest_BNZ = columns_BNPX[..., 2:].flatten(2)
+        x_BND = self.embed(torch.cat([y_BNP, rest_BNZ, (drift_BN / scale_BN)[..., None]], dim=-1))
+        if self.embed_static is not None:
+            x_BND = x_BND + self.embed_static(static_BS)[:, None]
+        return self.dropout(x_BND)
+
+    def _finish(
+        self,
+        past_BL: Tensor,
+        observed_BL: Tensor,
+        ahead: Tensor | float,
+        token_BD: Tensor,
+        future_x_BHF: Tensor,
+    ) -> Tensor:
+        level_B1, scale_B1, _ = self._statistics(past_BL, observed_BL, slice(-1, None))
+        y_BHQ = (self.linear(self._relative(past_BL, observed_BL, level_B1)) + ahead)[..., None]
+        change_BHQ = self.correct(self.dropout(token_BD)).unflatten(1, (self.sizes.horizon, -1))
+        if self.decode is not None:
+            change_BHQ = change_BHQ + self.decode(token_BD, future_x_BHF)
+        if not self.training:
+            change_BHQ = self.gain * change_BHQ
+        y_BHQ = y_BHQ + scale_B1[..., None] * change_BHQ + level_B1[..., None]
+        if self.spread_HQ is None:
+            return y_BHQ
+        return increasing(y_BHQ + self.spread_HQ)[:, :, None]
+
+    def _relative(self, past_BL: Tensor, observed_BL: Tensor, level_B1: Tensor) -> Tensor:
+        """Return the window less its level; before the first observation it is at its level."""
+        return (past_BL - level_B1).masked_fill(observed_BL.cumsum(1) == 0, 0.0)
+
+    def _pairs(self, batches: Iterable[Batch]) -> Iterator[Pair]:
+        for batch in batches:
+            whole_B = batch["future_observed"].all(dim=1)[:, 0] & batch["past_observed"].any(dim=1)[:, 0]
+            past_BL, observed_BL = (batch[name][whole_B, :, 0] for name in ("past_y", "past_observed"))
+            past_BL, observed_BL = _held(past_BL, observed_BL)
+            level_B1 = self._statistics(past_BL, observed_BL, slice(-1, None))[0]
+            yield self._relative(past_BL, observed_BL, level_B1), batch["future_y"][whole_B, :, 0] - level_B1
+
+
+class _Decoder(nn.Module):
+    """What the past makes of the covariates of each step of the horizon."""
+
+    def __init__(self, sizes: Sizes, d_model: int, decoder: int, outputs: int) -> None:
+        super().__init__()
+        self.past = nn.Linear(d_model, decoder)
+        self.ahead = nn.Linear(sizes.n_future, decoder, bias=False)
+        self.step_HG = nn.Parameter(0.02 * torch.randn(sizes.horizon, decoder))
+        self.head = nn.Linear(decoder, outputs, bias=False)
+
+    def forward(self, token_BD: Tensor, future_x_BHF: Tensor) -> Tensor:
+        return self.head(F.gelu(self.ahead(future_x_BHF) + self.past(token_BD)[:, None] + self.step_HG))
+
+
+class _Layer(nn.Module):
+    def __init__(self, mixer: Mixer, ff: int, dropout: float) -> None:
+        super().__init__()
+        width = mixer.d_model
+        self.norm1, self.mixer, self.norm2 = nn.LayerNorm(width), mixer, nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.ff = nn.Sequential(
+            nn.Linear(width, ff * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(ff * width, width)
+        )
+
+    def forward(self, x_BND: Tensor, seq_idx_BN: Tensor) -> Tensor:
+        x_BND = x_BND + self.dropout(self.mixer(self.norm1(x_BND), seq_idx_BL=seq_idx_BN))
+        return x_BND + self.dropout(self.ff(self.norm2(x_BND)))
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        y_BD, state = self.mixer.step(self.norm1(x_BD), state)
+        x_BD = x_BD + y_BD
+        return x_BD + self.ff(self.norm2(x_BD)), state
+
+
+def _held(past_BT: Tensor, observed_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the past with the last observed value in place of what was not, 0 before the first; and the mask."""
+    step_T = torch.arange(past_BT.shape[1], device=past_BT.device)
+    last_BT = torch.where(observed_BT, step_T, -1).cummax(dim=1).values
+    held_BT = past_BT.masked_fill(~observed_BT, 0.0).gather(1, last_BT.clamp(min=0))
+    return held_BT.masked_fill(last_BT < 0, 0.0), observed_BT
+
+
+def _columns(past_BT: Tensor, observed_BT: Tensor, x_BTX: Tensor) -> Tensor:
+    """Return each step's columns: target, whether anything is known of it, whether it was observed, the rest."""
+    known_BT1 = (observed_BT.cumsum(1) > 0)[..., None].to(past_BT.dtype)
+    return torch.cat([past_BT[..., None], known_BT1, observed_BT[..., None].to(past_BT.dtype), x_BTX], dim=-1)
+
+
+def _pinball(error: Tensor, quantiles: Sequence[float]) -> Tensor:
+    levels_Q = torch.tensor(quantiles, dtype=error.dtype, device=error.device)
+    return torch.maximum(levels_Q * error, (levels_Q - 1) * error)
+
+
+def _defaults(mixer: str, d_model: int) -> dict[str, Any]:
+    """Return the options that attention needs to be a fair twin: positions, and several heads."""
+    if mixer != "attention":
+        return {}
+    heads = next(h for h in range(max(1, d_model // 16), 0, -1) if d_model % h == 0 and (d_model // h) % 2 == 0)
+    return {"rotary": True, "heads": heads}
