@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchaudio.functional import resample as _resample
+from torchaudio.transforms import Resample
 
 from mamba_datasets.audio.read import check_rate
 from mamba_datasets.errors import DataError
@@ -40,7 +40,13 @@ def resample(wave: Tensor, rate: int, to: int, path: str | Path = "sound") -> Te
         raise DataError(path, "rate", expected, "convert the file first")
     _say(rate, to)
     with torch.autocast(wave.device.type, enabled=False):
-        return _resample(wave.float(), rate, to)
+        return _resampler(rate, to, wave.device)(wave.float())
+
+
+@lru_cache(maxsize=8)
+def _resampler(rate: int, to: int, device: torch.device) -> Resample:
+    """Keep the filters: for many a pair of rates they take longer than a clip does."""
+    return Resample(rate, to).to(device)
 
 
 @lru_cache
