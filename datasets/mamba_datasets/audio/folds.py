@@ -109,10 +109,11 @@ def _deal(
     room = [share * len(clips) for share in shares]
     bins: dict[int, int] = {}
     by_rarity = sorted(holders, key=lambda label: (len(holders[label]), label))
-    for label in [*by_rarity, None]:  # last, the clips without a label
-        waiting = [unit for unit in (order if label is None else holders[label]) if unit not in bins]
+    unlabelled = -1
+    for label in [*by_rarity, unlabelled]:
+        waiting = [unit for unit in (order if label == unlabelled else holders[label]) if unit not in bins]
         for unit in waiting:
-            want = room if label is None else [one[label] for one in wanted]
+            want = room if label == unlabelled else [one[label] for one in wanted]
             best = max(range(len(shares)), key=lambda number: (want[number], room[number]))
             bins[unit] = best
             room[best] -= len(units[unit])
