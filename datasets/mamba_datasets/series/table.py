@@ -54,7 +54,7 @@ def load_table(
     source: Path | str | pd.DataFrame | Table,
     *,
     id_col: str,
-    required: Sequence[str],
+    required: Sequence[str] | None,
     separator: str = ",",
     default_id_col: str = "unique_id",
 ) -> Table:
@@ -63,7 +63,7 @@ def load_table(
     Args:
         source: A path, a frame, or a table as it was read already.
         id_col: The column of series ids. If it is the default one and absent, the table is a single series.
-        required: The other columns that must be there.
+        required: The other columns that must be there; None reads all there are, those of a text file as text.
         separator: What separates the columns of a CSV file.
         default_id_col: The id column's default name.
 
@@ -75,7 +75,7 @@ def load_table(
     """
     if isinstance(source, pd.DataFrame):
         frame, label, stem = source, "DataFrame", "series"
-        missing = [name for name in (id_col, *required) if name not in frame.columns]
+        missing = [name for name in (id_col, *(required or ())) if name not in frame.columns]
         if any(name in frame.index.names for name in missing):
             frame = frame.reset_index()
         names = [str(name) for name in frame.columns]
@@ -131,10 +131,13 @@ def _check_path(path: Path, label: str) -> None:
 
 
 def _choose(
-    names: Sequence[str], label: str, id_col: str, required: Sequence[str], default_id_col: str, hint: str = ""
+    names: Sequence[str], label: str, id_col: str, required: Sequence[str] | None, default_id_col: str, hint: str = ""
 ) -> list[str]:
     """Return the columns to read, or refuse a table that lacks one or has one twice."""
-    wanted = list(required) if id_col == default_id_col and id_col not in names else [id_col, *required]
+    if required is None:
+        wanted = [name for name in names if name]
+    else:
+        wanted = list(required) if id_col == default_id_col and id_col not in names else [id_col, *required]
     counts = collections.Counter(names)
     absent = [name for name in wanted if counts[name] == 0]
     if absent:
@@ -146,7 +149,9 @@ def _choose(
     return list(dict.fromkeys(wanted))
 
 
-def _read_parquet(path: Path, label: str, id_col: str, required: Sequence[str], default_id_col: str) -> pd.DataFrame:
+def _read_parquet(
+    path: Path, label: str, id_col: str, required: Sequence[str] | None, default_id_col: str
+) -> pd.DataFrame:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -157,6 +162,9 @@ def _read_parquet(path: Path, label: str, id_col: str, required: Sequence[str], 
         names = list(pq.read_schema(path).names)
         chosen = _choose(names, label, id_col, required, default_id_col)
         frame = pq.read_table(path, columns=chosen).to_pandas()
+        if required is None:
+            # What a frame was saved with as its row numbers is no column of the table.
+            return frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index(drop=frame.index.name is None)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         expected = f"a whole Parquet file was expected ({reason})"
@@ -167,7 +175,7 @@ def _read_parquet(path: Path, label: str, id_col: str, required: Sequence[str], 
 
 
 def _read_csv(
-    path: Path, label: str, id_col: str, required: Sequence[str], separator: str, default_id_col: str
+    path: Path, label: str, id_col: str, required: Sequence[str] | None, separator: str, default_id_col: str
 ) -> tuple[pd.DataFrame, np.ndarray]:
     try:
         _refuse_binary(path, label)
@@ -179,7 +187,7 @@ def _read_csv(
             other = next((mark for mark in ";\t|" if mark in names[0]), None)
             hint = f"its columns are separated by {other!r}: pass separator={other!r}" if other else ""
         chosen = _choose(names, label, id_col, required, default_id_col, hint)
-        text = {name: str for name in (id_col, required[0]) if name in chosen}
+        text = {name: str for name in (names if required is None else (id_col, required[0])) if name in chosen}
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # Blank lines are kept at first, so that a row's number leads to its line in the file.
@@ -200,7 +208,7 @@ def _read_csv(
         raise DataError(label, "file", f"a whole gzip file was expected ({error})", remedy) from error
     blank = frame.isna().all(axis=1).to_numpy()
     lines = np.flatnonzero(~blank) + 2
-    return frame.loc[~blank, chosen].reset_index(drop=True), lines
+    return frame.loc[~blank, frame.columns if required is None else chosen].reset_index(drop=True), lines
 
 
 def _refuse_binary(path: Path, label: str) -> None:

@@ -1,0 +1,181 @@
+"""Files that people really have are read as they are meant, and what was guessed is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mamba_datasets.errors import DataError
+from mamba_datasets.series import SeriesSet, read_series
+from mamba_datasets.series.guess import Guess, guess_table
+
+DAYS = pd.date_range("2024-01-01", periods=60, freq="D")
+LEVEL = {"north": 1200.5, "south": 80.25}
+
+
+def values(name: str) -> np.ndarray:
+    return LEVEL[name] + np.arange(60) * 0.5
+
+
+def german(value: float) -> str:
+    return f"{value:,.2f}".replace(",", " ").replace(".", ",").replace(" ", ".")
+
+
+def table(
+    day: str = "%Y-%m-%d",
+    number: Any = str,
+    separator: str = ",",
+    header: str = "shop,date,sales",
+    newest: bool = False,
+) -> str:
+    rows = []
+    for name in LEVEL:
+        own = [f"{name}\x00{stamp:{day}}\x00{number(v)}" for stamp, v in zip(DAYS, values(name), strict=True)]
+        rows += own[::-1] if newest else own
+    return "\n".join([header.replace(",", separator), *(row.replace("\x00", separator) for row in rows)]) + "\n"
+
+
+def wide(separator: str = ",", number: Any = str, day: str = "%Y-%m-%d", header: str = "date,north,south") -> str:
+    north, south = values("north"), values("south")
+    rows = [separator.join([f"{s:{day}}", number(a), number(b)]) for s, a, b in zip(DAYS, north, south, strict=True)]
+    return "\n".join([header.replace(",", separator), *rows]) + "\n"
+
+
+def across() -> str:
+    rows = [",".join([name, "big", *(str(v) for v in values(name))]) for name in LEVEL]
+    return "\n".join([",".join(["shop", "size", *(f"{s:%Y-%m-%d}" for s in DAYS)]), *rows]) + "\n"
+
+
+def read(guess: Guess, **options: Any) -> SeriesSet:
+    return read_series(
+        guess.table, freq=None, id_col=guess.id_col, time_col=guess.time_col, target_col=guess.target_col, **options
+    )
+
+
+FILES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "long": (table(), ("time in 'date'", "series in 'shop'", "target in 'sales'")),
+    "semicolons and decimal commas": (
+        table("%d.%m.%Y", german, ";", "Filiale,Datum,Umsatz"),
+        ("separated by ';'", "'Datum' read as day month year", "a decimal comma", "target in 'Umsatz'"),
+    ),
+    "tabs": (table(separator="\t"), ("separated by tabs",)),
+    "pipes": (table(separator="|"), ("separated by '|'",)),
+    "day first": (table("%d/%m/%Y"), ("'date' read as day month year",)),
+    "month first": (table("%m/%d/%Y"), ("'date' read as month day year",)),
+    "short years": (table("%d.%m.%y"), ("'date' read as day month year",)),
+    "names of months": (table("%d %b %Y"), ("'date' read as day month year",)),
+    "dates as whole numbers": (table("%Y%m%d"), ("year month day without marks",)),
+    "with the time of day": (table("%m/%d/%Y 12:00 AM"), ("'date' read as month day year",)),
+    "marks between thousands": (table(number=lambda v: f'"{v:,.2f}"'), ("target in 'sales'",)),
+    "the newest first": (table(newest=True), ("rows sorted by time",)),
+    "wide": (wide(), ("a series a column, 2 of them", "time in 'date'")),
+    "wide with decimal commas": (wide(";", german, "%d.%m.%Y"), ("a decimal comma", "a series a column")),
+    "a date a column": (across(), ("a date a column, 60 of them", "series in 'shop'")),
+    "a saved row number": ("," + table().replace("\n", "\n0,").removesuffix("0,"), ("series in 'shop'",)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_it_is_read_as_it_is_meant(name: str, tmp_path: Path) -> None:
+    text, notes = FILES[name]
+    if name == "a saved row number":
+        lines = table().splitlines()
+        text = "\n".join(["," + lines[0], *(f"{number},{line}" for number, line in enumerate(lines[1:]))]) + "\n"
+    path = tmp_path / ("x.tsv" if name == "tabs, by its name" else "x.csv")
+    path.write_text(text, encoding="utf-8")
+    guess = guess_table(path)
+    found = read(guess)
+    assert found.ids == list(LEVEL)
+    for one in found.series:
+        np.testing.assert_allclose(one.y, values(one.id), rtol=1e-5)
+        assert (one.index == DAYS).all()
+    assert found.freq == "D"
+    said = "; ".join(guess.notes)
+    assert all(note in said for note in notes), said
+
+
+def test_parquet_needs_no_guess_of_its_dialect(tmp_path: Path) -> None:
+    frame = pd.concat([pd.DataFrame({"when": DAYS, "store": name, "qty": values(name)}) for name in LEVEL])
+    frame.to_parquet(tmp_path / "x.parquet")
+    guess = guess_table(tmp_path / "x.parquet")
+    assert (guess.id_col, guess.time_col, guess.target_col) == ("store", "when", "qty")
+    assert read(guess).lengths.tolist() == [60, 60]
+
+
+@pytest.mark.parametrize(
+    ("text", "freq", "steps"),
+    [
+        ("month,value\n" + "".join(f"{m:%b %Y},{m.month}\n" for m in pd.date_range("2020", periods=30, freq="MS")), "MS", 30),
+        ("q,value\n" + "".join(f"{y}Q{q},{q}\n" for y in range(2015, 2021) for q in (1, 2, 3, 4)), "QS-OCT", 24),
+        ("hour,value\n" + "".join(f"{h:%Y-%m-%dT%H:%M},{h.hour}\n" for h in pd.date_range("2020", periods=50, freq="h")), "h", 50),
+        ("step,value\n" + "".join(f"{5 * i},{i % 3}\n" for i in range(40)), 5, 40),
+    ],
+    ids=["months", "quarters", "hours", "whole numbers"],
+)  # fmt: skip
+def test_other_steps(text: str, freq: str | int, steps: int, tmp_path: Path) -> None:
+    (tmp_path / "sales.csv").write_text(text)
+    found = read(guess_table(tmp_path / "sales.csv"))
+    assert found.ids == ["sales"]
+    assert found.freq == freq
+    assert len(found.series[0]) == steps
+
+
+def test_two_columns_tell_the_series_apart(tmp_path: Path) -> None:
+    rows = [f"{d:%Y-%m-%d},{s},{i},3" for s in ("s1", "s2") for i in ("i1", "i2") for d in DAYS]
+    (tmp_path / "x.csv").write_text("date,store,item,sold\n" + "\n".join(rows))
+    guess = guess_table(tmp_path / "x.csv")
+    assert read(guess).ids == ["s1/i1", "s1/i2", "s2/i1", "s2/i2"]
+    assert "series in 'store' and 'item' together" in guess.notes
+
+
+def test_ids_stay_as_they_are_written(tmp_path: Path) -> None:
+    rows = [f"{d:%Y-%m-%d},{i},3.5" for i in ("007", "010") for d in DAYS]
+    (tmp_path / "x.csv").write_text("date,sku,sold\n" + "\n".join(rows))
+    assert read(guess_table(tmp_path / "x.csv")).ids == ["007", "010"]
+
+
+def test_what_is_named_is_not_guessed(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"date": DAYS, "other": DAYS + pd.Timedelta(days=400), "a": 1.0, "b": 2.0, "temp": 3.0})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    guess = guess_table(tmp_path / "x.csv", time_col="other", target_col="b", covariates=["temp"])
+    assert (guess.time_col, guess.target_col) == ("other", "b")
+    found = read(guess, past=["temp"])
+    assert str(found.series[0].index[0])[:4] == "2025"
+    assert found.past_names == ("temp",)
+    both = read(guess_table(tmp_path / "x.csv", covariates=["temp"]), future=["temp"])
+    assert both.ids == ["a", "b"]
+    assert both.future_names == ("temp",)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        (table().replace("sales", "one").replace("\n", ",1\n").replace("one,1", "one,two"), {}, ("'one', 'two'", "--target-col")),
+        ("a,b\n1,2\n3,4\n", {}, ("column of dates", "--time-col")),
+        (table(), {"id_col": "shops"}, ("no column 'shops'", "'shop'")),
+        (table(), {"covariates": ["price"]}, ("no column 'price'",)),
+        (table().replace("north,2024-01-07,1203.5", "north,2024-01-07,many"), {}, ("line 8", "'many'")),
+        (table().replace("north,2024-01-07", "north,2024-01-06"), {}, ("2024-01-06", "line 8")),
+        (table().replace("2024-01-07", "2024-01-72", 1), {"time_col": "date"}, ("line 8", "'2024-01-72'")),
+        ("date,y\n", {}, ("row",)),
+        ("", {}, ("empty",)),
+    ],
+    ids=["two-targets", "no-dates", "no-such-id", "no-such-covariate", "text", "twice", "no-date", "no-rows", "empty"],
+)  # fmt: skip
+def test_what_cannot_be_told_is_asked_for(text: str, options: Any, says: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read(guess_table(path, **options))
+    assert caught.value.path == str(path)
+    assert all(word in str(caught.value) for word in says), caught.value
+
+
+def test_a_day_that_could_be_a_month_is_said(tmp_path: Path) -> None:
+    days = ["01/02/2024", "03/04/2024", "05/06/2024"]
+    (tmp_path / "x.csv").write_text("date,y\n" + "".join(f"{day},1\n" for day in days))
+    assert any("could be" in note for note in guess_table(tmp_path / "x.csv").notes)
