@@ -106,16 +106,22 @@ def test_parquet_needs_no_guess_of_its_dialect(tmp_path: Path) -> None:
     assert read(guess).lengths.tolist() == [60, 60]
 
 
+MONTHS = "".join(f"{m:%b %Y},{m.month}\n" for m in pd.date_range("2020", periods=30, freq="MS"))
+QUARTERS = "".join(f"{y}Q{q},{q}\n" for y in range(2015, 2021) for q in (1, 2, 3, 4))
+HOURS = "".join(f"{h:%Y-%m-%dT%H:%M},{h.hour}\n" for h in pd.date_range("2020", periods=50, freq="h"))
+STEPS = "".join(f"{5 * i},{i % 3}\n" for i in range(40))
+
+
 @pytest.mark.parametrize(
     ("text", "freq", "steps"),
     [
-        ("month,value\n" + "".join(f"{m:%b %Y},{m.month}\n" for m in pd.date_range("2020", periods=30, freq="MS")), "MS", 30),
-        ("q,value\n" + "".join(f"{y}Q{q},{q}\n" for y in range(2015, 2021) for q in (1, 2, 3, 4)), "QS-OCT", 24),
-        ("hour,value\n" + "".join(f"{h:%Y-%m-%dT%H:%M},{h.hour}\n" for h in pd.date_range("2020", periods=50, freq="h")), "h", 50),
-        ("step,value\n" + "".join(f"{5 * i},{i % 3}\n" for i in range(40)), 5, 40),
+        ("month,value\n" + MONTHS, "MS", 30),
+        ("q,value\n" + QUARTERS, "QS-OCT", 24),
+        ("hour,value\n" + HOURS, "h", 50),
+        ("step,value\n" + STEPS, 5, 40),
     ],
     ids=["months", "quarters", "hours", "whole numbers"],
-)  # fmt: skip
+)
 def test_other_steps(text: str, freq: str | int, steps: int, tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text(text)
     found = read(guess_table(tmp_path / "sales.csv"))
@@ -151,10 +157,13 @@ def test_what_is_named_is_not_guessed(tmp_path: Path) -> None:
     assert both.future_names == ("temp",)
 
 
+TWO_TARGETS = table().replace("sales", "one").replace("\n", ",1\n").replace("one,1", "one,two")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "says"),
     [
-        (table().replace("sales", "one").replace("\n", ",1\n").replace("one,1", "one,two"), {}, ("'one', 'two'", "--target-col")),
+        (TWO_TARGETS, {}, ("'one', 'two'", "--target-col")),
         ("a,b\n1,2\n3,4\n", {}, ("column of dates", "--time-col")),
         (table(), {"id_col": "shops"}, ("no column 'shops'", "'shop'")),
         (table(), {"covariates": ["price"]}, ("no column 'price'",)),
@@ -165,7 +174,7 @@ def test_what_is_named_is_not_guessed(tmp_path: Path) -> None:
         ("", {}, ("empty",)),
     ],
     ids=["two-targets", "no-dates", "no-such-id", "no-such-covariate", "text", "twice", "no-date", "no-rows", "empty"],
-)  # fmt: skip
+)
 def test_what_cannot_be_told_is_asked_for(text: str, options: Any, says: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text(text, encoding="utf-8")
