@@ -121,9 +121,19 @@ class AST(nn.Module):
         pooled_BD = self.v.forward_head(x_BLD, pre_logits=True)
         return pooled_BD if pre_logits else self.mlp_head(pooled_BD)
 
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
+        return self.mlp_head
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Choose whether blocks are computed anew in the backward pass rather than kept."""
         self.v.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's rules for which parameters belong to which layer."""
+        rules = self.v.group_matcher(coarse)
+        blocks = [(rf"^v\.{pattern.removeprefix('^')}", order) for pattern, order in rules["blocks"]]
+        return {"stem": r"^v\.(?:cls_token|dist_token|pos_embed|patch_embed)", "blocks": blocks}
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters without weight decay: positions and class tokens."""

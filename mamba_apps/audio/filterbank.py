@@ -76,6 +76,11 @@ class FilterBank(nn.Module):
         self.register_buffer("window_W", window_W, persistent=False)
         self.register_buffer("mel_weight_PF", F.pad(weight_FP, (0, 1)).mT.contiguous(), persistent=False)
 
+    @property
+    def silence(self) -> float:
+        """What padding is in the normalised spectrograms."""
+        return -self.mean / (2 * self.std)
+
     def forward(self, wave_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Return the normalised spectrograms (B, T, F) of sounds.
 

@@ -11,6 +11,7 @@ _CHATTER = (
     r"Consider setting `persistent_workers=True` in",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"GPU available but not used",
+    r"Total length of `\w+` across ranks is zero",
     r"The `srun` command is available on your system but is not used",
 )
 

@@ -29,14 +29,15 @@ class CurvePanel:
     shared: Sequence[str] = ()
 
 
-def learning_curve(label: str, points: Sequence[tuple[float, float]]) -> list[CurvePanel]:
-    """Return a picture of top-1 accuracy on the validation part over training, if there are two points of it.
+def learning_curve(label: str, points: Sequence[tuple[float, float]], score: str = "top-1, %") -> list[CurvePanel]:
+    """Return a picture of a score on the validation part over training, if there are two points of it.
 
     Args:
         label: The model.
-        points: (optimiser steps, top-1 in per cent).
+        points: (optimiser steps, score).
+        score: What the score is, with its unit.
     """
     if len(points) < 2:
         return []
     steps, scores = zip(*points, strict=True)
-    return [CurvePanel("Learning curve", steps, "optimiser steps", "validation top-1, %", {label: scores})]
+    return [CurvePanel("Learning curve", steps, "optimiser steps", f"validation {score}", {label: scores})]

@@ -1,85 +1,56 @@
-"""`mamba-apps classify IMAGE|FOLDER --model DIR`: the classes of images, by a trained model."""
+"""`mamba-apps classify PATH --model DIR`: the classes of images or sounds; the saved model says what it tells apart."""
 
 from __future__ import annotations
 
-import json
-import sys
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mamba_apps.errors import UserError
 from mamba_recipes.cli.arguments import Parser, positive
-from mamba_recipes.cli.errors import DONE, WRONG_INPUT, one_line
 
-if TYPE_CHECKING:
-    from mamba_apps.vision.classification import ImageClassifier, Prediction
+# A model's domain -> the module whose run(arguments, folder) classifies with it.
+_DOMAINS = {"image": "mamba_recipes.cli.classify_images", "audio": "mamba_recipes.cli.classify_sounds"}
 
 
 def make_parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(
         prog="mamba-apps classify",
-        description="Print the likeliest classes of an image, or of every image in a folder and the folders below it.",
+        description="Print the likeliest classes of an image or a sound, or of every one in a folder and the folders "
+        "below it; for a long sound, with --every, write what is heard when.",
     )
-    parser.add_argument("path", type=Path, metavar="IMAGE|FOLDER", help="what to classify")
+    parser.add_argument("path", type=Path, metavar="FILE|FOLDER", help="what to classify")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a run's folder, or a saved model")
-    parser.add_argument("--top", type=positive, default=3, metavar="K", help="so many classes of each image (3)")
+    parser.add_argument("--top", type=positive, default=3, metavar="K", help="so many classes of each (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
+    sounds = parser.add_argument_group("sounds only")
+    sounds.add_argument(
+        "--every", metavar="TIME", help="write a timeline with a row for each 1s, 500ms, 2min: a CSV and a picture"
+    )
+    sounds.add_argument("--out", type=Path, metavar="FILE.csv", help="the timeline's file (NAME_timeline.csv)")
+    sounds.add_argument(
+        "--embeddings", type=Path, metavar="FILE.npz", help="write what the classifier sees of each: paths, embeddings"
+    )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `mamba-apps classify` and return its exit code; an image that cannot be read makes it 2, and no table."""
+    """Run `mamba-apps classify` and return its exit code."""
     arguments = make_parser().parse_args(list(argv))
 
     from mamba_apps.training.chatter import quiet
-    from mamba_apps.vision.classification import BadImagesError, ImageClassifier
+    from mamba_apps.training.saved import load_card
+    from mamba_recipes.runs import MODEL_NAME
 
     quiet()
-    classifier = ImageClassifier.load(arguments.model)
-    _header(classifier, arguments.path)
-    try:
-        found = classifier.predict(arguments.path, top=arguments.top)
-    except BadImagesError as error:
-        for problem in error.problems:
-            print(f"mamba-apps: error: {one_line(problem)}", file=sys.stderr)
-        return WRONG_INPUT
-    print(
-        json.dumps(_document(arguments.model, found), indent=1, ensure_ascii=False) if arguments.json else _table(found)
-    )
-    return DONE
-
-
-def _header(classifier: ImageClassifier, path: Path) -> None:
-    from mamba_recipes.setting import device_words, parameter_words
-
-    count = sum(parameter.numel() for parameter in classifier.network.parameters())
-    classes = f"{len(classifier.labels)} classes"
-    words = [f"classify {path}", classifier.model, parameter_words(count), classes, device_words()]
-    print(" · ".join(words), file=sys.stderr, flush=True)
-
-
-def _document(model: Path, found: Sequence[Prediction]) -> dict[str, object]:
-    images = [
-        {
-            "image": one.image,
-            "classes": [{"label": label, "probability": probability} for label, probability in one.classes],
-        }
-        for one in found
-    ]
-    return {"model": str(model), "images": images}
-
-
-def _table(found: Sequence[Prediction]) -> str:
-    """Return a line an image: its path, then each class with its probability."""
-    lines = [
-        [
-            one.image,
-            *(f"{label} {probability:.3f}" for label, probability in zip(one.labels, one.probabilities, strict=True)),
-        ]
-        for one in found
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    inner = arguments.model / MODEL_NAME
+    folder = inner if inner.is_dir() else arguments.model
+    card = load_card(folder)
+    if card.task != "classification":
+        raise UserError(f"{folder} holds a model for {card.task}", "give one that was trained to classify")
+    if card.domain not in _DOMAINS:
+        raise UserError(
+            f"{folder} classifies the domain {card.domain!r}", f"give a model of {' or '.join(sorted(_DOMAINS))}"
+        )
+    return int(importlib.import_module(_DOMAINS[card.domain]).run(arguments, folder))

@@ -1,0 +1,133 @@
+"""`mamba-apps classify` on sounds: their classes, what is heard when, what the classifier sees."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mamba_apps.errors import UserError
+from mamba_recipes.cli.classified import as_json, header, table
+from mamba_recipes.cli.errors import DONE, WRONG_INPUT, one_line
+
+if TYPE_CHECKING:
+    from mamba_apps.audio.tagging import AudioTagger
+
+_UNITS = {"ms": 1e-3, "s": 1.0, "": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def run(arguments: Namespace, folder: Path) -> int:
+    """Classify a sound or a folder of them with the model saved in ``folder``."""
+    every = None if arguments.every is None else seconds_of(arguments.every)
+    if every is None and arguments.out is not None:
+        raise UserError("--out names a timeline, and none was asked for", "give --every 1s")
+    if every is not None and arguments.embeddings is not None:
+        raise UserError("--every and --embeddings are both given", "give one of them")
+
+    from mamba_apps.audio.tagging import AudioTagger, BadSoundsError
+
+    # each sound's own notes say it
+    logging.getLogger("mamba_datasets.audio.resampling").setLevel(logging.ERROR)
+    tagger = AudioTagger.load(folder)
+    header(arguments.path, tagger.model, sum(p.numel() for p in tagger.network.parameters()), tagger.labels)
+    try:
+        if every is not None:
+            return _timeline(tagger, arguments, every)
+        return _embeddings(tagger, arguments) if arguments.embeddings is not None else _tags(tagger, arguments)
+    except BadSoundsError as error:
+        for problem in error.problems:
+            print(f"mamba-apps: error: {one_line(problem)}", file=sys.stderr)
+        return WRONG_INPUT
+
+
+def seconds_of(text: str) -> float:
+    """Read "1s", "0.5", "500ms", "2min" or "1h".
+
+    Raises:
+        UserError: It is none of these.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+        raise UserError(f"--every {text!r} is not understood", "write it like 1s, 500ms or 2min")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _tags(tagger: AudioTagger, arguments: Namespace) -> int:
+    found = tagger.tag_files(arguments.path, top=arguments.top)
+    _say(note for tags in found for note in tags.notes)
+    if arguments.json:
+        sounds = [
+            {"sound": tags.sound, "seconds": tags.seconds, "classes": as_json(tags.classes), "notes": list(tags.notes)}
+            for tags in found
+        ]
+        print(json.dumps({"model": str(arguments.model), "sounds": sounds}, indent=1, ensure_ascii=False))
+    else:
+        print(table((tags.sound, tags.classes) for tags in found))
+    return DONE
+
+
+def _timeline(tagger: AudioTagger, arguments: Namespace, every: float) -> int:
+    source: Path = arguments.path
+    if source.is_dir():
+        raise UserError(f"{source} is a folder, and a timeline is of one sound", "name a file")
+    out = arguments.out or Path(f"{source.stem}_timeline.csv")
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"--out {out}: a timeline is written as CSV", "give a name that ends in .csv")
+
+    from mamba_apps.training.files import make_directory
+
+    picture = out.with_suffix(".png")
+    make_directory(out.resolve().parent, "folder of the timeline")
+    timeline = tagger.timeline(source, every=every)
+    _say(timeline.notes)
+    timeline.to_csv(out)
+    timeline.plot(picture)
+    if arguments.json:
+        best = zip(timeline.start_R.tolist(), timeline.end_R.tolist(), timeline.top, strict=True)
+        rows = [
+            {"start_s": start, "end_s": end, "label": label, "probability": probability}
+            for start, end, (label, probability) in best
+        ]
+        document = {"model": str(arguments.model), "sound": str(source), "timeline": str(out), "picture": str(picture)}
+        print(json.dumps({**document, "rows": rows}, indent=1, ensure_ascii=False))
+    else:
+        print(f"{out}\n{picture}")
+    return DONE
+
+
+def _embeddings(tagger: AudioTagger, arguments: Namespace) -> int:
+    import os
+
+    import numpy as np
+
+    from mamba_apps.training.files import storage_error, temporary_beside, writing
+
+    out: Path = arguments.embeddings
+    if out.suffix.lower() != ".npz":
+        raise UserError(f"--embeddings {out}: they are written as NPZ", "give a name that ends in .npz")
+    paths, embedding_ND = tagger.embed_files(arguments.path)
+    try:
+        with temporary_beside(out) as temporary:
+            with writing(temporary) as file:
+                np.savez(file, paths=np.array(paths), embeddings=embedding_ND)
+            os.replace(temporary, out)
+    except OSError as error:
+        raise storage_error("write the embeddings", out, error) from error
+    count, width = embedding_ND.shape
+    if arguments.json:
+        print(json.dumps({"model": str(arguments.model), "embeddings": str(out), "shape": [count, width]}, indent=1))
+    else:
+        print(f"{out}: {count} x {width}")
+    return DONE
+
+
+def _say(notes: Iterable[str]) -> None:
+    """Write each note once to stderr, with the number of sounds that it holds for where there are several."""
+    for note, count in Counter(notes).items():
+        print(note if count == 1 else f"{note} ({count} sounds)", file=sys.stderr, flush=True)
