@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
 from mamba_apps.forecasting.saving import Fitted
 from mamba_apps.training import ModelCard
 from mamba_apps.training.schedule import budget_spent, rate_factor
+from mamba_datasets.series import WindowDataset
+
+_PREPARED_ON, _CALIBRATED_ON, _CHUNK = 20_000, 4096, 512
 
 
 class ForecastTask(pl.LightningModule):
@@ -94,6 +98,15 @@ class ForecastTask(pl.LightningModule):
             self.prepare_for(data)
         elif self.sizes is None:
             raise UserError("the shape of the problem is not known", "train with SeriesData, or give sizes")
+        if isinstance(data, WindowData) and self.trainer.state.fn == TrainerFn.FITTING:
+            val = _spread(data.val, _CALIBRATED_ON) if data.val_steps else ()
+            self.network.prepare(_spread(data.train, _PREPARED_ON), val)
+
+    def on_validation_epoch_start(self) -> None:
+        """Let the model choose what it chooses on validation windows."""
+        data = cast(WindowData, self.trainer.datamodule)  # type: ignore[attr-defined]
+        batches = _spread(data.val, _CALIBRATED_ON)
+        self.network.calibrate({name: x.to(self.device) for name, x in batch.items()} for batch in batches)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return scaled forecasts (B, H, 1), or (B, H, 1, Q) for quantiles."""
@@ -204,3 +217,10 @@ class ForecastTask(pl.LightningModule):
         for name, value in self.scores.compute().items():
             self.log(f"{part}/{name}", value.float())
         self.scores.reset()
+
+
+def _spread(windows: WindowDataset, at_most: int) -> Iterator[Mapping[str, Tensor]]:
+    """Return batches of so many windows at most, evenly spread."""
+    every = -(-len(windows) // at_most)
+    for numbers in torch.arange(0, len(windows), every).split(_CHUNK):
+        yield windows.batch(numbers)

@@ -15,6 +15,7 @@ from mamba_apps.forecasting.ltsf import LtsfBaseline, LtsfData, LtsfTask
 from mamba_apps.forecasting.ltsf.networks import NAMES, make_network
 from mamba_apps.forecasting.ltsf.published import published
 from mamba_apps.forecasting.ltsf.scores import WindowErrors
+from mamba_apps.forecasting.ltsf.task import _mixed
 from mamba_apps.training import make_trainer
 from mamba_datasets.series.ltsf import SETS
 
@@ -25,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "itransformer": {"d_model": 8, "heads": 2},
     "patchtst": {"d_model": 8, "heads": 2},
     "dlinear": {"moving_average": 5},
+    "anchor": {"d_model": 8, "patch": 8},
     "patch": {"d_model": 8, "patch": 8},
 }
 
@@ -161,10 +163,26 @@ def test_published_options_are_options_of_the_network(model: str) -> None:
                 make_network(model, 96, horizon, 7, 4, options)
 
 
+def test_windows_are_mixed_as_whole_series(root: Path) -> None:
+    data = data_of(root)
+    batch = data.gather(torch.arange(8))
+    torch.manual_seed(0)
+    # A linear map from past to future is one of mixed windows too, as each is mixed at one weight throughout.
+    weight_LH = torch.randn(24, 12)
+    linear = {**batch, "future": (batch["past"].transpose(1, 2) @ weight_LH).transpose(1, 2)}
+    mixed = _mixed(linear, 0.5)
+    torch.testing.assert_close(mixed["future"], (mixed["past"].transpose(1, 2) @ weight_LH).transpose(1, 2))
+    assert mixed["past"].shape == batch["past"].shape
+    assert not torch.allclose(mixed["past"], batch["past"])
+    with pytest.raises(UserError, match="cannot be mixed"):
+        LtsfTask("dlinear", mix=0.5).prepare_for(data)
+
+
 def test_unknown_models_and_options_are_refused(root: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'smamba'"):
         LtsfTask("s_mamba")
     with pytest.raises(UserError, match=r"has no option 'd_modle'; did you mean 'd_model'"):
         LtsfTask("smamba", model_options={"d_modle": 8}).prepare_for(data_of(root))
-    with pytest.raises(UserError, match="lr is 0"):
-        LtsfTask("smamba", lr=0.0)
+    for option, value in (("lr", 0.0), ("loss", "mape"), ("mix", -1.0)):
+        with pytest.raises(UserError, match=option):
+            LtsfTask("smamba", **{option: value})

@@ -39,17 +39,23 @@ class EachVariate(nn.Module):
 
     def forward(self, x_enc_BLC: Tensor) -> Tensor:
         """Forecast the variates (B, L, C), each by itself: (B, H, C)."""
-        batch, lookback, _ = x_enc_BLC.shape
-        x_SL1 = x_enc_BLC.transpose(1, 2).reshape(-1, lookback, 1)
+        return self.model(self.apart(x_enc_BLC))[..., 0].unflatten(0, (len(x_enc_BLC), -1)).transpose(1, 2)
+
+    def apart(self, past_BLC: Tensor, future_BHC: Tensor | None = None) -> dict[str, Tensor]:
+        """Return windows of all variates (B, L, C), and their futures, as B * C windows of one series each."""
+        x_SL1 = past_BLC.transpose(1, 2).flatten(0, 1)[..., None]
         none_S = x_SL1.new_zeros(len(x_SL1), 0)
-        windows = {
+        found = {
             "past_y": x_SL1,
             "past_observed": torch.ones_like(x_SL1, dtype=torch.bool),
-            "past_x": none_S[:, None].expand(-1, lookback, -1),
+            "past_x": none_S[:, None].expand(-1, x_SL1.shape[1], -1),
             "future_x": none_S[:, None].expand(-1, self.model.sizes.horizon, -1),
             "static": none_S,
         }
-        return self.model(windows)[..., 0].unflatten(0, (batch, -1)).transpose(1, 2)
+        if future_BHC is not None:
+            found["future_y"] = future_BHC.transpose(1, 2).flatten(0, 1)[..., None]
+            found["future_observed"] = torch.ones_like(found["future_y"], dtype=torch.bool)
+        return found
 
 
 NETWORKS: Mapping[str, type[nn.Module]] = {
@@ -60,7 +66,7 @@ NETWORKS: Mapping[str, type[nn.Module]] = {
     "patchtst": PatchTST,
     "dlinear": DLinear,
 }
-NAMES = (*NETWORKS, "patch")
+NAMES = (*NETWORKS, "anchor", "patch")
 
 
 def make_network(

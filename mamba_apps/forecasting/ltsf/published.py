@@ -21,11 +21,15 @@ class Configuration:
         options: The network's options.
         lr: Adam's learning rate in the first epoch.
         decay: What it is multiplied by after each epoch.
+        loss: What is minimised, "mse" or "mae".
+        mix: Beta's parameter of the weights at which windows are mixed in training; 0 leaves them as they are.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-4
     decay: float = 0.5
+    loss: str = "mse"
+    mix: float = 0.0
 
 
 # A tuple has a value for each of the four horizons.
@@ -72,6 +76,7 @@ _PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "timemachine": {"lr": 1e-3, "decay": 0.9},
     "dlinear": {"lr": 5e-3},
+    "anchor": {"lr": 1e-3, "decay": 0.8, "loss": "mae", "mix": 0.5},
     "patch": {"lr": 1e-3, "decay": 0.9},
 }
 
@@ -87,5 +92,5 @@ def published(model: str, name: str, horizon: int) -> Configuration:
     place = min(bisect_left(_HORIZONS, horizon), len(_HORIZONS) - 1)
     known = _DEFAULTS.get(model, {}) | _PUBLISHED.get(model, {}).get(name, {})
     options = {key: value[place] if isinstance(value, tuple) else value for key, value in known.items()}
-    training = {key: options.pop(key) for key in ("lr", "decay") if key in options}
+    training = {key: options.pop(key) for key in ("lr", "decay", "loss", "mix") if key in options}
     return Configuration(options, **training)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.ltsf.data import LtsfData, Windows
-from mamba_apps.forecasting.ltsf.networks import NAMES, make_network
+from mamba_apps.forecasting.ltsf.networks import NAMES, EachVariate, make_network
 from mamba_apps.forecasting.ltsf.panels import ltsf_panels
 from mamba_apps.forecasting.ltsf.published import published
 from mamba_apps.forecasting.ltsf.scores import WindowErrors
+from mamba_apps.forecasting.models import Batch
 from mamba_apps.forecasting.panels import ForecastPanel
 from mamba_apps.registry import suggest
+
+_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss}
+_SOLVED_FOR, _CALIBRATED_ON, _CHUNK = 100_000, 20_000, 512
 
 
 class LtsfTask(pl.LightningModule):
@@ -25,12 +32,15 @@ class LtsfTask(pl.LightningModule):
     The network is made when the data is known; what is not given here is then the published configuration.
 
     Args:
-        model: "smamba", "timemachine", "mambasimple", "itransformer", "patchtst", "dlinear", or "patch", which reads
-            each variate by itself.
+        model: "smamba", "timemachine", "mambasimple", "itransformer", "patchtst", "dlinear", or "anchor" or "patch",
+            which read each variate by itself.
         model_options: The network's options beside the published ones, or instead of them.
         marks: Whether networks that have a place for time marks are given them.
         lr: Adam's learning rate in the first epoch; None for the published one.
         decay: What it is multiplied by after each epoch; None for the published one.
+        loss: What is minimised, "mse" or "mae"; None for the published one. The epoch is chosen by the MSE either way.
+        mix: Beta's parameter of the weights at which two windows, of any variates, are mixed in training; 0 leaves
+            them as they are. Only for networks that read each variate by itself. None for the published one.
 
     Raises:
         UserError: The model is not known, or a number is out of range.
@@ -44,6 +54,8 @@ class LtsfTask(pl.LightningModule):
         marks: bool = True,
         lr: float | None = None,
         decay: float | None = None,
+        loss: str | None = None,
+        mix: float | None = None,
     ) -> None:
         super().__init__()
         if model not in NAMES:
@@ -52,7 +64,11 @@ class LtsfTask(pl.LightningModule):
             if value is not None and not value > 0:
                 raise UserError(f"{name} is {value}", "give a number above 0, or leave it out")
         self.label, self.model_options, self.marks = model, dict(model_options or {}), marks
-        self.lr, self.decay = lr, decay
+        if loss not in (None, *_LOSSES):
+            raise UserError(f"unknown loss {loss!r}", f"choose {' or '.join(_LOSSES)}")
+        if mix is not None and mix < 0:
+            raise UserError(f"mix is {mix}", "give 0, or a positive number")
+        self.lr, self.decay, self.loss, self.mix = lr, decay, loss, mix
         self.network: nn.Module | None = None
 
     def prepare_for(self, data: LtsfData) -> None:
@@ -69,7 +85,10 @@ class LtsfTask(pl.LightningModule):
         self.network, self.takes_marks = make_network(
             self.label, data.lookback, data.horizon, data.channels, marks, options
         )
-        self.lr, self.decay = self.lr or found.lr, self.decay or found.decay
+        self.lr, self.decay, self.loss = self.lr or found.lr, self.decay or found.decay, self.loss or found.loss
+        self.mix = found.mix if self.mix is None else self.mix
+        if self.mix and not isinstance(self.network, EachVariate):
+            raise UserError(f"{self.label} reads all variates together: their windows cannot be mixed", "leave mix out")
         self.errors = WindowErrors(data.drop_last)
 
     def configure_model(self) -> None:
@@ -78,6 +97,9 @@ class LtsfTask(pl.LightningModule):
         if not isinstance(data, LtsfData):
             raise UserError("the shape of the problem is not known", "train with LtsfData")
         self.prepare_for(data)
+        if self.trainer.state.fn == TrainerFn.FITTING and isinstance(self.network, EachVariate):
+            parts = (self._windows(data, part, _SOLVED_FOR) for part in ("train", "val"))
+            self.network.model.prepare(*parts)
 
     def forward(self, batch: Windows) -> Tensor:
         """Return the forecast of a batch of windows (B, H, C)."""
@@ -86,9 +108,17 @@ class LtsfTask(pl.LightningModule):
 
     def training_step(self, batch: Windows, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss = nn.functional.mse_loss(self(batch), batch["future"])
+        if self.mix:
+            batch = _mixed(batch, self.mix)
+        loss = _LOSSES[cast(str, self.loss)](self(batch), batch["future"])
         self.log("train/loss", loss, batch_size=len(batch["start"]))
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Let a network that has something to choose on validation windows do so."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(self.network, EachVariate):
+            self.network.model.calibrate(self._windows(data, "val", _CALIBRATED_ON))
 
     def validation_step(self, batch: Windows, batch_idx: int) -> None:
         """Score a batch of the validation part."""
@@ -117,8 +147,32 @@ class LtsfTask(pl.LightningModule):
         self.eval()
         return ltsf_panels(data, self.label, self, self.device)
 
+    def _windows(self, data: LtsfData, part: str, at_most: int) -> Iterator[Batch]:
+        """Return windows of single series, evenly spread over a part; at most so many, about."""
+        assert isinstance(self.network, EachVariate)  # noqa: S101  (asked by its callers)
+        starts = data.starts(part)
+        every = -(-len(starts) * data.channels // at_most)
+        for start_B in torch.tensor(starts[::every], device=self.device).split(_CHUNK):
+            batch = data.gather(start_B)
+            yield self.network.apart(batch["past"], batch["future"])
+
     def _log(self, part: str, names: tuple[str, ...] | None = None) -> None:
         for name, value in self.errors.compute().items():
             if names is None or name in names:
                 self.log(f"{part}/{name}", value.float())
         self.errors.reset()
+
+
+def _mixed(batch: Windows, beta: float) -> Windows:
+    """Return windows of which each is a weighted mean of two, of any variates.
+
+    What is linear in the series stays as right as it was; nothing else can be learned by heart.
+    """
+    lookback, channels = batch["past"].shape[1], batch["past"].shape[2]
+    x_TS = torch.cat([batch["past"], batch["future"]], dim=1).transpose(0, 1).flatten(1)
+    weight_S = torch.distributions.Beta(beta, beta).sample((x_TS.shape[1],)).to(x_TS.device)
+    x_TS = torch.lerp(x_TS[:, torch.randperm(x_TS.shape[1], device=x_TS.device)], x_TS, weight_S)
+    past_BLC, future_BHC = (
+        x_TS.unflatten(1, (-1, channels)).transpose(0, 1).split([lookback, len(x_TS) - lookback], dim=1)
+    )
+    return {**batch, "past": past_BLC, "future": future_BHC}

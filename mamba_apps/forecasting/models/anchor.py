@@ -35,6 +35,7 @@ from mamba_apps.mixers.base import State
 
 _NORMS = ("mean", "standard")
 _GAINS = torch.linspace(0, 1, 11)
+_SPREAD_OF = 4096
 
 
 @dataclass
@@ -123,6 +124,8 @@ class AnchoredForecaster(ForecastModel):
         self.decode = _Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
         self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
         self.gain: Tensor
+        self.solved: Tensor
+        self.register_buffer("solved", torch.tensor(False))
         self.register_buffer("gain", torch.ones(()))
         with torch.no_grad():
             # Training starts near the linear forecast.
@@ -139,22 +142,30 @@ class AnchoredForecaster(ForecastModel):
 
     @torch.no_grad()
     def prepare(self, train: Iterable[Batch], val: Iterable[Batch] = ()) -> None:
-        """Solve for the linear path; see `ForecastModel.prepare`. Windows with an unobserved target are left out."""
-        train, val = list(train), list(val)
-        self.linear.solve(self._pairs(train), self._pairs(val))
+        """Solve for the linear path; see `ForecastModel.prepare`.
+
+        Windows with an unobserved target are left out. A path that was solved before, as in a model that is trained
+        further, stays.
+        """
+        if self.solved:
+            self.linear.weight_HL.requires_grad_(False)
+            return
+        pairs = list(self._pairs(train))
+        if not sum(len(past_BL) for past_BL, _ in pairs):
+            return
+        self.linear.solve(pairs, self._pairs(val))
+        self.solved.fill_(True)
         if self.spread_HQ is not None:
-            error_BH = torch.cat([future_BH - self.linear(past_BL) for past_BL, future_BH in self._pairs(train)])
-            if len(error_BH):
-                levels_Q = torch.tensor(self.quantiles, dtype=error_BH.dtype)
-                error_BH = error_BH[:: len(error_BH) // 4096 + 1]
-                self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
+            error_BH = torch.cat([future_BH - self.linear(past_BL) for past_BL, future_BH in pairs])
+            levels_Q = torch.tensor(self.quantiles, dtype=error_BH.dtype, device=error_BH.device)
+            error_BH = error_BH[:: len(error_BH) // _SPREAD_OF + 1]
+            self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
 
     @torch.no_grad()
     def calibrate(self, val: Iterable[Batch]) -> None:
-        """Choose how much of the correction counts: the gain in [0, 1] with the lowest error on validation windows.
+        """Choose how much of the correction counts; see `ForecastModel.calibrate`.
 
-        Args:
-            val: Validation windows. The error is the squared one, or the pinball loss of quantiles.
+        It is the gain in [0, 1] with the lowest squared error, or pinball loss of quantiles.
         """
         training, before = self.training, self.gain.clone()
         self.eval()
@@ -308,7 +319,9 @@ class AnchoredForecaster(ForecastModel):
         return (past_BL - level_B1).masked_fill(observed_BL.cumsum(1) == 0, 0.0)
 
     def _pairs(self, batches: Iterable[Batch]) -> Iterator[Pair]:
+        device = self.gain.device
         for batch in batches:
+            batch = {name: values.to(device) for name, values in batch.items()}
             whole_B = batch["future_observed"].all(dim=1)[:, 0] & batch["past_observed"].any(dim=1)[:, 0]
             past_BL, observed_BL = (batch[name][whole_B, :, 0] for name in ("past_y", "past_observed"))
             past_BL, observed_BL = _held(past_BL, observed_BL)

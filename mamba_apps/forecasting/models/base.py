@@ -102,6 +102,13 @@ class ForecastModel(nn.Module, ABC):
             val: Windows that a choice may be made on.
         """
 
+    def calibrate(self, val: Iterable[Batch]) -> None:
+        """Choose on validation windows what no gradient decides, before they are scored; most models choose nothing.
+
+        Args:
+            val: Validation windows, all or some of them, with their future.
+        """
+
     def init_state(self, static_BS: Tensor) -> Any:
         """Return the state of a live forecast before the first observation.
 
