@@ -20,7 +20,8 @@ class Baseline(SegmentationNetwork):
 
     Args:
         network: From (B, C, *spatial) to (B, K, *spatial), every size a multiple of ``multiple``.
-        multiple: Of which number it takes sizes.
+        multiple: Of which number it takes sizes; its bottleneck's map is smaller by as much.
+        least: How many cells that map has at least.
         plan: The sizes of the images.
         in_channels: Channels of the image.
         num_classes: Number of classes, background included.
@@ -34,6 +35,7 @@ class Baseline(SegmentationNetwork):
         self,
         network: nn.Module,
         multiple: int,
+        least: int,
         plan: NetworkPlan,
         in_channels: int,
         num_classes: int,
@@ -41,13 +43,17 @@ class Baseline(SegmentationNetwork):
         deep_supervision: bool = False,
     ) -> None:
         super().__init__(plan, in_channels, num_classes, deep_supervision=deep_supervision)
-        self.network, self.multiple = network, multiple
-        self._refuse_one_cell(plan.patch_size)
+        self.network, self.multiple, self.least = network, multiple, least
+        self.check_sizes(plan.patch_size)
 
-    def check(self, x: Tensor) -> None:
-        """Raise an error that says so if the input's shape is none that this network can take."""
-        super().check(x)
-        self._refuse_one_cell(tuple(x.shape[2:]))
+    def check_sizes(self, sizes: tuple[int, ...]) -> None:
+        """Raise an error that says so if images of these sizes are none that this network can take."""
+        if math.prod(-(-size // self.multiple) for size in sizes) < self.least:
+            raise UserError(
+                f"{type(self.network).__name__} got an image of {times(sizes)}, of which one voxel is left at its "
+                "bottleneck, where there is nothing to normalise",
+                f"give a plan whose patch has more than {self.multiple} voxels along an axis",
+            )
 
     def logits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of a checked image, alone in a list."""
@@ -61,15 +67,6 @@ class Baseline(SegmentationNetwork):
                 y = y.narrow(axis, extra // 2, size)
             return [y]
         return [self.network(x)]
-
-    def _refuse_one_cell(self, sizes: tuple[int, ...]) -> None:
-        if math.prod(-(-size // self.multiple) for size in sizes) == 1:
-            name = type(self.network).__name__
-            raise UserError(
-                f"{name} got an image of {times(sizes)}, of which one voxel is left at its bottleneck, where there is "
-                "nothing to normalise",
-                f"give a plan whose patch has more than {self.multiple} voxels along an axis",
-            )
 
 
 def seg_res_net(
@@ -101,7 +98,7 @@ def seg_res_net(
         out_channels=num_classes, blocks_down=tuple(blocks_down), blocks_up=tuple(blocks_up),
     )  # fmt: skip
     multiple = 2 ** (len(blocks_down) - 1)
-    return Baseline(network, multiple, plan, in_channels, num_classes, deep_supervision=deep_supervision)
+    return Baseline(network, multiple, 1, plan, in_channels, num_classes, deep_supervision=deep_supervision)
 
 
 def swin_unetr(
@@ -134,7 +131,8 @@ def swin_unetr(
         "SwinUNETR", spatial_dims=plan.dim, in_channels=in_channels, out_channels=num_classes,
         feature_size=feature_size, depths=tuple(depths), num_heads=tuple(num_heads), use_checkpoint=use_checkpoint,
     )  # fmt: skip
-    return Baseline(network, 32, plan, in_channels, num_classes, deep_supervision=deep_supervision)
+    # Its instance norms need two cells.
+    return Baseline(network, 32, 2, plan, in_channels, num_classes, deep_supervision=deep_supervision)
 
 
 def _made(name: str, **arguments: Any) -> nn.Module:

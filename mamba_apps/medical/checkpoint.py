@@ -40,7 +40,9 @@ def adapt_umamba(checkpoint: Mapping[str, Any], network: ResidualUNet) -> dict[s
             values, or a value is no tensor; the error names it.
     """
     inner = next((checkpoint[name] for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)), checkpoint)
-    ours, found, first = network.state_dict(), {}, {}
+    ours = network.state_dict()
+    found: dict[str, Tensor] = {}
+    first: dict[str, str] = {}
     for name, tensor in inner.items():
         if not isinstance(tensor, Tensor):
             raise UserError(f"U-Mamba: {name} in the state dict is a {type(tensor).__name__}, no tensor", _REMEDY)
@@ -66,11 +68,14 @@ def load_umamba(path: str | Path, network: ResidualUNet) -> None:
         UserError: If the file cannot be read safely, or as `adapt_umamba`.
     """
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})", "check the path") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    try:
+        with file, torch.serialization.safe_globals(_numpy_numbers()):
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    # A file that is cut short shows as any of these.
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path}: is no checkpoint that can be read safely ({reason[:200]})",

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from torch import Tensor
-
 from mamba_apps.errors import UserError
 from mamba_apps.medical.mamba_layer import MambaLayer, Precision, create_mixer
 from mamba_apps.medical.residual_unet import ResidualUNet
@@ -86,10 +84,10 @@ class UMamba(ResidualUNet):
         self.bound_stages = tuple(bound)
         """The stages whose layers have channels as tokens, and bind the network to the plan's patch."""
 
-    def check(self, x: Tensor) -> None:
-        """Raise an error that says so if the input's shape is none that this network can take."""
-        super().check(x)
-        sizes, patch = tuple(x.shape[2:]), self.plan.patch_size
+    def check_sizes(self, sizes: tuple[int, ...]) -> None:
+        """Raise an error that says so if images of these sizes are none that this network can take."""
+        super().check_sizes(sizes)
+        patch = self.plan.patch_size
         if self.bound_stages and sizes != patch:
             stages = " and ".join(str(stage) for stage in self.bound_stages)
             raise UserError(

@@ -41,6 +41,7 @@ class SegmentationNetwork(nn.Module, ABC):
         if even:
             raise UserError(f"the plan's kernel sizes {even[0]} are even", "give odd ones, such as 1 and 3")
         self.plan, self.in_channels, self.num_classes = plan, in_channels, num_classes
+        self.divisors = plan.divisors
         self.deep_supervision = deep_supervision
 
     @abstractmethod
@@ -65,13 +66,18 @@ class SegmentationNetwork(nn.Module, ABC):
 
     def check(self, x: Tensor) -> None:
         """Raise an error that says so if the input's shape is none that this network can take."""
-        dim, divisors, sizes = self.plan.dim, self.plan.divisors, tuple(x.shape[2:])
+        dim = self.plan.dim
         if x.dim() != dim + 2 or x.shape[1] != self.in_channels:
             axes = ", ".join("height width".split() if dim == 2 else "depth height width".split())
             raise UserError(
                 f"{type(self).__name__} got an input of shape {tuple(x.shape)}",
                 f"give (batch, {self.in_channels}, {axes}), or build the network for this input",
             )
+        self.check_sizes(tuple(x.shape[2:]))
+
+    def check_sizes(self, sizes: tuple[int, ...]) -> None:
+        """Raise an error that says so if images of these sizes are none that this network can take."""
+        divisors = self.divisors
         if any(size % divisor for size, divisor in zip(sizes, divisors, strict=True)):
             raise UserError(
                 f"{type(self).__name__} got an image of {times(sizes)}, whose sizes its strides do not divide",
