@@ -6,6 +6,7 @@ Names of submodules are those of U-Mamba's and nnU-Net's building blocks, so tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ Sizes = Sequence[int]
 def conv(in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes | int = 1) -> nn.Conv2d | nn.Conv3d:
     """Return a convolution with a bias; it divides sizes by its stride. ``kernel`` is odd, with an entry an axis."""
     padding = tuple(size // 2 for size in kernel)
-    cls = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+    cls: type[Any] = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
     return cls(in_channels, out_channels, tuple(kernel), stride if isinstance(stride, int) else tuple(stride), padding)
 
 
@@ -150,5 +151,5 @@ class NearestUp(nn.Module):
 
 def transposed_up(in_channels: int, out_channels: int, factor: Sizes) -> nn.ConvTranspose2d | nn.ConvTranspose3d:
     """Return a convolution that spreads every cell over ``factor`` cells; its arguments are `NearestUp`'s."""
-    cls = nn.ConvTranspose2d if len(factor) == 2 else nn.ConvTranspose3d
+    cls: type[Any] = nn.ConvTranspose2d if len(factor) == 2 else nn.ConvTranspose3d
     return cls(in_channels, out_channels, tuple(factor), tuple(factor))
