@@ -166,7 +166,9 @@ def test_a_folder_becomes_a_folder_of_masks(
         (["twins", "--out", "twins"], "twins/a.png would overwrite what belongs to"),
         (["good.png", "--model", "nowhere"], "no saved model in nowhere"),
         (["good.png", "--model", "forecaster"], "forecaster holds a model for forecasting"),
-        (["good.png", "--model", "volumes"], "volumes segments the domain 'volume'; give a model of image"),
+        (["good.png", "--model", "clouds"], "clouds segments the domain 'cloud'; give a model of image or volume"),
+        (["good.png", "--no-mirror"], "--no-mirror is for volumes"),
+        (["good.png", "--probabilities"], "--probabilities is for volumes"),
     ],
 )
 def test_wrong_words_leave_nothing(
@@ -180,7 +182,7 @@ def test_wrong_words_leave_nothing(
     for broken in ("bad.png", "mixed/b.png"):
         Path(broken).write_text("no picture", encoding="utf-8")
     card = json.loads((run / "model/model.json").read_text(encoding="utf-8"))
-    for name, change in (("forecaster", {"task": "forecasting"}), ("volumes", {"domain": "volume"})):
+    for name, change in (("forecaster", {"task": "forecasting"}), ("clouds", {"domain": "cloud"})):
         Path(name).mkdir()
         Path(name, "model.json").write_text(json.dumps({**card, **change}), encoding="utf-8")
     before = sorted(here.rglob("*"))

@@ -28,8 +28,13 @@ class _Job:
     overlay: Path | None
 
 
-def run(arguments: Namespace, folder: Path) -> int:
-    """Segment a picture or a folder of them with the model saved in ``folder``."""
+def run(arguments: Namespace, folders: list[Path]) -> int:
+    """Segment a picture or a folder of them with the model saved in the one of ``folders``."""
+    for given, option in ((arguments.probabilities, "--probabilities"), (arguments.no_mirror, "--no-mirror")):
+        if given:
+            raise UserError(f"{option} is for volumes", "leave it out for images")
+    if len(folders) > 1:
+        raise UserError(f"{len(folders)} models are given", "images are segmented by one")
     jobs = _jobs(arguments)
     for job in jobs:
         read_image(job.image)
@@ -38,8 +43,8 @@ def run(arguments: Namespace, folder: Path) -> int:
     from mamba_apps.vision.segmentation.overlay import mask_image, overlay
     from mamba_recipes.setting import device_words
 
-    segmenter = ImageSegmenter.load(folder)
-    words = [f"segment {arguments.input.name}", f"{segmenter.network.backbone.name} from {arguments.model}"]
+    segmenter = ImageSegmenter.load(folders[0])
+    words = [f"segment {arguments.input.name}", f"{segmenter.network.backbone.name} from {arguments.model[0]}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
     classes, rows = len(segmenter.labels), []
     make_directory(jobs[0].mask.resolve().parent, "folder of masks")
@@ -58,7 +63,7 @@ def run(arguments: Namespace, folder: Path) -> int:
             found = ", ".join(f"{label} {share:.1%}" for label, share in shares.items() if share)
             print(f"{job.mask}  {found}", flush=True)
     if arguments.json:
-        document = {"model": str(arguments.model), "labels": segmenter.labels, "masks": rows}
+        document = {"model": str(arguments.model[0]), "labels": segmenter.labels, "masks": rows}
         print(json.dumps(document, indent=1, ensure_ascii=False))
     return DONE
 
