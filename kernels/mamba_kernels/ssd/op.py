@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from mamba_kernels import backend as backends
+from mamba_kernels.autograd import wants_gradient
 from mamba_kernels.checks import FLOATS, cast_for_autocast, require, require_device, require_float, require_shape
 from mamba_kernels.memo import per_layout
 from mamba_kernels.ssd import cpu
 from mamba_kernels.ssd.reference import ssd_reference
+from mamba_kernels.ssd.registered import run
 
 NAME = "ssd"
 
@@ -116,7 +118,8 @@ def ssd(
     y_t = h_t C_t + D x_t, times silu(z_t). Follows "Transformers are SSMs" (Dao and Gu, 2024) and the names of
     mamba-ssm's ``mamba_chunk_scan_combined``. Arithmetic is float32, float64 where an input is. Tensors may have any
     strides; the output is dense in the dimension order of x. Under autocast x, dt, B, C and z are cast to its dtype.
-    Differentiable any number of times, and traced by compilers and exporters for one length.
+    On a CPU it is differentiable any number of times, and traced by compilers and exporters for one length; on a GPU
+    it is one operator to these, and differentiable once.
 
     Args:
         x: Input (B, L, H, P), L >= 1.
@@ -125,7 +128,7 @@ def ssd(
         B: Input matrix (B, L, G, N); head h reads group h // (H / G).
         C: Output matrix (B, L, G, N).
         chunk_size: Positions whose exchange is computed as one matrix; it changes speed and memory, not the result. The
-            implementation's own choice if None.
+            implementation's own choice if None; the GPU kernels always take their own.
         D: Skip weights (H,), or (H, P).
         z: Gate (B, L, H, P).
         dt_bias: Bias (H,) added to dt before the softplus.
@@ -138,7 +141,7 @@ def ssd(
         return_final_states: Whether to return the final states too.
         reverse: Whether to read from the last position to the first; ``initial_states`` then enter after the last one.
         out_dtype: The output's dtype; that of x if None.
-        backend: "auto", "reference" or "cpu"; None for the environment's choice. There is no GPU kernel yet.
+        backend: "auto", "reference", "cpu" or "triton"; None for the environment's choice.
 
     Returns:
         The output (B, L, H, P), or the pair of it and the state (B, H, P, N) after the last position read that is not
@@ -146,11 +149,11 @@ def ssd(
 
     Raises:
         KernelInputError: If a shape, dtype, device or option is refused.
-        BackendError: If the backend cannot run on the tensors' device.
+        BackendError: If the backend cannot run on the tensors' device; from the second derivative of "triton".
     """
     dt_limit = (float(dt_limit[0]), float(dt_limit[1]))
     _check(x, dt, A, B, C, chunk_size, D, z, dt_bias, dt_limit, initial_states, seq_idx, out_dtype)
-    chosen = backends.choose(NAME, x.device, backend, has_triton=False)
+    chosen = backends.choose(NAME, x.device, backend, has_triton=True)
     kind = x.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)
     x, dt, B, C = (cast_for_autocast(t) for t in (x, dt, B, C))
@@ -160,6 +163,12 @@ def ssd(
     with torch.autocast(kind, enabled=False) if autocast else contextlib.nullcontext():
         if chosen == "reference":
             out, final_states = ssd_reference(x, dt, A, B, C, *rest)
+        elif chosen == "triton":
+            tensors = (x, dt, A, B, C, D, z, dt_bias)
+            save = wants_gradient(*tensors, initial_states)
+            out, final_states, _ = run(
+                *tensors, dt_softplus, *dt_limit, initial_states, seq_idx, reverse, out_dtype or x.dtype, save
+            )
         else:
             out, final_states = cpu.ssd(x, dt, A, B, C, chunk_size, *rest)
     return (out, final_states) if return_final_states else out

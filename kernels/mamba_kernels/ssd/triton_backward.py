@@ -1,0 +1,195 @@
+"""The GPU kernel of SSD's gradients: a program takes a chunk and goes through the heads that share its B and C.
+
+With M_ij = (C_i . B_j) decay(j, i) dt_j (dy_i . x_j), the gradient of the logarithm of the decay at t sums all that
+crosses it: the M_ij with j < t <= i, what the state that enters gives to positions from t on, what positions before t
+give to the state that leaves, and what of the former is left in the latter. None of these sums has a subtraction: where
+decays are strong, what is left of one would be rounding.
+
+The gradients of B and C come by the sum over heads of (dy_i . x_j) decay(j, i) dt_j, which is multiplied by C and B
+once, and by products with the states that enter and the gradients of those that leave.
+
+Dimensions: Q positions of a chunk, N state, P channels of a block of a head's.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mamba_kernels.ssd.triton_steps import (
+    decay_between,
+    decay_from_start,
+    decay_to_end,
+    load_last,
+    load_steps,
+    load_tile,
+    offsets,
+    rows_of_chunk,
+    store_tile,
+)
+from mamba_kernels.triton_math import sigmoid
+
+
+@triton.jit
+def ssd_backward(
+    x, B, C, A, D, z, marks, steps, kept, dout, ungated, dx, ddt, dB, dC, dz, sums_of_parameters,
+    length, heads, groups, splits, shared, width, states, padded, field, direction_kept,
+    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, A_h, D_h, D_p, z_b, z_l, z_h, z_p,
+    dout_b, dout_l, dout_h, dout_p, y_b, y_l, y_h, y_p, dx_b, dx_l, dx_h, dx_p, ddt_b, ddt_l, ddt_h,
+    dB_b, dB_l, dB_g, dB_n, dB_s, dC_b, dC_l, dC_g, dC_n, dC_s, dz_b, dz_l, dz_h, dz_p,
+    HAS_D: tl.constexpr, D_VARIES: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Write a chunk's gradients for the heads of a group, or of one of the ``splits`` of the group.
+
+    ``sums_of_parameters`` is (B, chunks, H, terms): the chunk's sums for A, the bias, and D.
+    """
+    program = tl.program_id(0)
+    chunks = padded // CHUNK
+    split = (program % splits).to(tl.int64)
+    group = (program // splits % groups).to(tl.int64)
+    chunk = program // splits // groups % chunks
+    batch = (program // splits // groups // chunks).to(tl.int64)
+    q = tl.arange(0, CHUNK)
+    n = tl.arange(0, N_PAD)
+    on_n = n < states
+    step = offsets(CHUNK, REVERSE, WIDE)
+    at_n = offsets(N_PAD, False, WIDE)
+    if HAS_MARKS:
+        marks += batch * length
+    first, exists, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
+    B_QN = load_tile(
+        B + batch * B_b + group * B_g + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N
+    ).to(OPERAND)  # fmt: skip
+    C_QN = load_tile(
+        C + batch * C_b + group * C_g + first * C_l, step, C_l, at_n, C_n, real, on_n, ALL_N
+    ).to(OPERAND)  # fmt: skip
+    # Rows are the earlier positions here, columns the later ones: so the products below need no transposed score.
+    score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
+    dscore = tl.zeros([CHUNK, CHUNK], tl.float32)
+    dB_QN = tl.zeros([CHUNK, N_PAD], tl.float32)
+    dC_QN = tl.zeros([CHUNK, N_PAD], tl.float32)
+    x += batch * x_b + first * x_l
+    dout += batch * dout_b + first * dout_l
+    dx += batch * dx_b + first * dx_l
+    ddt += batch * ddt_b + first * ddt_l
+    steps += batch * heads * padded + chunk * CHUNK
+    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    if HAS_Z:
+        z += batch * z_b + first * z_l
+        dz += batch * dz_b + first * dz_l
+        ungated += batch * y_b + first * y_l
+    at_chunk = (batch * chunks + chunk) * heads
+
+    each = shared // splits
+    for i in range(0, each):
+        head = group * shared + split * each + i
+        at_steps = steps + head * padded
+        size, sums, resets, left = load_steps(at_steps, field, CHUNK, EXACT)
+        end, end_resets, end_left = load_last(at_steps, field, CHUNK, EXACT)
+        slope = tl.load(at_steps + 3 * field + q)
+        before = tl.load(at_steps + 2 * field + q - 1, mask=q > 0, other=0.0)
+        decay = decay_between(
+            sums[None, :], resets[None, :], left[None, :], sums[:, None], resets[:, None], left[:, None],
+            q[None, :] >= q[:, None], EXACT,
+        )  # fmt: skip
+        from_start = decay_from_start(sums, resets, left, EXACT)
+        to_end = decay_to_end(end, end_resets, end_left, sums, resets, left, EXACT)
+        rate = tl.load(A + head * A_h).to(tl.float32)
+        pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
+        leaving = tl.zeros([CHUNK], tl.float32)
+        entered = tl.zeros([CHUNK], tl.float32)
+        dsize = tl.zeros([CHUNK], tl.float32)
+        passing = tl.zeros([], tl.float32)
+        sums_of_D = tl.zeros([], tl.float32)
+        at_sums = sums_of_parameters + (at_chunk + head) * (2 + (width if D_VARIES else 1))
+        for block in tl.static_range(BLOCKS):
+            p = block * BLOCK + tl.arange(0, BLOCK)
+            on_p = p < width
+            at_p = p.to(tl.int64) if WIDE else p
+            x_QP = load_tile(x + head * x_h, step, x_l, at_p, x_p, real, on_p, ALL_P).to(OPERAND)
+            dy_QP = load_tile(dout + head * dout_h, step, dout_l, at_p, dout_p, real, on_p, ALL_P)
+            if HAS_Z:
+                gate = load_tile(z + head * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32)
+                y_QP = load_tile(ungated + head * y_h, step, y_l, at_p, y_p, real, on_p, ALL_P).to(tl.float32)
+                opened = sigmoid(gate)
+                dgate = dy_QP.to(tl.float32) * y_QP * opened * (1.0 + gate * (1.0 - opened))
+                store_tile(dz + head * dz_h, dgate, step, dz_l, at_p, dz_p, exists, on_p, ALL_P)
+                dy_QP = dy_QP.to(tl.float32) * gate * opened
+            dy_QP = dy_QP.to(OPERAND)
+            at = kept + ((at_chunk + head) * BLOCKS + block) * (N_PAD * BLOCK)
+            state = tl.load(at + tile)
+            dstate = tl.load(at + direction_kept + tile)
+
+            pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
+            given = tl.dot(B_QN, dstate, input_precision=PRECISION) * to_end[:, None]
+            x32_QP, dy32_QP = x_QP.to(tl.float32), dy_QP.to(tl.float32)
+            leaving += tl.sum(given * x32_QP, 1) * size
+            taken = tl.dot(C_QN, state, input_precision=PRECISION)
+            entered += tl.sum(taken * dy32_QP, 1) * from_start
+            passing += tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
+            dx_QP = tl.dot((score * decay).to(OPERAND), dy_QP, given, input_precision=PRECISION)
+            dsize += tl.sum(dx_QP * x32_QP, 1)
+            dx_QP *= size[:, None]
+            if HAS_D:
+                skip = tl.load(D + head * D_h + at_p * D_p, mask=on_p, other=0.0).to(tl.float32)
+                dx_QP += dy32_QP * skip[None, :]
+                skipped = tl.sum(dy32_QP * x32_QP, 0)
+                if D_VARIES:
+                    tl.store(at_sums + 2 + p, skipped, mask=on_p)
+                else:
+                    sums_of_D += tl.sum(skipped, 0)
+            store_tile(dx + head * dx_h, dx_QP, step, dx_l, at_p, dx_p, exists, on_p, ALL_P)
+            weighted = (x32_QP * (size * to_end)[:, None]).to(OPERAND)
+            dB_QN = tl.dot(weighted, tl.trans(dstate), dB_QN, input_precision=PRECISION)
+            weighted = (dy32_QP * from_start[:, None]).to(OPERAND)
+            dC_QN = tl.dot(weighted, tl.trans(state), dC_QN, input_precision=PRECISION)
+
+        pairs *= decay * size[:, None]
+        dscore += pairs
+        later = tl.where(q[:, None] >= q[None, :], 1.0, 0.0).to(OPERAND)
+        crossing = tl.dot((pairs * score).to(OPERAND), later, input_precision=PRECISION)
+        dlog = tl.sum(tl.where(q[:, None] < q[None, :], crossing + leaving[:, None], entered[:, None]), 0)
+        dlog += passing * decay_from_start(end, end_resets, end_left, EXACT)
+        # Resets do not depend on step sizes.
+        dlog = tl.where(resets == before, dlog, 0.0)
+        draw = (dlog * rate + dsize) * slope
+        tl.store(ddt + head * ddt_h + step * ddt_l, draw.to(ddt.dtype.element_ty), mask=exists)
+        tl.store(at_sums, tl.sum(dlog * size, 0))
+        tl.store(at_sums + 1, tl.sum(draw, 0))
+        if HAS_D and not D_VARIES:
+            tl.store(at_sums + 2, sums_of_D)
+
+    dscore = dscore.to(OPERAND)
+    dB_QN = tl.dot(dscore, C_QN, dB_QN, input_precision=PRECISION)
+    dC_QN = tl.dot(tl.trans(dscore), B_QN, dC_QN, input_precision=PRECISION)
+    dB += split * dB_s + batch * dB_b + group * dB_g + first * dB_l
+    dC += split * dC_s + batch * dC_b + group * dC_g + first * dC_l
+    store_tile(dB, dB_QN, step, dB_l, at_n, dB_n, exists, on_n, ALL_N)
+    store_tile(dC, dC_QN, step, dC_l, at_n, dC_n, exists, on_n, ALL_N)
+
+
+@triton.jit
+def total_parameters(
+    sums, dA, dbias, dD, rows, heads, width, dD_h, dD_p,
+    HAS_D: tl.constexpr, D_VARIES: tl.constexpr, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Add up the chunks' sums for A (H), the bias (H) and D (H) or (H, P), in a fixed order."""
+    terms = 2 + (width if D_VARIES else 1)
+    columns = heads * terms
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    term = column % terms
+    head = column // terms
+    wanted = (column < columns) & ((term < 2) | HAS_D)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        at = sums + row.to(tl.int64)[:, None] * columns + column[None, :]
+        total += tl.load(at, mask=(row < rows)[:, None] & wanted[None, :], other=0.0)
+    result = tl.sum(total, 0)
+    tl.store(dA + head, result.to(dA.dtype.element_ty), mask=wanted & (term == 0))
+    if HAS_BIAS:
+        tl.store(dbias + head, result.to(dbias.dtype.element_ty), mask=wanted & (term == 1))
+    if HAS_D:
+        tl.store(dD + head * dD_h + (term - 2) * dD_p, result.to(dD.dtype.element_ty), mask=wanted & (term > 1))

@@ -1,0 +1,162 @@
+"""The configurations SSD's kernels run with: each only after it agreed with the CPU path's mathematics on this GPU.
+
+Hopper's matrix kernels are miscompiled by some versions of Triton, for some configurations. So a small problem with the
+compile-time constants of a call is run with each configuration, and compared in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mamba_kernels.choices import Choice
+from mamba_kernels.gpu import multiprocessors
+from mamba_kernels.memo import per_layout
+from mamba_kernels.ssd import cpu, triton_launch, triton_plan
+from mamba_kernels.ssd.triton_backward import ssd_backward, total_parameters
+from mamba_kernels.ssd.triton_forward import ssd_forward
+from mamba_kernels.ssd.triton_plan import Config
+from mamba_kernels.ssd.triton_states import carry_states, walk_states
+from mamba_kernels.ssd.triton_steps import prepare_steps
+
+INTERPRETED = Config(16, 4, 1)
+DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+# The largest error that is rounding, as a part of the largest number.
+TOLERANCE = {"bf16": 3e-2, "tf32": 1e-2, "tf32x3": 1e-4}
+
+
+@per_layout
+def _class(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, softplus: bool, enters: bool, denters: bool, has_marks: bool, reverse: bool,
+    out_dtype: torch.dtype,
+) -> tuple:  # fmt: skip
+    """Return what decides the kernels' compile-time constants, as plain numbers and strings."""
+    batch, length, heads, width = x.shape
+    tiles = triton_plan.tiles(x, B, C)
+    chunk = triton_plan.forward_configs(tiles.operand, tiles.state)[0].chunk
+    part = triton_plan.parts(batch * heads * tiles.blocks, length, chunk, multiprocessors(x.device))
+    # Whether there are parts, and what Triton makes of the lengths: multiples of 16 have loads of their own.
+    in_parts = part * chunk < length
+    return (
+        heads, width, B.shape[2], B.shape[3], in_parts, length % 16 == 0, 0 if D is None else D.dim(),
+        z is not None, dt_bias is not None, softplus, enters, denters, has_marks, reverse,
+        *(str(t.dtype) for t in (x, dt, B, C)), str(out_dtype),
+    )  # fmt: skip
+
+
+def _problem(shapes: tuple, device: torch.device) -> tuple[list[Any], Tensor, Tensor | None]:
+    """Return the arguments of `forward` for a small problem of a class, and gradients of its results."""
+    heads, width, groups, states, in_parts, even, D, z, bias, softplus, enters, denters, marks, reverse = shapes[:14]
+    x_dtype, dt_dtype, B_dtype, C_dtype, out_dtype = (DTYPES[name] for name in shapes[14:])
+    batch, length = 1, (160 if even else 150)
+    if in_parts:
+        length += 64 * 2 * triton_plan.SHORTEST_PART
+    random = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=random, device=device).to(dtype)
+
+    ids = torch.arange(length, device=device) // 45
+    ids[7:10] = -1
+    skips = {0: None, 1: (heads,), 2: (heads, width)}[D]
+    dt = draw(batch, length, heads) * 0.5 - 2
+    arguments = [
+        draw(batch, length, heads, width, dtype=x_dtype),
+        (dt if softplus else dt.exp()).to(dt_dtype),
+        -draw(heads).abs() - 0.1,
+        draw(batch, length, groups, states, dtype=B_dtype),
+        draw(batch, length, groups, states, dtype=C_dtype),
+        None if skips is None else draw(*skips),
+        draw(batch, length, heads, width, dtype=x_dtype) if z else None,
+        draw(heads) * 0.1 if bias else None,
+        softplus,
+        (0.0, math.inf),
+        draw(batch, heads, width, states) if enters else None,
+        ids.int()[None] if marks else None,
+        reverse,
+        out_dtype,
+    ]
+    dout = draw(batch, length, heads, width, dtype=out_dtype)
+    return arguments, dout, draw(batch, heads, width, states) if denters else None
+
+
+def _exact(arguments: list[Any]) -> tuple[list[Any], Tensor, Tensor]:
+    """Return the tensors in float64, and the exact results."""
+    exact = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
+    tensors = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in exact]
+    x, dt, A, B, C, D, z, bias, softplus, limit, initial, ids, reverse, _ = tensors
+    with torch.enable_grad():
+        y, final = cpu.ssd(
+            x, dt, A, B, C, None, D, z, bias, softplus, limit, initial, ids, reverse, torch.float64
+        )  # fmt: skip
+    return tensors, y, final
+
+
+def _agree(got: Tensor, wanted: Tensor, tolerance: float) -> bool:
+    error = (got.double() - wanted).abs().max()
+    return bool(error <= tolerance * wanted.abs().max().clamp_min(1e-6))
+
+
+def _tolerance(arguments: list[Any]) -> float:
+    tiles = triton_plan.tiles(arguments[0], *arguments[3:5])
+    return TOLERANCE["bf16" if tiles.operand == "bf16" else tiles.precision]
+
+
+def forward_config(*arguments: Any) -> Config:
+    """Return the configuration of a forward pass from what `_class` takes."""
+    device = arguments[0].device
+    return _forward(_class(*arguments), device) if device.type == "cuda" else INTERPRETED
+
+
+def backward_configs(*arguments: Any) -> tuple[Config, Config]:
+    """Return the configurations of a backward pass, of its walk and of its chunks, from what `_class` takes."""
+    device = arguments[0].device
+    return _backward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED, INTERPRETED)
+
+
+def _check_forward(shapes: tuple, config: Config, device: torch.device) -> bool:
+    arguments, _, _ = _problem(shapes, device)
+    y, final, _ = triton_launch.forward(*arguments, False, config)
+    _, *exact = _exact(arguments)
+    tolerance = _tolerance(arguments)
+    return all(_agree(a, b, tolerance) for a, b in zip((y, final), exact, strict=True))
+
+
+def _check_backward(shapes: tuple, configs: tuple[Config, Config], device: torch.device) -> bool:
+    arguments, dout, dfinal = _problem(shapes, device)
+    tensors, y, final = _exact(arguments)
+    ungated = y.detach().to(dout.dtype)
+    if arguments[6] is not None:
+        _, before_gate, _ = _exact([*arguments[:6], None, *arguments[7:]])
+        ungated = before_gate.detach().to(dout.dtype)
+    got = triton_launch.backward(dout, dfinal, *arguments[:13], ungated, configs)
+    total = (y * dout).sum() if dfinal is None else (y * dout).sum() + (final * dfinal).sum()
+    pairs = [(a, x) for a, x in zip(got, (*tensors[:8], tensors[10]), strict=True) if x is not None]
+    wanted = torch.autograd.grad(total, [x for _, x in pairs])
+    tolerance = _tolerance(arguments)
+    return all(_agree(a, b, tolerance) for (a, _), b in zip(pairs, wanted, strict=True))
+
+
+def _operand(shapes: tuple) -> tuple[str, int]:
+    """Return what products are made of, and the padded state, for a class of shapes."""
+    width, _, states = shapes[1:4]
+    x, B, C = (torch.empty((1, 1, 1, n), dtype=DTYPES[name], device="meta") for n, name in
+               ((width, shapes[14]), (states, shapes[16]), (states, shapes[17])))  # fmt: skip
+    tiles = triton_plan.tiles(x, B, C)
+    return tiles.operand, tiles.state
+
+
+_PREPARING = [prepare_steps, walk_states, carry_states]
+_forward = Choice(
+    "ssd-forward", [*_PREPARING, ssd_forward], lambda s: triton_plan.forward_configs(*_operand(s)), _check_forward
+)
+_backward = Choice(
+    "ssd-backward",
+    [*_PREPARING, ssd_backward, total_parameters],
+    lambda s: triton_plan.backward_configs(*_operand(s)),
+    _check_backward,
+)

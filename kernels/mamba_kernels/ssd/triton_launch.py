@@ -1,0 +1,366 @@
+"""The launches of SSD's GPU kernels with given configurations: what shapes decide is planned once for each layout."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from mamba_kernels.gpu import ceil_divide, launch_grid, multiprocessors
+from mamba_kernels.launch import Launch
+from mamba_kernels.layout import empty_in_order
+from mamba_kernels.memo import per_layout
+from mamba_kernels.segments import segment_bits
+from mamba_kernels.ssd import triton_plan
+from mamba_kernels.ssd.triton_backward import ssd_backward, total_parameters
+from mamba_kernels.ssd.triton_forward import ssd_forward
+from mamba_kernels.ssd.triton_plan import Config, Tiles
+from mamba_kernels.ssd.triton_states import carry_states, walk_states
+from mamba_kernels.ssd.triton_steps import prepare_steps
+
+OPERANDS = {"bf16": (tl.bfloat16, torch.bfloat16), "fp32": (tl.float32, torch.float32)}
+FIELDS = 5
+Limits = tuple[float, float]
+
+
+class _Sizes(NamedTuple):
+    """The sizes of a problem and of its tiles."""
+
+    batch: int
+    length: int
+    heads: int
+    width: int
+    groups: int
+    states: int
+    tiles: Tiles
+    chunk: int
+    padded: int
+    field: int
+    part_chunks: int
+    parts: int
+    wide: bool
+
+    @property
+    def shared(self) -> int:
+        """The heads that share a group's B and C."""
+        return self.heads // self.groups
+
+    @property
+    def chunks(self) -> int:
+        """The chunks of a sequence."""
+        return self.padded // self.chunk
+
+    @property
+    def programs(self) -> int:
+        """The programs that walk a part of all sequences."""
+        return self.batch * self.heads * self.tiles.blocks
+
+    def constants(self) -> dict[str, Any]:
+        """The constants of the kernels with matrix products."""
+        tiles = self.tiles
+        return {
+            "EXACT": tiles.precision == "tf32x3",
+            "WIDE": self.wide,
+            "ALL_N": self.states == tiles.state,
+            "ALL_P": self.width == tiles.block * tiles.blocks,
+            "OPERAND": OPERANDS[tiles.operand][0],
+            "PRECISION": tiles.precision,
+            "CHUNK": self.chunk,
+            "N_PAD": tiles.state,
+            "BLOCK": tiles.block,
+            "BLOCKS": tiles.blocks,
+        }
+
+
+class _Options(NamedTuple):
+    """What of a problem is not a tensor, and whether some tensors are there."""
+
+    softplus: bool
+    limit: Limits
+    has_marks: bool
+    reverse: bool
+
+
+class _Forward(NamedTuple):
+    sizes: _Sizes
+    prepare: Launch
+    ends: Launch | None
+    carry: Launch | None
+    run: Launch
+
+
+class _Backward(NamedTuple):
+    sizes: _Sizes
+    splits: int
+    terms: int
+    prepare: Launch
+    ends: Launch | None
+    carry: Launch | None
+    keep: Launch
+    run: Launch
+    total: Launch
+
+
+def _sizes(x: Tensor, B: Tensor, C: Tensor, chunk: int, *others: Tensor | None) -> _Sizes:
+    batch, length, heads, width = x.shape
+    groups, states = B.shape[2:]
+    tiles = triton_plan.tiles(x, B, C)
+    padded = ceil_divide(length, chunk) * chunk
+    part_chunks = triton_plan.parts(batch * heads * tiles.blocks, length, chunk, multiprocessors(x.device))
+    layouts = [(t.stride(1), t.stride(3), t.shape[3]) for t in (x, B, C, *others) if t is not None]
+    return _Sizes(
+        batch, length, heads, width, groups, states, tiles, chunk, padded, batch * heads * padded, part_chunks,
+        ceil_divide(padded // chunk, part_chunks), triton_plan.needs_64_bits(chunk, *layouts),
+    )  # fmt: skip
+
+
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if x is None else x.stride()
+
+
+def _skip_strides(D: Tensor | None) -> tuple[int, int]:
+    """Return the strides of D, 0 over the channels where they share one."""
+    if D is None:
+        return 0, 0
+    return (D.stride(0), 0) if D.dim() == 1 else (D.stride(0), D.stride(1))
+
+
+def _dense(x: Tensor) -> tuple[int, ...]:
+    """Return the strides of the gradient of ``x``."""
+    # Not x.to("meta"), which may order dimensions in another way where some are broadcast.
+    return empty_in_order(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+
+
+def _plan_prepare(sizes: _Sizes, dt: Tensor, A: Tensor, bias: Tensor | None, options: _Options, slopes: bool) -> Launch:
+    heads = min(8, triton_plan.next_power_of_2(sizes.heads))
+    return Launch(
+        prepare_steps,
+        launch_grid("ssd", sizes.batch * sizes.chunks, ceil_divide(sizes.heads, heads)),
+        sizes.length, sizes.heads, sizes.padded, sizes.field, *dt.stride(), A.stride(0),
+        0 if bias is None else bias.stride(0), *options.limit,
+        SOFTPLUS=options.softplus, HAS_BIAS=bias is not None, HAS_MARKS=options.has_marks, REVERSE=options.reverse,
+        EXACT=sizes.tiles.precision == "tf32x3", SLOPES=slopes, CHUNK=sizes.chunk, HEADS=heads, num_warps=4,
+    )  # fmt: skip
+
+
+def _plan_walk(
+    sizes: _Sizes, config: Config, x: Tensor, B: Tensor, dout: Tensor | None, C: Tensor, z: Tensor | None,
+    options: _Options, *, keep: bool, enters: bool, denters: bool,
+) -> Launch:  # fmt: skip
+    directions = 1 if dout is None else 2
+    tiles = sizes.tiles
+    tile = tiles.state * tiles.block
+    return Launch(
+        walk_states,
+        launch_grid("ssd", sizes.programs, sizes.parts, directions),
+        sizes.length, sizes.heads, sizes.shared, sizes.width, sizes.states, sizes.padded, sizes.field,
+        sizes.part_chunks, sizes.programs * sizes.parts * tile, sizes.programs * sizes.chunks * tile,
+        *x.stride(), *B.stride(), *_strides(dout), *C.stride(), *_strides(z),
+        KEEP=keep, HAS_Z=z is not None and dout is not None, HAS_MARKS=options.has_marks, HAS_ENTERING=enters,
+        HAS_DLEAVING=denters, IN_PARTS=sizes.parts > 1, REVERSE=options.reverse, **sizes.constants(),
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+
+
+def _plan_carry(sizes: _Sizes, directions: int, enters: bool, denters: bool) -> Launch:
+    tiles = sizes.tiles
+    rows = min(16, tiles.state)
+    return Launch(
+        carry_states, launch_grid("ssd", sizes.programs, tiles.state // rows, directions),
+        sizes.heads, sizes.width, sizes.states, sizes.parts, sizes.programs * sizes.parts * tiles.state * tiles.block,
+        HAS_ENTERING=enters, HAS_DLEAVING=denters, N_PAD=tiles.state, BLOCK=tiles.block, BLOCKS=tiles.blocks,
+        ROWS=rows, num_warps=4,
+    )  # fmt: skip
+
+
+@per_layout
+def _plan_forward(
+    config: Config, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    bias: Tensor | None, options: _Options, enters: bool, save: bool,
+) -> _Forward:  # fmt: skip
+    sizes = _sizes(x, B, C, config.chunk, z)
+    ends = carry = None
+    if sizes.parts > 1:
+        ends = _plan_walk(sizes, config, x, B, None, C, None, options, keep=False, enters=False, denters=False)
+        carry = _plan_carry(sizes, 1, enters, False)
+    run = Launch(
+        ssd_forward, launch_grid("ssd", sizes.programs, sizes.parts),
+        sizes.length, sizes.heads, sizes.shared, sizes.width, sizes.states, sizes.padded, sizes.field,
+        sizes.part_chunks, *x.stride(), *B.stride(), *C.stride(), *_skip_strides(D), *_strides(z), *_dense(x),
+        HAS_D=D is not None, HAS_Z=z is not None, HAS_MARKS=options.has_marks, HAS_ENTERING=enters,
+        IN_PARTS=sizes.parts > 1, SAVE=save, REVERSE=options.reverse, **sizes.constants(),
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    return _Forward(sizes, _plan_prepare(sizes, dt, A, bias, options, False), ends, carry, run)
+
+
+@per_layout
+def _plan_backward(
+    configs: tuple[Config, Config], dout: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, z: Tensor | None, bias: Tensor | None, options: _Options, enters: bool, denters: bool,
+) -> _Backward:  # fmt: skip
+    walking, chunked = configs
+    sizes = _sizes(x, B, C, chunked.chunk, z, dout)
+    ends = carry = None
+    if sizes.parts > 1:
+        ends = _plan_walk(sizes, walking, x, B, dout, C, z, options, keep=False, enters=enters, denters=denters)
+        carry = _plan_carry(sizes, 2, enters, denters)
+    keep = _plan_walk(sizes, walking, x, B, dout, C, z, options, keep=True, enters=enters, denters=denters)
+    groups = sizes.batch * sizes.chunks * sizes.groups
+    splits = triton_plan.splits(groups, sizes.shared, multiprocessors(x.device))
+    if splits == 1:
+        dB, dC = ((*_dense(M), 0) for M in (B, C))
+    else:
+        step = sizes.length * sizes.groups * sizes.states
+        dB = dC = (step, sizes.groups * sizes.states, sizes.states, 1, sizes.batch * step)
+    run = Launch(
+        ssd_backward, launch_grid("ssd", groups * splits),
+        sizes.length, sizes.heads, sizes.groups, splits, sizes.shared, sizes.width, sizes.states, sizes.padded,
+        sizes.field, sizes.programs * sizes.chunks * sizes.tiles.state * sizes.tiles.block,
+        *x.stride(), *B.stride(), *C.stride(), A.stride(0), *_skip_strides(D), *_strides(z), *dout.stride(),
+        *_dense(x), *_dense(x), *_dense(dt), *dB, *dC, *((0, 0, 0, 0) if z is None else _dense(z)),
+        HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, HAS_Z=z is not None,
+        HAS_MARKS=options.has_marks, REVERSE=options.reverse, **sizes.constants(),
+        num_warps=chunked.warps, num_stages=chunked.stages,
+    )  # fmt: skip
+    varies = D is not None and D.dim() == 2
+    terms = 2 + (sizes.width if varies else 1)
+    columns = 16
+    total = Launch(
+        total_parameters, launch_grid("ssd", ceil_divide(sizes.heads * terms, columns)),
+        sizes.batch * sizes.chunks, sizes.heads, sizes.width,
+        *(_skip_strides(None) if D is None else (*_dense(D), 0)[:2]),
+        HAS_D=D is not None, D_VARIES=varies, HAS_BIAS=bias is not None, ROWS=128, COLUMNS=columns, num_warps=4,
+    )  # fmt: skip
+    prepare = _plan_prepare(sizes, dt, A, bias, options, True)
+    return _Backward(sizes, splits, terms, prepare, ends, carry, keep, run, total)
+
+
+def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
+    """Return the bits of each position in reading order, or None where there are no segments."""
+    return None if seq_idx is None else segment_bits(seq_idx.flip(1) if reverse else seq_idx)
+
+
+def _new(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def _state(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float().contiguous()
+
+
+def forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: Limits,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    reverse: bool,
+    out_dtype: torch.dtype,
+    save: bool,
+    config: Config,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, the final states, and the output before the gate (nothing unless ``save`` and a gate).
+
+    The arguments are those of `ssd`, already checked, and a configuration.
+    """
+    options = _Options(dt_softplus, dt_limit, seq_idx is not None, reverse)
+    save = save and z is not None
+    plan = _plan_forward(config, x, dt, A, B, C, D, z, dt_bias, options, initial_states is not None, save)
+    sizes = plan.sizes
+    y = empty_in_order(x, out_dtype)
+    ungated = torch.empty_like(y) if save else y.new_empty(0)
+    final = _new(x, sizes.batch, sizes.heads, sizes.width, sizes.states)
+    steps = _new(x, FIELDS, sizes.field)
+    marks, entering = _marks(seq_idx, reverse), _state(initial_states)
+    given_marks, given_entering = (x if t is None else t for t in (marks, entering))
+    plan.prepare(dt, A, A if dt_bias is None else dt_bias, given_marks, steps)
+    carried = steps
+    if plan.ends is not None and plan.carry is not None:
+        carried, decays = _parts(x, sizes, 1)
+        plan.ends(x, B, x, C, x, given_marks, steps, given_entering, x, carried, decays, x, x)
+        plan.carry(given_entering, x, carried, decays)
+    plan.run(
+        x, B, C, x if D is None else D, x if z is None else z, given_marks, steps, given_entering, carried, y,
+        ungated, final,
+    )  # fmt: skip
+    return y, final, ungated
+
+
+def _parts(x: Tensor, sizes: _Sizes, directions: int) -> tuple[Tensor, Tensor]:
+    """Return memory for what parts add, and for their decays."""
+    tile = sizes.tiles.state * sizes.tiles.block
+    return (
+        _new(x, directions, sizes.programs * sizes.parts * tile),
+        _new(x, sizes.batch * sizes.parts * sizes.heads),
+    )
+
+
+def backward(
+    grad_out: Tensor,
+    grad_final_states: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    dt_limit: Limits,
+    initial_states: Tensor | None,
+    seq_idx: Tensor | None,
+    reverse: bool,
+    ungated: Tensor,
+    configs: tuple[Config, Config],
+) -> tuple[Tensor, ...]:
+    """Return the gradients of x, dt, A, B, C, D, z, dt_bias and initial_states, empty for absent inputs."""
+    options = _Options(dt_softplus, dt_limit, seq_idx is not None, reverse)
+    enters, denters = initial_states is not None, grad_final_states is not None
+    plan = _plan_backward(configs, grad_out, x, dt, A, B, C, D, z, dt_bias, options, enters, denters)
+    sizes, tiles = plan.sizes, plan.sizes.tiles
+
+    def like(t: Tensor | None) -> Tensor:
+        return x.new_empty(0) if t is None else empty_in_order(t)
+
+    dx, ddt, dA, dB, dC, dD, dz, dbias = map(like, (x, dt, A, B, C, D, z, dt_bias))
+    marks, entering, dleaving = _marks(seq_idx, reverse), _state(initial_states), _state(grad_final_states)
+    given_marks, given_entering, given_dleaving = (x if t is None else t for t in (marks, entering, dleaving))
+    given_z = x if z is None else z
+    steps = _new(x, FIELDS, sizes.field)
+    plan.prepare(dt, A, A if dt_bias is None else dt_bias, given_marks, steps)
+    dinitial = _new(x, sizes.batch, sizes.heads, sizes.width, sizes.states)
+    kept = _new(
+        x, 2, sizes.programs * sizes.chunks * tiles.state * tiles.block, dtype=OPERANDS[tiles.operand][1]
+    )  # fmt: skip
+    walked = (x, B, grad_out, C, given_z, given_marks, steps, given_entering, given_dleaving)
+    ends = decays = dinitial
+    if plan.ends is not None and plan.carry is not None:
+        ends, decays = _parts(x, sizes, 2)
+        plan.ends(*walked, ends, decays, kept, dinitial)
+        plan.carry(given_entering, given_dleaving, ends, decays)
+    plan.keep(*walked, ends, decays, kept, dinitial)
+
+    split = plan.splits > 1
+    dB_parts, dC_parts = (_new(x, plan.splits, *M.shape) if split else gradient for M, gradient in ((B, dB), (C, dC)))
+    sums = _new(x, sizes.batch * sizes.chunks, sizes.heads, plan.terms)
+    plan.run(
+        x, B, C, A, x if D is None else D, given_z, given_marks, steps, kept, grad_out, ungated, dx, ddt, dB_parts,
+        dC_parts, dz, sums,
+    )  # fmt: skip
+    plan.total(sums, dA, dbias, dD)
+    if split:
+        dB.copy_(dB_parts.sum(0))
+        dC.copy_(dC_parts.sum(0))
+    dstart = x.new_empty(0) if initial_states is None else like(initial_states).copy_(dinitial)
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, dstart

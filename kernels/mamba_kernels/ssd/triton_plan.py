@@ -1,0 +1,93 @@
+"""How SSD's GPU kernels cut their work: the configurations there are, and what a call's shapes decide."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mamba_kernels.errors import KernelInputError
+from mamba_kernels.gpu import ceil_divide, next_power_of_2
+
+# The smallest side of a matrix product.
+SMALLEST = 16
+LARGEST_STATE = 256
+# Programs a multiprocessor should have before sequences are cut into parts, and groups of heads split.
+PROGRAMS_WANTED = 2
+# Chunks that a part has at least.
+SHORTEST_PART = 4
+
+
+class Config(NamedTuple):
+    """The numbers a kernel may be run with: positions of a chunk, warps, and stages of its loads."""
+
+    chunk: int
+    warps: int
+    stages: int
+
+
+class Tiles(NamedTuple):
+    """How states and channels are padded, and what products are made of."""
+
+    state: int
+    block: int
+    blocks: int
+    operand: str
+    precision: str
+
+
+def tiles(x: Tensor, B: Tensor, C: Tensor) -> Tiles:
+    """Return how a problem's tensors are cut and multiplied.
+
+    Products are of bfloat16 where all of x, B and C are; float16 becomes TF32, which has its digits and a range in
+    which states do not overflow; float32 is made of three TF32 products, which keep its digits.
+
+    Raises:
+        KernelInputError: If the state is larger than the kernels' registers.
+    """
+    width, states = x.shape[3], B.shape[3]
+    if states > LARGEST_STATE:
+        raise KernelInputError(
+            f"ssd: the GPU kernels take states N up to {LARGEST_STATE}, got {states}", "pass backend='reference'"
+        )
+    dtypes = {x.dtype, B.dtype, C.dtype}
+    if dtypes == {torch.bfloat16} and x.device.type != "cpu":  # The interpreter multiplies no bfloat16.
+        operand, precision = "bf16", "tf32"
+    else:
+        operand, precision = "fp32", "tf32x3" if torch.float32 in dtypes else "tf32"
+    block = max(SMALLEST, min(64, next_power_of_2(width)))
+    return Tiles(max(SMALLEST, next_power_of_2(states)), block, ceil_divide(width, block), operand, precision)
+
+
+def parts(programs: int, length: int, chunk: int, processors: int) -> int:
+    """Return how many chunks a part of a sequence has, so that there are enough programs to fill a GPU."""
+    chunks = ceil_divide(length, chunk)
+    wanted = ceil_divide(processors * PROGRAMS_WANTED, programs)
+    return ceil_divide(chunks, max(1, min(wanted, chunks // SHORTEST_PART)))
+
+
+def splits(programs: int, shared: int, processors: int) -> int:
+    """Return into how many programs the heads of a group are split, a divisor of their number."""
+    wanted = ceil_divide(processors * PROGRAMS_WANTED, programs)
+    return next(n for n in range(min(wanted, shared), 0, -1) if shared % n == 0)
+
+
+def forward_configs(operand: str, state: int) -> list[Config]:
+    """Return the configurations of the forward pass, the fastest first."""
+    if operand == "fp32":
+        return [Config(32, 4, 1)]
+    return [Config(64, 8 if state > 128 else 4, 2), Config(32, 4, 1)]
+
+
+def backward_configs(operand: str, state: int) -> list[tuple[Config, Config]]:
+    """Return the configurations of the backward pass' walk and of its chunks, the fastest first."""
+    if operand == "fp32":
+        return [(Config(32, 4, 1), Config(32, 8, 1))]
+    wide = (Config(64, 8 if state > 128 else 4, 2), Config(64, 8, 1))
+    return [wide, (Config(32, 4, 1), Config(32, 8, 1))]
+
+
+def needs_64_bits(chunk: int, *layouts: tuple[int, int, int]) -> bool:
+    """Return whether offsets within a tile pass 32 bits, from strides of positions and columns, and the columns."""
+    return any(chunk * abs(row) + columns * abs(column) >= 2**31 for row, column, columns in layouts)

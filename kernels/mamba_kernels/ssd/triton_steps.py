@@ -1,0 +1,185 @@
+"""What the GPU kernels of SSD share: step sizes and their running sums, tiles of tensors, decays.
+
+``steps`` holds what follows from the step sizes, in reading order and a row a head, each a field (B, H, padded length):
+the step sizes; the running sum of log2 of the decays within a chunk; how many resets the chunk had so far; how the step
+sizes grow with the numbers they were made of; and what float32 left of the running sum. A step whose dt * A is below
+-80 is a reset: it adds nothing to the sum, and nothing reaches across it.
+
+Dimensions: Q positions of a chunk, H heads, N state, P head width.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from mamba_kernels.triton_math import exp2, sigmoid, softplus
+
+REAL = tl.constexpr(1)
+RESET = tl.constexpr(2)
+LARGEST_DECAY = tl.constexpr(-80.0)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def prepare_steps(
+    dt, A, bias, marks, steps,
+    length, heads, padded, field, dt_b, dt_l, dt_h, A_h, bias_h, low, high,
+    SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
+    EXACT: tl.constexpr, SLOPES: tl.constexpr, CHUNK: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """Fill ``steps`` for a chunk and some heads."""
+    chunks = padded // CHUNK
+    chunk = tl.program_id(0) % chunks
+    batch = (tl.program_id(0) // chunks).to(tl.int64)
+    h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    t = chunk * CHUNK + tl.arange(0, CHUNK)
+    on_h = h < heads
+    real = t < length
+    row = (length - 1 - t if REVERSE else t).to(tl.int64)
+    reset = tl.zeros([CHUNK], tl.int32)
+    if HAS_MARKS:
+        mark = tl.load(marks + batch * length + t, mask=real, other=0).to(tl.int32)
+        real = real & ((mark & REAL) != 0)
+        reset = mark & RESET
+    on = real[:, None] & on_h[None, :]
+    raw = tl.load(dt + batch * dt_b + row[:, None] * dt_l + h.to(tl.int64)[None, :] * dt_h, mask=on, other=0.0)
+    size = raw.to(tl.float32)
+    rate = tl.load(A + h * A_h, mask=on_h, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        size += tl.load(bias + h * bias_h, mask=on_h, other=0.0).to(tl.float32)[None, :]
+    slope = tl.full([CHUNK, HEADS], 1.0, tl.float32)
+    if SOFTPLUS:
+        slope = tl.where(size > 20.0, 1.0, sigmoid(size))
+        size = softplus(size)
+    slope = tl.where(on & (size >= low) & (size <= high), slope, 0.0)
+    size = tl.where(on, tl.minimum(tl.maximum(size, low), high), 0.0)
+    log = size.to(tl.float64) * rate.to(tl.float64)[None, :]
+    resets = (log < LARGEST_DECAY) | (reset != 0)[:, None]
+    total = tl.cumsum(tl.where(resets, 0.0, log * LOG2E), 0)
+    sums = total.to(tl.float32)
+
+    at = steps + (batch * heads + h.to(tl.int64)[None, :]) * padded + t[:, None]
+    on = (t >= 0)[:, None] & on_h[None, :]
+    tl.store(at, size, mask=on)
+    tl.store(at + field, sums, mask=on)
+    tl.store(at + 2 * field, tl.cumsum(resets.to(tl.int32), 0).to(tl.float32), mask=on)
+    if SLOPES:
+        tl.store(at + 3 * field, slope, mask=on)
+    if EXACT:
+        tl.store(at + 4 * field, (total - sums.to(tl.float64)).to(tl.float32), mask=on)
+
+
+@triton.jit
+def load_steps(at, field, CHUNK: tl.constexpr, EXACT: tl.constexpr):
+    """Return a chunk's step sizes, running sums, counts of resets, and what is left of the sums."""
+    at += tl.arange(0, CHUNK)
+    size, sums, resets = tl.load(at), tl.load(at + field), tl.load(at + 2 * field)
+    left = sums
+    if EXACT:
+        left = tl.load(at + 4 * field)
+    return size, sums, resets, left
+
+
+@triton.jit
+def load_last(at, field, CHUNK: tl.constexpr, EXACT: tl.constexpr):
+    """Return the running sum, the count of resets and what is left of the sum at a chunk's end."""
+    at += CHUNK - 1
+    sums = tl.load(at + field)
+    left = sums
+    if EXACT:
+        left = tl.load(at + 4 * field)
+    return sums, tl.load(at + 2 * field), left
+
+
+@triton.jit
+def decay_between(sums_to, resets_to, left_to, sums_from, resets_from, left_from, ordered, EXACT: tl.constexpr):
+    """Return how much of one position is left at a later one, 0 where ``ordered`` is not set."""
+    log = sums_to - sums_from
+    if EXACT:
+        log += left_to - left_from
+    return exp2(tl.where(ordered & (resets_to == resets_from), log, float("-inf")))
+
+
+@triton.jit
+def decay_to_end(end, end_resets, end_left, sums, resets, left, EXACT: tl.constexpr):
+    """Return how much of each position of a chunk is left at its end."""
+    log = end - sums
+    if EXACT:
+        log += end_left - left
+    return exp2(tl.where(resets == end_resets, log, float("-inf")))
+
+
+@triton.jit
+def decay_from_start(sums, resets, left, EXACT: tl.constexpr):
+    """Return how much is left of the state that enters a chunk."""
+    log = sums
+    if EXACT:
+        log += left
+    return exp2(tl.where(resets == 0.0, log, float("-inf")))
+
+
+@triton.jit
+def load_tile(at, row, row_stride, column, column_stride, on_row, on_column, ALL_COLUMNS: tl.constexpr):
+    """Return a tile with zeros where rows or columns are off; with ``ALL_COLUMNS`` none of those is."""
+    at += row[:, None] * row_stride + column[None, :] * column_stride
+    on = on_row[:, None]
+    if not ALL_COLUMNS:
+        on = on & on_column[None, :]
+    return tl.load(at, mask=on, other=0.0)
+
+
+@triton.jit
+def store_tile(at, x, row, row_stride, column, column_stride, on_row, on_column, ALL_COLUMNS: tl.constexpr):
+    """Write a tile where rows and columns are on."""
+    at += row[:, None] * row_stride + column[None, :] * column_stride
+    on = on_row[:, None]
+    if not ALL_COLUMNS:
+        on = on & on_column[None, :]
+    tl.store(at, x.to(at.dtype.element_ty), mask=on)
+
+
+@triton.jit
+def load_state(at, n, p, states, width):
+    """Return a tile (N, P) of a state that lies as (P, N)."""
+    on = (n < states)[:, None] & (p < width)[None, :]
+    return tl.load(at + p[None, :] * states + n[:, None], mask=on, other=0.0)
+
+
+@triton.jit
+def store_state(at, x, n, p, states, width):
+    """Write a tile (N, P) of a state that lies as (P, N)."""
+    on = (n < states)[:, None] & (p < width)[None, :]
+    tl.store(at + p[None, :] * states + n[:, None], x, mask=on)
+
+
+@triton.jit
+def rows_of_chunk(marks, chunk, length, CHUNK: tl.constexpr, REVERSE: tl.constexpr, HAS_MARKS: tl.constexpr):
+    """Return where in memory a chunk starts, and which of its positions there are.
+
+    ``marks`` are the sequence's.
+    """
+    first = tl.full([], CHUNK, tl.int64) * chunk
+    t = first + tl.arange(0, CHUNK)
+    exists = t < length
+    real = exists
+    if HAS_MARKS:
+        real = (tl.load(marks + t, mask=exists, other=0).to(tl.int32) & REAL) != 0
+    if REVERSE:
+        first = length - 1 - first
+    return first, exists, real
+
+
+@triton.jit
+def offsets(SIZE: tl.constexpr, BACKWARDS: tl.constexpr, WIDE: tl.constexpr):
+    """Return 0, 1, ... or 0, -1, ..., in 64 bits where their products with strides need that."""
+    i = tl.arange(0, SIZE)
+    if WIDE:
+        i = i.to(tl.int64)
+    return -i if BACKWARDS else i
+
+
+@triton.jit
+def silu(x):
+    """Return x sigmoid(x)."""
+    return x * sigmoid(x)
