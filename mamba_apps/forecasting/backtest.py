@@ -5,7 +5,7 @@ Dimensions in names: W windows, H horizon, V levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,14 +40,13 @@ def forecast_windows(fitted: Fitted, windows: WindowDataset, scaler: Scaler) -> 
     parts = []
     for numbers in torch.arange(len(windows)).split(_BATCH):
         batch = windows.batch(numbers)
-        scaled = forecast_batch(fitted, {name: value.to(device) for name, value in batch.items()})
+        scaled = with_levels(fitted, fitted.network({name: value.to(device) for name, value in batch.items()}))
         parts.append(scaler.inverse_y(scaled.cpu(), batch["series"]))
     return torch.cat(parts).double().numpy()
 
 
-def forecast_batch(fitted: Fitted, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return scaled forecasts and intervals (W, H, 1 + 2V) of a batch on the forecaster's device."""
-    forecast = fitted.network(batch)
+def with_levels(fitted: Fitted, forecast: Tensor) -> Tensor:
+    """Return what the network forecast as scaled forecasts and intervals (W, H, 1 + 2V)."""
     if not fitted.levels:
         return point_forecast(forecast, fitted.network.quantiles)
     if fitted.radius_VH is not None:

@@ -1,14 +1,16 @@
 """One series as it comes in: an observation at a time, a forecast whenever one is asked for, at constant cost.
 
-The stream keeps the last lookback of the series as the model reads it, in a ring, so that neither time nor memory grows
-with what has passed.
+What has passed is in the model's own state: the last lookback, or what a recurrent model carries of all of it. Neither
+time nor memory grows with it.
 
-Dimensions in names: L lookback, H horizon, X columns of a step, F known-future ones, V levels.
+Dimensions in names: B series (one), S static covariates, X columns of a step, H horizon, F known-future columns, V
+levels.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ import pandas as pd
 import torch
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.backtest import forecast_batch, with_past
+from mamba_apps.forecasting.backtest import with_levels, with_past
 from mamba_apps.forecasting.clock import Clock
 from mamba_apps.forecasting.intervals import level_names
 from mamba_apps.forecasting.saving import Fitted
@@ -51,14 +53,17 @@ class SeriesStream:
         self._scaler = fitted.scaler.select(history.ids)
         self._columns = _Columns(history)
         self._clock = Clock(history, self._sizes.horizon)
-        scaled = self._scaler.transform(history)
-        rows = slice(*history.bounds[0])
-        device = fitted.device
-        self._y_L = torch.from_numpy(scaled.y[rows].copy()).to(device)
-        self._observed_L = torch.from_numpy(scaled.observed[rows].copy()).to(device)
-        self._x_LX = torch.from_numpy(scaled.x[rows].copy()).to(device)
-        self._static_1S = torch.from_numpy(scaled.static).to(device)
-        self._oldest = 0
+        scaled = self._scaler.transform(history).series[0]
+        x_LX = np.concatenate([scaled.past, scaled.future], axis=1)
+        self._device, season = fitted.device, history.season or 1
+        # What a missing step is filled from, as the reader does.
+        self._y: deque[float] = deque(scaled.y[-season:].tolist(), maxlen=season)
+        self._last_X = x_LX[-1]
+        static_BS = torch.from_numpy(scaled.static)[None].to(self._device)
+        with torch.inference_mode():
+            self._state = fitted.network.init_state(static_BS)
+            for y, observed, x_X in zip(scaled.y, scaled.observed, x_LX, strict=True):
+                self._read(float(y), bool(observed), x_X)
 
     @property
     def next(self) -> Any:
@@ -107,17 +112,9 @@ class SeriesStream:
         """
         known_HF = self._columns.encode_future(future, self._sizes.horizon, self._where)
         known_HF = self._scaled(np.concatenate([known_HF, self._clock.features], axis=1), self._columns.n_past)
-        device = self._y_L.device
-        order_L = (torch.arange(self._sizes.lookback, device=device) + self._oldest) % self._sizes.lookback
-        batch = {
-            "past_y": self._y_L[order_L][None, :, None],
-            "past_observed": self._observed_L[order_L][None, :, None],
-            "past_x": self._x_LX[order_L][None],
-            "future_x": torch.from_numpy(known_HF)[None].to(device),
-            "static": self._static_1S,
-        }
         with torch.inference_mode():
-            values = forecast_batch(self._fitted, batch).cpu()
+            future_BHF = torch.from_numpy(known_HF)[None].to(self._device)
+            values = with_levels(self._fitted, self._fitted.network.forecast(self._state, future_BHF)).cpu()
         values_HV = self._scaler.inverse_y(values, torch.zeros(1, dtype=torch.int64))[0].double().numpy()
         names = level_names(self._fitted.levels, self._fitted.name)
         columns = self._fitted.reading.named
@@ -140,24 +137,25 @@ class SeriesStream:
         return steps
 
     def _push(self, y: float | None, x_X: np.ndarray | None) -> None:
-        """Put a step into the ring, in the place of the oldest; where nothing was observed, as the reader fills it."""
-        place, last = self._oldest, (self._oldest - 1) % self._sizes.lookback
-        calendar = torch.from_numpy(self._clock.tick()).to(self._y_L.device)
-        if x_X is None:
-            self._x_LX[place] = self._x_LX[last]
-        else:
-            self._x_LX[place, : len(x_X)] = torch.from_numpy(self._scaled(x_X[None], 0)[0]).to(self._y_L.device)
-        if len(calendar):
-            # The calendar is never scaled.
-            self._x_LX[place, -len(calendar) :] = calendar
-        if y is not None:
-            self._y_L[place] = (y - self._scaler.y_mean[0]) / self._scaler.y_scale[0]
-        else:
-            season = self._columns.history.season
-            back = season if season is not None and season <= self._sizes.lookback else 1
-            self._y_L[place] = self._y_L[(place - back) % self._sizes.lookback].clone()
-        self._observed_L[place] = y is not None or self._fitted.reading.missing == "seasonal"
-        self._oldest = (place + 1) % self._sizes.lookback
+        """Read a step; what was not observed is filled as the reader fills it."""
+        calendar = self._clock.tick()
+        row_X = self._last_X.copy()
+        if x_X is not None:
+            row_X[: len(x_X)] = self._scaled(x_X[None], 0)[0]
+        # The calendar is never scaled.
+        row_X[len(row_X) - len(calendar) :] = calendar
+        seen = y is not None
+        scaled = (y - self._scaler.y_mean[0]) / self._scaler.y_scale[0] if y is not None else self._y[0]
+        self._y.append(float(scaled))
+        self._last_X = row_X
+        with torch.inference_mode():
+            self._read(float(scaled), seen or self._fitted.reading.missing == "seasonal", row_X)
+
+    def _read(self, y: float, observed: bool, x_X: np.ndarray) -> None:
+        y_B = torch.tensor([y], dtype=torch.float32, device=self._device)
+        observed_B = torch.tensor([observed], device=self._device)
+        x_BX = torch.from_numpy(x_X)[None].to(self._device)
+        self._state = self._fitted.network.step(self._state, y_B, observed_B, x_BX)
 
     def _scaled(self, values: np.ndarray, first: int) -> np.ndarray:
         """Scale columns (T, C) of a step, from the ``first`` on."""
