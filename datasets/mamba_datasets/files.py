@@ -14,12 +14,13 @@ from mamba_datasets.errors import DataError
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: str | Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
     """Write a file; until it is whole on the disk, what was there before stays.
 
     Args:
         path: The file.
         write: Writes its content to the open file that it is given.
+        durable: Wait until it would survive a power cut; not worth it for what is easily made again.
 
     Raises:
         DataError: The disk is full, the folder is missing or read-only; nothing half-written is left.
@@ -32,11 +33,13 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             with temporary.open("xb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(target.parent)
+        if durable:
+            sync_folder(target.parent)
     except OSError as error:
         raise storage_error(target, error) from None
 

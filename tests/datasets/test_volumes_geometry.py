@@ -49,6 +49,12 @@ ONE_CHANNEL = replace(PLAN, normalisation=(Normalisation("none"),), channel_name
 OBJECT = [((2.0, -3.0, 4.0), (18.0, 22.0, 26.0), 1), ((-7.0, 2.0, 9.0), (6.0, 5.0, 7.0), 2), ((5, 8, -5), (5, 7, 4), 3)]
 
 
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out fsync, which matters to a power cut only and is slow on a busy disk."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
 def object_at(world: np.ndarray) -> np.ndarray:
     """Return the object's label at points (..., 3) of the world."""
     label = np.zeros(world.shape[:-1], np.uint8)

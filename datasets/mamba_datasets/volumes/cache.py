@@ -156,7 +156,7 @@ def digest_of(path: str, folder: Path) -> str:
     except OSError as error:
         raise DataError(path, "file", f"cannot be read: {error.strerror}", "check the path") from None
     stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
-    memo = folder / "digests" / f"{hashlib.sha256(os.path.abspath(path).encode(errors='surrogateescape')).hexdigest()}"
+    memo = folder / "digests" / hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
     try:
         known = json.loads(memo.read_text())
         if known["stamp"] == stamp:
@@ -168,7 +168,8 @@ def digest_of(path: str, folder: Path) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(path, "file", f"cannot be read: {error.strerror}", "check the disk and permissions") from None
-    write_whole(memo, lambda file: file.write(json.dumps({"stamp": stamp, "sha256": digest}).encode()))
+    note = json.dumps({"stamp": stamp, "sha256": digest})
+    write_whole(memo, lambda file: file.write(note.encode()), durable=False)
     return digest
 
 

@@ -20,7 +20,8 @@ SUFFIXES = (".nii", ".nii.gz")
 _DEFLATE = 1032
 _AGAIN = "copy it from its source again"
 _BLOCK = 1 << 20
-_LEAST_HEADER = 348
+# The shortest header, and how much nibabel looks at to tell what a file is.
+_LEAST_HEADER, _HEAD = 348, 1024
 
 
 def nibabel_for(path: str | Path) -> ModuleType:
@@ -74,7 +75,7 @@ def read_header(path: str | Path) -> Layout:
         raise DataError(path, "file", "is empty (0 bytes)", _AGAIN)
     try:
         with _opened(path) as file:
-            head = file.read(_LEAST_HEADER)
+            head = file.read(_HEAD)
         if len(head) < _LEAST_HEADER:
             raise EOFError(f"it ends after {len(head)} bytes")
     except (EOFError, zlib.error, OSError) as error:

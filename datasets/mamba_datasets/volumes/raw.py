@@ -13,6 +13,7 @@ from mamba_datasets.broken import read_broken
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector
 from mamba_datasets.tree import Medium, folders_in, loose_files
+from mamba_datasets.volumes import pictures
 from mamba_datasets.volumes.json_files import read_json
 from mamba_datasets.volumes.plan import IGNORE
 from mamba_datasets.volumes.read import SUFFIXES, ending_of, read_case, read_label
@@ -186,65 +187,57 @@ def find_cases(
         The complete cases, sorted by name.
     """
     images, labels = (os.path.join(root, f"{kind}{part}") for kind in ("images", "labels"))
-    channels = find_channels(images, description, sink) if os.path.isdir(images) else {}
+    files = _by_channel(images, description, sink, left_out) if os.path.isdir(images) else {}
     masks = {}
     if os.path.isdir(labels):
         masks = {_stem(path, description.file_ending): path for path in _files(labels, description.file_ending)}
-    if part == "Tr" and not channels and not sink.findings:
-        found = f"holds no CASE_0000{description.file_ending}"
-        sink.add("layout", f"imagesTr {found}", _LAYOUT, root)
-    dropped = {name for name, files in channels.items() if left_out.intersection(files)}
+    if part == "Tr" and not files and not sink.findings:
+        found = f"imagesTr holds no CASE_0000{description.file_ending}"
+        sink.add("layout", found, _LAYOUT, root)
+    dropped = {name for name, by_channel in files.items() if left_out.intersection(by_channel.values())}
     dropped |= {name for name, path in masks.items() if path in left_out}
     cases = []
-    for name in sorted(channels.keys() - dropped):
-        label = masks.get(name)
+    for name in sorted(files.keys() - dropped):
+        channels, label = _complete(name, files[name], description, sink), masks.get(name)
         if label is None and (part == "Tr" or masks):
             expected = f"{os.path.basename(labels)} has no {name}{description.file_ending}"
-            sink.add("label", expected, "add it, or leave out the image", channels[name][0])
-        else:
-            cases.append(Case(name, channels[name], label))
-    for name in sorted(masks.keys() - channels.keys() - dropped):
+            sink.add("label", expected, "add it, or leave out the image", next(iter(files[name].values())))
+        elif channels:
+            cases.append(Case(name, channels, label))
+    for name in sorted(masks.keys() - files.keys() - dropped):
         expected = f"{os.path.basename(images)} has no {name}_0000{description.file_ending}"
         sink.add("image", expected, "add it, or leave out the label", masks[name])
     return cases
 
 
-def find_channels(folder: str, description: Description, sink: Collector) -> dict[str, tuple[str, ...]]:
-    """Find the images of a folder.
-
-    Args:
-        folder: Holds CASE_0000, CASE_0001, … with the data set's ending.
-        description: What is expected.
-        sink: Takes files whose name has no channel, and missing channels.
-
-    Returns:
-        The files of each case in the channels' order; incomplete cases are left out.
-    """
+def _by_channel(
+    folder: str, description: Description, sink: Collector, left_out: frozenset[str]
+) -> dict[str, dict[int, str]]:
+    """Return the image files of each case by their channel."""
     files: dict[str, dict[int, str]] = defaultdict(dict)
     for path in _files(folder, description.file_ending):
         match = _CHANNEL.fullmatch(_stem(path, description.file_ending))
-        if match is None:
+        if match is not None:
+            files[match["case"]][int(match["channel"])] = path
+        elif path not in left_out:
             remedy = f"rename it to CASE_0000{description.file_ending}"
             sink.add("name", "expected the channel at its end, such as _0000", remedy, path)
-        else:
-            files[match["case"]][int(match["channel"])] = path
+    return files
+
+
+def _complete(name: str, by_channel: dict[int, str], description: Description, sink: Collector) -> tuple[str, ...]:
+    """Return a case's files in the channels' order, or none where the channels are not those of the description."""
     expected = sorted(description.channel_names)
-    found = {}
-    for name, by_channel in sorted(files.items()):
-        # a picture in colours holds several channels, which only reading it can tell
-        in_colours = description.file_ending not in (".nii", ".nii.gz") and list(by_channel) == [0]
-        if sorted(by_channel) != expected and not in_colours:
-            first = next(iter(by_channel.values()))
-            missing = [f"_{channel:04d}" for channel in expected if channel not in by_channel]
-            extra = [f"_{channel:04d}" for channel in by_channel if channel not in expected]
-            told = " and ".join(
-                [f"{' '.join(missing)} missing"] * bool(missing) + [f"{' '.join(extra)} unknown"] * bool(extra)
-            )
-            remedy = f"make the files agree with {DESCRIPTION}'s channel_names"
-            sink.add("channels", f"expected {len(expected)} files for {name}, found {told}", remedy, first)
-        else:
-            found[name] = tuple(by_channel[channel] for channel in sorted(by_channel))
-    return found
+    # a picture in colours holds several channels, which only reading it can tell
+    in_colours = description.file_ending in pictures.SUFFIXES and list(by_channel) == [0]
+    if sorted(by_channel) == expected or in_colours:
+        return tuple(by_channel[channel] for channel in sorted(by_channel))
+    told = [f"_{channel:04d} missing" for channel in expected if channel not in by_channel]
+    told += [f"_{channel:04d} unknown" for channel in sorted(by_channel) if channel not in expected]
+    remedy = f"make the files agree with {DESCRIPTION}'s channel_names"
+    found = f"expected {len(expected)} files for {name}, found {', '.join(told)}"
+    sink.add("channels", found, remedy, by_channel[min(by_channel)])
+    return ()
 
 
 def _files(folder: str, ending: str) -> list[str]:
