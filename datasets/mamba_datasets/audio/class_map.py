@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,8 +25,9 @@ class ClassMap:
     def __init__(
         self, names: Sequence[str], aliases: dict[str, int] | None = None, source: str | Path = "classes"
     ) -> None:
-        if repeated := sorted({name for name in names if list(names).count(name) > 1}):
-            raise DataError(source, "classes", f"class {repeated[0]!r} is given twice", "give each class once")
+        for name, count in Counter(names).items():
+            if count > 1:
+                raise DataError(source, "classes", f"class {name!r} is given twice", "give each class once")
         self.names = list(names)
         self.source = str(source)
         self._index = {**{name: number for number, name in enumerate(names)}, **(aliases or {})}
