@@ -12,6 +12,7 @@ from PIL import Image
 from toy_candidates import TOY_RECIPE, write_recipe
 
 from mamba_apps.errors import UserError
+from mamba_datasets.volumes.synthetic import write_synthetic
 from mamba_recipes import recipe as recipes
 from mamba_recipes.build import build
 from mamba_recipes.compare.budget import Budget
@@ -38,8 +39,14 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of volumes in nnU-Net's layout, for recipes that leave theirs to the user."""
+    return write_synthetic(tmp_path_factory.mktemp("volumes"), 5, (48, 44, 40))
+
+
 @pytest.mark.parametrize("name", sorted(recipes.shipped()))
-def test_every_shipped_recipe_builds(name: str, photos: Path, benchmark: Path) -> None:
+def test_every_shipped_recipe_builds(name: str, photos: Path, benchmark: Path, volumes: Path) -> None:
     recipe = recipes.load(name)
     given: dict[str, Any] = {}
     if recipe.config["data"]["class_path"].startswith("mamba_apps.vision.classification."):
@@ -48,6 +55,8 @@ def test_every_shipped_recipe_builds(name: str, photos: Path, benchmark: Path) -
             given["data.root"] = str(photos / "train" if flat else photos)
     if recipe.config["data"]["class_path"] == "mamba_apps.forecasting.ltsf.LtsfData":
         given = {"data.root": str(benchmark), "data.name": "toy"}
+    if recipe.config["data"]["class_path"] == "mamba_apps.medical.segmentation.VolumeData":
+        given = {"data.root": str(volumes)}
     built = build(recipe.with_overrides(given), recipe.path)
     assert sum(p.numel() for p in built.model.parameters()) > 0
     assert recipe.path.parent.name == recipe.card["domain"]

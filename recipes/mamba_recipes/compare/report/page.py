@@ -24,8 +24,8 @@ _ALONE = "Every candidate ran alone in a fresh process, one after another, on th
 _TOGETHER = "Every candidate ran in a fresh process, {} at a time, so that times are left out, on the same data"
 _NOTES = {
     "quality": (
-        "{alone}, with the same budget and seeds. Learned ones keep the weights that were best on the validation data; "
-        "the test data decides nothing.",
+        "{alone}, with the same budget and seeds. Learned ones keep the weights that were best on the validation data, "
+        "or their last ones where the recipe monitors nothing; the test data decides nothing.",
         "Training time is the whole fit with its validation; compiling kernels comes before the clock starts. Samples "
         f"per second counts training steps only. {_MEMORY}",
     ),
