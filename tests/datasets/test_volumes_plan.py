@@ -51,7 +51,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_patches_and_batches_that_nnunet_published(name: str) -> None:
     spacing, shape, classes, voxels, patch, batch, divisors = PUBLISHED[name]
-    network, batch_size = fit_network(np.array(spacing), np.array(shape), voxels, classes, 8.0, name)
+    network, batch_size = fit_network(spacing, shape, voxels, classes, 8.0, name)
     assert (network.patch_size, batch_size, network.divisors) == (patch, batch, divisors)
 
 

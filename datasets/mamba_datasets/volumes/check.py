@@ -54,10 +54,10 @@ def check_volumes(path: Path | str) -> Report:
     """
     sink = Collector(path, keep=True)
     if not os.path.isdir(path):
-        facts = _inspect(Case(Path(path).name, (str(path),)), None)
-        sink.findings += map(Finding.of, facts.errors)
+        single = _inspect(Case(Path(path).name, (str(path),)), None)
+        sink.findings += map(Finding.of, single.errors)
         return Report(
-            str(path), "volumes", tuple(sink.findings), "" if sink.findings else "1 volume", (*_tell([facts]),)
+            str(path), "volumes", tuple(sink.findings), "" if sink.findings else "1 volume", (*_tell([single]),)
         )
     try:
         description = read_description(path)
@@ -96,7 +96,7 @@ def _inspect(case: Case, description: Description | None) -> _Facts:
     if not grids:
         return _Facts(case.images[0], errors=tuple(errors))
     first = grids[0]
-    errors += [error for other in grids[1:] if (error := mismatch(other, first)) is not None]
+    errors += filter(None, (mismatch(other, first) for other in grids[1:]))
     if description is not None and not errors:
         try:
             check_channels(case.images[0], count, description.channel_names)

@@ -187,7 +187,7 @@ def _opened(path: str | Path) -> BinaryIO:
 
 def _fill(values: np.ndarray, file: BinaryIO) -> int:
     """Read values from a file, and return how many bytes were there."""
-    view, there = memoryview(values.reshape(-1).view(np.uint8)), 0
+    view, there = values.reshape(-1).view(np.uint8).data, 0
     while there < len(view):
         count = file.readinto(view[there : there + _BLOCK])  # type: ignore[attr-defined]
         if not count:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,8 +69,8 @@ def spacing_beside(path: str | Path, axes: int) -> tuple[float, ...] | None:
         return None
     remedy = 'write it like {"spacing": [2.0, 0.5, 0.5]}, in the order z, y, x'
     steps = read_json(beside, remedy).get("spacing")
-    good = isinstance(steps, list) and len(steps) == axes and all(isinstance(step, (int, float)) for step in steps)
-    if not good or not all(0 < step < float("inf") for step in steps):
+    numbers = isinstance(steps, list) and all(isinstance(step, (int, float)) for step in steps)
+    if not isinstance(steps, list) or not numbers or len(steps) != axes or not all(0 < step < inf for step in steps):
         raise DataError(beside, "spacing", f"expected {axes} positive numbers, found {json.dumps(steps)}", remedy)
     return tuple(map(float, steps))
 

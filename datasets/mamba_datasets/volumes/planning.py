@@ -57,8 +57,8 @@ def make_plan(fingerprint: Fingerprint, memory_gib: float = 8.0, dim: int | None
     shapes = [
         new_shape(shape, steps, spacing) for shape, steps in zip(fingerprint.shapes, fingerprint.spacings, strict=True)
     ]
-    median = np.median(shapes, axis=0)[order]
-    steps = np.array(spacing)[order]
+    median = [float(np.median([shape[axis] for shape in shapes])) for axis in order]
+    steps = [spacing[axis] for axis in order]
     if dim is None:
         dim = 3 if axes == 3 and median[0] > 1 else 2
     if dim not in (2, 3) or dim > axes:
@@ -73,14 +73,14 @@ def make_plan(fingerprint: Fingerprint, memory_gib: float = 8.0, dim: int | None
         configuration="3d_fullres" if dim == 3 else "2d",
         network=network,
         batch_size=batch_size,
-        spacing=tuple(float(step) for step in steps),
+        spacing=tuple(steps),
         axes=tuple(order),
         orientation="RAS" if fingerprint.orientation == "RAS" else None,
         normalisation=_normalisation(fingerprint),
         labels=fingerprint.labels,
         channel_names=fingerprint.channel_names,
         batch_dice=bool(dim == 2 or small),
-        median_shape=tuple(float(size) for size in median),
+        median_shape=tuple(median),
         file_ending=fingerprint.file_ending,
     )
 
@@ -106,7 +106,7 @@ def target_spacing(spacings: Sequence[Sequence[float]], shapes: Sequence[Sequenc
 
 
 def fit_network(
-    spacing: np.ndarray, extent: np.ndarray, voxels: float, num_classes: int, memory_gib: float, name: str
+    spacing: Sequence[float], extent: Sequence[float], voxels: float, num_classes: int, memory_gib: float, name: str
 ) -> tuple[NetworkPlan, int]:
     """Find the largest patch whose network fits the budget with a batch of two, and the batch that fits then.
 
@@ -122,7 +122,7 @@ def fit_network(
         The network's sizes and the batch size.
     """
     dim = len(spacing)
-    ratio = 1 / spacing
+    ratio = 1 / np.array(spacing)
     first = np.round(ratio * (_FIRST_VOXELS[dim] / ratio.prod()) ** (1 / dim))
     layout = topology([max(1, int(size)) for size in np.minimum(first, extent)], spacing)
     budget = _REFERENCE_VALUES[dim] * memory_gib / _REFERENCE_GIB
@@ -141,10 +141,10 @@ def fit_network(
     return network, max(min(fitting, seen), _LEAST_BATCH)
 
 
-def _shrunk(layout: Topology, extent: np.ndarray, spacing: np.ndarray) -> Topology:
+def _shrunk(layout: Topology, extent: Sequence[float], spacing: Sequence[float]) -> Topology:
     """Shorten the axis along which a patch covers most of the median image, by the least step."""
     size = list(layout.patch_size)
-    axis = int(np.argsort(np.array(size) / extent)[-1])
+    axis = int(np.argsort(np.array(size) / np.array(extent))[-1])
     tried = list(size)
     tried[axis] -= layout.divisors[axis]
     if tried[axis] < 1:

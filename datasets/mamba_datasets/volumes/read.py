@@ -136,7 +136,8 @@ def _read(path: str | Path, *, mask: bool) -> Volume:
         layout = nifti.read_header(path)
         return Volume(nifti.read_voxels(path, layout)[None], layout.affine, str(path), layout.header)
     array = pictures.read_picture(path, mask=mask)
-    axes, notes = array.ndim - 1, ()
+    axes = array.ndim - 1
+    notes: tuple[str, ...] = ()
     spacing = pictures.spacing_beside(path, axes) if ending in pictures.TIFF_SUFFIXES else None
     if spacing is None and axes == 3:
         notes = ("no spacing stands beside it: 1 is taken along every axis",)
