@@ -11,17 +11,19 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from mamba_datasets.series import Table
+
 _MOST_SERIES = 6
 _PAST_HORIZONS = 4
 
 
 def draw(
-    source: Path, reading: Mapping[str, Any], forecast: pd.DataFrame, name: str, levels: Sequence[float]
+    source: Path | Table, reading: Mapping[str, Any], forecast: pd.DataFrame, name: str, levels: Sequence[float]
 ) -> Figure:
     """Draw the forecasts of the first series of a file.
 
     Args:
-        source: The file that was forecast.
+        source: The file that was forecast, or its table.
         reading: How it is read, as `read_series` takes it.
         forecast: What `Forecaster.predict` returned.
         name: The forecast's column.

@@ -85,7 +85,7 @@ def swap(text: str, old: str, new: str) -> str:
     [
         (swap(GOOD, "a,2024-01-01 05:00:00", "a,2024-01-01 04:00:00"), "04:00:00"),
         (swap(GOOD, "a,2024-01-01 05:00:00,", "c,2024-01-01 05:00:00,"), "05:00:00"),
-        (swap(GOOD, "ds,y", "ds,z"), "there is no column 'y'"),
+        (GOOD.replace("\n", ",1\n").replace("ds,y,1", "ds,one,two"), "several could be it: 'one', 'two'"),
         (swap(GOOD, "a,2024-01-01 07:00:00,", "a,2024-01-01 07:00:00,many"), "many"),
         (swap(GOOD, "a,2024-01-01 07:00:00,", "a,2024-01-01 07:00:00,inf\nx,2024-01-01 07:00:00,"), "inf"),
         (swap(GOOD, "a,2024-01-01 07:00:00,", "a,2024-01-01 07:00:00+02:00,"), "one time zone"),
@@ -149,3 +149,86 @@ def test_a_damaged_model_is_refused(name: str, sales: Path, capsys: pytest.Captu
     capsys.readouterr()
     assert main(["forecast", "sales.csv", "--model", "model"]) == 2
     assert name in capsys.readouterr().err
+
+
+def a_file_of_somebody() -> str:
+    """Days and shops side by side, semicolons, decimal commas, the newest first."""
+    days = pd.date_range("2024-01-01", periods=120, freq="D")[::-1]
+    rows = [
+        f"{day:%d.%m.%Y};{10 + day.dayofweek:.2f};{1000 + 20 * day.dayofweek:.2f}".replace(".", ",") for day in days
+    ]
+    return "Datum;Nord;Süd\n" + "\n".join(row.replace(",", ".", 2) for row in rows) + "\n"
+
+
+def test_a_file_that_somebody_has(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("umsatz.csv").write_text(a_file_of_somebody(), encoding="utf-8")
+    words = ["--horizon", "7", "--levels", "80,95", "--model", "seasonal_naive", "--plot", "--out", "f.parquet"]
+    assert main(["forecast", "umsatz.csv", *words]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[0] == (
+        "read: columns separated by ';' · 'Datum' read as day month year · a decimal comma · time in 'Datum' · rows "
+        "sorted by time · a series a column, 2 of them"
+    )
+    assert Path("umsatz-forecast.png").read_bytes()[:4] == b"\x89PNG"
+    found = pd.read_parquet("f.parquet")
+    assert list(found.columns[:4]) == ["unique_id", "Datum", "seasonal_naive", "seasonal_naive-lo-80"]
+    assert found["unique_id"].unique().tolist() == ["Nord", "Süd"]
+    assert found["Datum"].min() == pd.Timestamp("2024-04-30")
+    assert found["seasonal_naive"].iloc[0] == 11
+    assert found["seasonal_naive"].iloc[7] == 1020
+
+
+def test_a_model_goes_on_with_a_file_of_other_shape(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("umsatz.csv").write_text(a_file_of_somebody(), encoding="utf-8")
+    assert main(["forecast", "umsatz.csv", "--horizon", "7", "--model", "seasonal_naive", "--save", "model"]) == 0
+    first = capsys.readouterr().out
+    long = pd.read_csv("umsatz.csv", sep=";", decimal=",").melt("Datum", var_name="shop", value_name="sold")
+    long.to_csv("long.csv", index=False)
+    assert main(["forecast", "long.csv", "--model", "./model"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_cross_validation_writes_a_page_with_the_worst_series(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--horizon", "6", "--model", "ridge", "--levels", "80", "--lookback", "48", "--cross-validate", "3"]
+    assert main(["forecast", "sales.csv", *words, "--out", "cv.csv"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[0] == "model,steps,mae,rmse,wape,cover-80,width-80"
+    assert lines[1].startswith("ridge,36,")
+    assert lines[2].startswith("seasonal_naive,36,")
+    talk = captured.err.splitlines()
+    assert "ridge is off by" in captured.err
+    assert talk[-1] == "page: sales-cross-validation.html"
+    forecasts = pd.read_csv("cv.csv")
+    assert len(forecasts) == 2 * 3 * 6
+    page = Path("sales-cross-validation.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 1 + 2  # the error over the steps, and each series' worst cut
+    assert "The series that went worst" in page
+    assert "mamba-apps forecast sales.csv --horizon 6" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert float(lines[1].split(",")[2]) == pytest.approx((forecasts["ridge"] - forecasts["y"]).abs().mean(), rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--horizon", "6", "--cross-validate", "500"], "steps were expected"),
+        (["--horizon", "6", "--cross-validate", "0"], "at least 1"),
+        (["--cross-validate", "2"], "--horizon is missing"),
+        (["--horizon", "6", "--cross-validate", "2", "--model", "./runs"], "has learned already"),
+        (["--horizon", "6", "--cross-validate", "2", "--page", "f.pdf"], "unknown ending '.pdf'"),
+    ],
+)
+def test_cross_validation_that_cannot_be_done(
+    words: list[str], says: str, sales: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["forecast", "sales.csv", *words]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in sales.iterdir()] == ["sales.csv"]
+
+
+def test_markup_in_ids_stays_text(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sales.csv").write_text(GOOD.replace("\na,", "\n<script>a</script>,"), encoding="utf-8")
+    words = ["--horizon", "6", "--model", "seasonal_naive", "--lookback", "48", "--cross-validate", "1"]
+    assert main(["forecast", "sales.csv", *words]) == 0
+    assert "<script>" not in Path("sales-cross-validation.html").read_text(encoding="utf-8")

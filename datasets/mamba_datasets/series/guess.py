@@ -165,12 +165,15 @@ def _find_time(table: Table, given: str | None, notes: list[str]) -> str:
     whole = [
         name for name in frame.columns if name.lower() in (*_TIME_NAMES, "step", "t", "index") and _whole(frame[name])
     ]
-    found = _first_named(dated, _TIME_NAMES) or next(iter(dated or whole), None)
+    # Of a column that is called so and holds something else the reader says what is wrong with it.
+    called = _first_named(list(frame.columns), _TIME_NAMES)
+    found = _first_named(dated, _TIME_NAMES) or next(iter(dated or whole), called)
     if found is None:
         expected = "a column of dates was expected, found none"
         raise DataError(table.label, "columns", expected, "name it: --time-col COLUMN (time_col)")
     others = [name for name in dated if name != found]
-    notes.append(f"time in {found!r}" + (f" (not {', '.join(map(repr, others))})" if others else ""))
+    if found != "ds" or others:
+        notes.append(f"time in {found!r}" + (f" (not {', '.join(map(repr, others))})" if others else ""))
     return found
 
 
@@ -184,7 +187,7 @@ def _find_id(
     candidates = sorted([*words, *counted], key=lambda name: (not _is_named(name, _ID_NAMES), rest.index(name)))
     for name in candidates:
         if not frame.duplicated([name, time_col]).any():
-            notes.append(f"series in {name!r}")
+            notes += [] if name == "unique_id" else [f"series in {name!r}"]
             return table, name
     for place, first in enumerate(candidates):
         for second in candidates[place + 1 :]:
@@ -205,7 +208,7 @@ def _find_target(table: Table, given: str | None, numeric: Sequence[str], notes:
         what = f"several could be it: {', '.join(map(repr, numeric))}" if numeric else "found none"
         expected = f"a column of numbers to forecast was expected, {what}"
         raise DataError(table.label, "columns", expected, "name it: --target-col COLUMN (target_col)")
-    notes.append(f"target in {found!r}")
+    notes += [] if found == "y" else [f"target in {found!r}"]
     return found
 
 

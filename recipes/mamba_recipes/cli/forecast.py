@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mamba_apps.errors import UserError
 from mamba_recipes.cli.arguments import Parser, positive
 from mamba_recipes.cli.errors import DONE
+from mamba_recipes.cli.forecast_file import SeriesFile, read_file, read_future
 from mamba_recipes.settings import parse_value
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from mamba_apps import Forecaster
 
-_COLUMNS = ("id_col", "time_col", "target_col", "past", "future", "static", "missing")
 _FLOAT = "%.7g"  # what single precision holds
 
 
@@ -28,8 +28,9 @@ def make_parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(
         prog="mamba-apps forecast",
-        description="Learn from the series of a CSV or Parquet file in the long format (unique_id, ds, y) and forecast "
-        "the steps after their end. The forecast is printed as CSV, or written with --out.",
+        description="Learn from the series of a CSV or Parquet file and forecast the steps after their end. The file "
+        "is long (a row a series and step) or wide (a column a series); its separator, dates and columns are guessed "
+        "and said. The forecast is printed as CSV, or written with --out.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the series")
     parser.add_argument("--horizon", type=positive, metavar="H", help="steps to forecast (needed unless --model DIR)")
@@ -42,9 +43,9 @@ def make_parser() -> Parser:
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the model; may be repeated"
     )
     parser.add_argument("--lookback", type=positive, metavar="L", help="steps of the past each forecast reads")
-    parser.add_argument("--id-col", default="unique_id", metavar="C", help="column of series ids (unique_id)")
-    parser.add_argument("--time-col", default="ds", metavar="C", help="column of timestamps (ds)")
-    parser.add_argument("--target-col", default="y", metavar="C", help="column of targets (y)")
+    parser.add_argument("--id-col", metavar="C", help="column of series ids (guessed)")
+    parser.add_argument("--time-col", metavar="C", help="column of timestamps (guessed)")
+    parser.add_argument("--target-col", metavar="C", help="column of targets (guessed)")
     parser.add_argument("--past", type=_words, default=(), metavar="A,B", help="columns known up to the present only")
     parser.add_argument("--future", type=_words, default=(), metavar="A,B", help="columns known ahead; needs --futr")
     parser.add_argument("--static", type=_words, default=(), metavar="A,B", help="columns with one value a series")
@@ -56,7 +57,24 @@ def make_parser() -> Parser:
     parser.add_argument("--max-steps", type=positive, metavar="N", help="most training steps")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the seed (0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the forecast here (.csv or .parquet)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the forecast (.png, .svg or .pdf)")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="draw the forecast (.png, .svg or .pdf; FILE-forecast.png)",
+    )
+    parser.add_argument(
+        "--cross-validate",
+        type=positive,
+        metavar="N",
+        help="forecast from N cuts in the past instead, print scores and write a page; --out writes the forecasts",
+    )
+    parser.add_argument("--step-size", type=positive, metavar="S", help="steps from one cut to the next (the horizon)")
+    parser.add_argument("--refit", action="store_true", help="learn anew at every cut, not once before the first")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="the page (FILE-cross-validation.html)")
+    parser.add_argument("--short", default="error", choices=["error", "pad"], help="series below the lookback (error)")
     parser.add_argument("--save", type=Path, metavar="DIR", help="save the trained model")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of CSV")
     return parser
@@ -71,18 +89,24 @@ def main(argv: Sequence[str]) -> int:
 
     quiet()
     saved = Path(arguments.model)
+    if arguments.cross_validate is not None:
+        from mamba_recipes.cli.forecast_backtest import cross_validate
+
+        cross_validate(arguments, argv)
+        return DONE
     if saved.is_dir() or "/" in arguments.model:
-        forecaster, reading = _load(saved, arguments)
-        forecast = forecaster.predict(arguments.futr, df=arguments.file)
+        forecaster, source = _load(saved, arguments)
+        forecast = forecaster.predict(read_future(arguments.futr), df=source.table)
     else:
-        reading = {"freq": _freq(arguments.freq), **{name: getattr(arguments, name) for name in _COLUMNS}}
-        forecaster = _fit(arguments, reading)
-        forecast = forecaster.predict(arguments.futr)
+        _need_horizon(arguments)
+        source = read_file(arguments)
+        forecaster = make_forecaster(arguments, source)
+        forecast = forecaster.fit(source.table).predict(read_future(arguments.futr))
     if arguments.plot is not None:
         from mamba_recipes.forecast_plot import draw
 
-        picture = draw(arguments.file, reading, forecast, forecaster.alias, forecaster.levels)
-        _write(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=arguments.plot.suffix[1:]))
+        picture = draw(source.table, source.reading, forecast, forecaster.alias, forecaster.levels)
+        write_file(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=arguments.plot.suffix[1:]))
     _put(forecast, arguments)
     _last_lines(forecaster, arguments)
     return DONE
@@ -94,7 +118,13 @@ def _check_targets(arguments: Namespace) -> None:
 
     if not arguments.file.exists():
         raise UserError(f"{arguments.file}: there is no such file", "check the path")
-    for name, endings in (("out", (".csv", ".parquet")), ("plot", (".png", ".svg", ".pdf"))):
+    stem = arguments.file.name.split(".")[0]
+    if arguments.plot is True:
+        arguments.plot = arguments.file.with_name(f"{stem}-forecast.png")
+    if arguments.cross_validate is not None and arguments.page is None:
+        arguments.page = arguments.file.with_name(f"{stem}-cross-validation.html")
+    endings_of = {"out": (".csv", ".parquet"), "plot": (".png", ".svg", ".pdf"), "page": (".html",)}
+    for name, endings in endings_of.items():
         path = getattr(arguments, name)
         if path is None:
             continue
@@ -105,12 +135,26 @@ def _check_targets(arguments: Namespace) -> None:
         make_directory(path.resolve().parent, f"folder of --{name}")
 
 
-def _fit(arguments: Namespace, reading: dict[str, Any]) -> Forecaster:
+def _need_horizon(arguments: Namespace) -> None:
+    if arguments.horizon is None:
+        raise UserError("--horizon is missing", "say how many steps to forecast: --horizon 24")
+
+
+def make_forecaster(arguments: Namespace, source: SeriesFile, model: str | None = None) -> Forecaster:
+    """Return a forecaster by the command's options, and print the header line.
+
+    Args:
+        arguments: The command's.
+        source: The file.
+        model: Another model than the one asked for, as it is without options.
+
+    Raises:
+        UserError: An option does not fit.
+    """
     from mamba_apps import Forecaster
     from mamba_recipes.setting import device_words
 
-    if arguments.horizon is None:
-        raise UserError("--horizon is missing", "say how many steps to forecast: --horizon 24")
+    _need_horizon(arguments)
     options: dict[str, Any] = {}
     for word in arguments.option:
         key, equals, value = word.partition("=")
@@ -118,24 +162,26 @@ def _fit(arguments: Namespace, reading: dict[str, Any]) -> Forecaster:
             raise UserError(f"--option {word!r} is not understood", "write it like --option mixer=attention")
         options[key] = parse_value(value)
     forecaster = Forecaster(
-        arguments.model,
+        model or arguments.model,
         horizon=arguments.horizon,
         lookback=arguments.lookback,
-        levels=arguments.levels,
-        model_options=options,
+        levels=arguments.levels if model is None else (),
+        model_options=options if model is None else {},
         holidays=arguments.holidays,
         max_steps=arguments.max_steps,
+        short=arguments.short,
         seed=arguments.seed,
         progress=sys.stderr.isatty(),
-        **reading,
+        **source.reading,
     )
-    words = [f"forecast {arguments.file.name}", arguments.model, f"horizon {arguments.horizon}", device_words()]
-    print(" · ".join(words), file=sys.stderr, flush=True)
-    return forecaster.fit(arguments.file)
+    if model is None:
+        words = [f"forecast {arguments.file.name}", arguments.model, f"horizon {arguments.horizon}", device_words()]
+        print(" · ".join(words), file=sys.stderr, flush=True)
+    return forecaster
 
 
-def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, dict[str, Any]]:
-    """Return a saved forecaster, and how the series of its training were read."""
+def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
+    """Return a saved forecaster, and the series that it is to continue."""
     from mamba_apps import Forecaster
     from mamba_apps.training.saved import load_card
     from mamba_recipes.runs import MODEL_NAME
@@ -144,7 +190,6 @@ def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, dict[str, Any
     inner = folder / MODEL_NAME if (folder / MODEL_NAME).is_dir() else folder
     forecaster = Forecaster.load(inner)
     settings = load_card(inner).preprocessing
-    reading = {"freq": settings["columns"]["freq"], "missing": settings["missing"], **settings["columns"]["columns"]}
     if arguments.horizon not in (None, forecaster.horizon):
         raise UserError(
             f"{folder}: the model forecasts {forecaster.horizon} steps, --horizon is {arguments.horizon}",
@@ -155,16 +200,15 @@ def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, dict[str, Any
         raise UserError(f"{folder}: the model's levels are {known}", "leave --levels out, or train with others")
     words = [f"forecast {arguments.file.name}", f"{forecaster.model} from {folder}", f"horizon {forecaster.horizon}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
-    return forecaster, reading
+    source = read_file(arguments, settings["columns"]["columns"])
+    known = {"freq": settings["columns"]["freq"], "missing": settings["missing"]}
+    return forecaster, SeriesFile(source.table, {**source.reading, **known})
 
 
 def _put(forecast: pd.DataFrame, arguments: Namespace) -> None:
-    """Print the forecast, or write it whole or not at all."""
+    """Print the forecast, or write it."""
     if arguments.out is not None:
-        if arguments.out.suffix == ".parquet":
-            _write(arguments.out, lambda path: forecast.to_parquet(path, index=False))
-        else:
-            _write(arguments.out, lambda path: forecast.to_csv(path, index=False, float_format=_FLOAT))
+        write_frame(forecast, arguments.out)
     if arguments.json:
         print(json.dumps(json.loads(forecast.to_json(orient="records", date_format="iso")), indent=1))
     elif arguments.out is None:
@@ -173,7 +217,16 @@ def _put(forecast: pd.DataFrame, arguments: Namespace) -> None:
         print(text.getvalue(), end="")
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Write a frame as CSV or Parquet, whole or not at all."""
+    if path.suffix == ".parquet":
+        write_file(path, lambda partial: frame.to_parquet(partial, index=False))
+    else:
+        write_file(path, lambda partial: frame.to_csv(partial, index=False, float_format=_FLOAT))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -206,7 +259,3 @@ def _numbers(text: str) -> list[float]:
         return [float(word) for word in text.split(",")]
     except ValueError:
         raise ArgumentTypeError(f"expected numbers joined by commas, found {text!r}") from None
-
-
-def _freq(text: str | None) -> str | int | None:
-    return int(text) if text is not None and text.isdigit() else text
