@@ -162,13 +162,15 @@ def refuse_nan(state_dict: Mapping[str, Any], path: Path) -> None:
 
 def _first_nan(state_dict: Mapping[str, Any]) -> str | None:
     tensors = dict(_tensors(state_dict))
-    if not tensors:
-        return None
-    # one transfer for all of a device's tensors
-    flags = torch.stack([tensor.isnan().any().to("cpu", non_blocking=True) for tensor in tensors.values()])
-    if tensors and any(tensor.is_cuda for tensor in tensors.values()):
-        torch.cuda.synchronize()
-    return list(tensors)[int(flags.nonzero()[0])] if flags.any() else None
+    names: dict[torch.device, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(tensor.device, []).append(name)
+    for on_device in names.values():
+        # one transfer for all of a device's tensors
+        flags = torch.stack([tensors[name].isnan().any() for name in on_device]).tolist()
+        if any(flags):
+            return on_device[flags.index(True)]
+    return None
 
 
 class _Watch:

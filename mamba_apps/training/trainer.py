@@ -15,6 +15,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.training.chatter import quiet
 from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
 from mamba_apps.training.files import clean_stale, make_directory
+from mamba_apps.training.graph import GraphedTraining
 from mamba_apps.training.interrupt import StopRequestedError
 from mamba_apps.training.loops import SafeEpochLoop, SafeFitLoop
 from mamba_apps.training.metrics_file import MetricsFile
@@ -46,6 +47,7 @@ def make_trainer(
     resume: bool = False,
     save_every_steps: int | None = None,
     save_every_seconds: float = 120.0,
+    graph: bool = False,
     callbacks: list[Callback] | None = None,
     **lightning_options: Any,
 ) -> pl.Trainer:
@@ -70,6 +72,8 @@ def make_trainer(
         resume: Let `fit` continue from `resume_path(run_dir)`; a run that has no checkpoint yet begins anew.
         save_every_steps: Save `last.ckpt` every this many optimizer steps ...
         save_every_seconds: ... and this long after the last save, but never for more than a twentieth of the time.
+        graph: On a GPU, capture the passes of the task's network once and replay them: small models train several times
+            faster. Batches of other shapes than the first run without.
         callbacks: Further callbacks.
         **lightning_options: Further options of `lightning.Trainer` (gradient_clip_val, deterministic,
             accumulate_grad_batches, val_check_interval, ...); `logger=False` writes no metrics.csv.
@@ -103,6 +107,8 @@ def make_trainer(
     )
     # the guard comes first, so that nothing else sees a non-finite loss
     all_callbacks: list[Callback] = [checkpoints.guard, *(callbacks or []), checkpoints]
+    if graph:
+        all_callbacks.append(GraphedTraining())
     if monitor is not None and patience is not None:
         all_callbacks.append(
             EarlyStopping(monitor, mode=mode, patience=patience, min_delta=0.0, strict=False, check_finite=False)

@@ -303,3 +303,17 @@ def test_import_is_cheap() -> None:
     """
     done = run(program)
     assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_a_graph_on_a_cpu_changes_nothing_and_needs_a_network(tmp_path: Path) -> None:
+    from mamba_apps.training.graph import GraphedTraining
+
+    trainer = make_trainer(run_dir=tmp_path, max_steps=1, graph=True, progress=False)
+    (callback,) = [c for c in trainer.callbacks if isinstance(c, GraphedTraining)]
+    module = pl.LightningModule()
+    with pytest.raises(UserError, match="has no network to capture"):
+        callback.on_train_start(trainer, module)
+    module.network = torch.nn.Linear(1, 1)
+    callback.on_train_start(trainer, module)
+    assert "forward" not in module.network.__dict__
+    callback.on_train_end(trainer, module)

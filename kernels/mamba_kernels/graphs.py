@@ -1,0 +1,94 @@
+"""Training passes captured once in CUDA graphs and replayed: Python and the launches then cost next to nothing.
+
+A small model on a fast GPU waits for Python, which hands over some hundred kernels a pass. A captured pass is one
+hand-over. Only what always has the same shapes can be replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_kernels.errors import BackendError
+
+
+class ReplayedTraining:
+    """Stands in for a module's ``forward`` while it trains: captures the first call's passes, and replays them.
+
+    Calls with other shapes or dtypes than the first, in evaluation mode or without gradients run as ever. Parameters
+    must stay where they are in memory; optimisers and checkpoints see to that. Dropout draws new numbers at every
+    replay, from the generator's state as without graphs. What decides in Python, by numbers that it reads back or by
+    chance, would be decided once for all: such a model must not be captured.
+
+    Args:
+        module: A module on a GPU, whose forward takes tensors and returns tensors, in lists, tuples or dicts or not.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._forward: Callable[..., Any] = module.forward
+        self._replay: Callable[..., Any] | None = None
+        self._captured: tuple[Any, ...] = ()
+        module.forward = self
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the module's forward pass, or replay it."""
+        replays = self._module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not (replays and all(isinstance(x, Tensor) and x.is_cuda for x in inputs)):
+            return self._forward(*inputs)
+        asked = _layout(inputs)
+        if self._replay is None:
+            self._replay, self._captured = self._capture(inputs), asked
+        if asked != self._captured:
+            return self._forward(*inputs)
+        return self._replay(*inputs)
+
+    def remove(self) -> None:
+        """Give the module its own forward back, and free what was captured."""
+        self._replay = None
+        if self._module.__dict__.get("forward") is self:
+            del self._module.forward
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+        # Rehearsals before the capture draw random numbers and move running averages, which must not show.
+        device = inputs[0].device
+        random = torch.cuda.get_rng_state(device)
+        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
+        samples = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
+        kind, mixed = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        try:
+            # Weights cast once and kept would be those of the capture for ever.
+            with torch.autocast("cuda", kind, mixed, cache_enabled=False):
+                shell = _Shell(self._module, self._forward)
+                replay = torch.cuda.make_graphed_callables(shell, samples, allow_unused_input=True)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise BackendError(f"the training pass cannot be captured in a CUDA graph: {why}", _REMEDY) from error
+        torch.cuda.set_rng_state(random, device)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        return replay
+
+
+_REMEDY = "train without graphs"
+
+
+class _Shell(nn.Module):
+    """A module under another forward, to be captured without touching the module itself."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._run = forward
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._run(*inputs)
+
+
+def _layout(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    mode = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+    return (*mode, *((x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs))

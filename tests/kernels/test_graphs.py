@@ -1,0 +1,114 @@
+"""Training passes replayed from CUDA graphs: the same numbers as without."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mamba_kernels import selective_scan
+from mamba_kernels.errors import BackendError
+from mamba_kernels.graphs import ReplayedTraining
+
+GPU = torch.cuda.is_available()
+on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a GPU")]
+
+
+class Small(nn.Module):
+    """A scan between layers that keep running averages and draw random numbers."""
+
+    def __init__(self, width: int = 32, drop: float = 0.5) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(8, 2 * width), nn.Linear(width, 3)
+        self.norm, self.drop = nn.BatchNorm1d(width), nn.Dropout(drop)
+        self.A_log = nn.Parameter(torch.zeros(width, 4))
+        self.mix = nn.Linear(width, 8)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x_BLX: Tensor) -> Tensor:
+        u, delta = self.into(x_BLX).mT.chunk(2, dim=1)
+        B, C = self.mix(u.mT).mT.chunk(2, dim=1)
+        y = selective_scan(u, delta, -self.A_log.exp(), B, C, delta_softplus=True)
+        return self.out(self.drop(self.norm(y)).mean(-1))
+
+
+def test_without_a_gpu_the_module_runs_as_ever() -> None:
+    module = Small()
+    x = torch.randn(2, 7, 8)
+    module.eval()
+    wanted = module(x)
+    replayed = ReplayedTraining(module)
+    torch.testing.assert_close(module(x), wanted)
+    module.train()
+    module(x).sum().backward()
+    assert module.A_log.grad is not None
+    replayed.remove()
+    assert "forward" not in module.__dict__
+    replayed.remove()
+
+
+def train(module: nn.Module, batches: list[Tensor], mixed: bool) -> list[Tensor]:
+    torch.manual_seed(1)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    losses = []
+    for x in batches:
+        with torch.autocast("cuda", torch.bfloat16, enabled=mixed):
+            loss = module(x).float().square().mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.detach())
+    return losses
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+class TestOnAGpu:
+    pytestmark = on_a_gpu
+
+    def test_training_gives_the_same_weights(self, mixed: bool) -> None:
+        torch.manual_seed(0)
+        plain = Small().cuda()
+        graphed = copy.deepcopy(plain)
+        sizes = (4, 4, 4, 3, 4, 4)  # one batch is of another size
+        batches = [torch.randn(n, 21, 8, device="cuda") for n in sizes]
+        wanted = train(plain, batches, mixed)
+        replayed = ReplayedTraining(graphed)
+        got = train(graphed, batches, mixed)
+        assert replayed._replay is not None
+        replayed.remove()
+        tolerance = 2e-2 if mixed else 1e-5
+        torch.testing.assert_close(torch.stack(got), torch.stack(wanted), rtol=tolerance, atol=tolerance)
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(graphed.state_dict()[name], value, rtol=tolerance, atol=tolerance, msg=name)
+
+    def test_evaluation_is_not_replayed(self, mixed: bool) -> None:
+        torch.manual_seed(0)
+        module = Small().cuda()
+        x = torch.randn(4, 21, 8, device="cuda")
+        replayed = ReplayedTraining(module)
+        train(module, [x, x], mixed)
+        module.eval()
+        with torch.no_grad():
+            first = module(x)
+            module.out.bias += 1
+            torch.testing.assert_close(module(x), first + 1)
+        replayed.remove()
+
+
+class Peeking(nn.Linear):
+    """Decides by a number that it reads back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if float(x.sum()) > 0 else 1)
+
+
+class TestRefusals:
+    pytestmark = on_a_gpu
+
+    def test_what_reads_numbers_back_cannot_be_captured(self) -> None:
+        module = Peeking(4, 4).cuda()
+        ReplayedTraining(module)
+        with pytest.raises(BackendError, match="cannot be captured"):
+            module(torch.randn(2, 4, device="cuda"))
