@@ -1,12 +1,13 @@
-"""The GPU kernel of SSD's gradients: a program takes a chunk and goes through the heads that share its B and C.
+"""The GPU kernels of SSD's gradients: programs take a chunk and go through the heads that share its B and C.
 
 With M_ij = (C_i . B_j) decay(j, i) dt_j (dy_i . x_j), the gradient of the logarithm of the decay at t sums all that
 crosses it: the M_ij with j < t <= i, what the state that enters gives to positions from t on, what positions before t
 give to the state that leaves, and what of the former is left in the latter. None of these sums has a subtraction: where
 decays are strong, what is left of one would be rounding.
 
-The gradients of B and C come by the sum over heads of (dy_i . x_j) decay(j, i) dt_j, which is multiplied by C and B
-once, and by products with the states that enter and the gradients of those that leave.
+The gradients of B and C come by the sum over heads of dy_i . x_j decay(j, i) dt_j, which `gradients_of_heads` leaves
+and `gradients_of_groups` multiplies by C and B once, and by products with the states that enter a chunk and the
+gradients of those that leave it.
 
 Dimensions: Q positions of a chunk, N state, P channels of a block of a head's.
 """
@@ -17,33 +18,35 @@ import triton
 import triton.language as tl
 
 from mamba_kernels.ssd.triton_steps import (
-    decay_between,
-    decay_from_start,
-    decay_to_end,
-    load_last,
-    load_steps,
+    END,
+    RESETS,
+    SIZE,
+    SLOPE,
+    START,
+    load_decays,
     load_tile,
     offsets,
     rows_of_chunk,
+    silu,
     store_tile,
 )
-from mamba_kernels.triton_math import sigmoid
+from mamba_kernels.triton_math import silu_slope
 
 
 @triton.jit
-def ssd_backward(
-    x, B, C, A, D, z, marks, steps, kept, dout, ungated, dx, ddt, dB, dC, dz, sums_of_parameters,
+def gradients_of_heads(
+    x, B, C, A, D, z, marks, steps, kept, dout, ungated, dx, ddt, dz, dscores, sums,
     length, heads, groups, splits, shared, width, states, padded, field, direction_kept,
     x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, A_h, D_h, D_p, z_b, z_l, z_h, z_p,
     dout_b, dout_l, dout_h, dout_p, y_b, y_l, y_h, y_p, dx_b, dx_l, dx_h, dx_p, ddt_b, ddt_l, ddt_h,
-    dB_b, dB_l, dB_g, dB_n, dB_s, dC_b, dC_l, dC_g, dC_n, dC_s, dz_b, dz_l, dz_h, dz_p,
+    dz_b, dz_l, dz_h, dz_p,
     HAS_D: tl.constexpr, D_VARIES: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Write a chunk's gradients for the heads of a group, or of one of the ``splits`` of the group.
+    """Write the gradients of x, dt and z in a chunk for the heads of a group, or of one of the group's ``splits``.
 
-    ``sums_of_parameters`` is (B, chunks, H, terms): the chunk's sums for A, the bias, and D.
+    ``dscores`` is (B, chunks, G, splits, Q, Q), ``sums`` (B, chunks, H, terms): sums for A, the bias, and D.
     """
     program = tl.program_id(0)
     chunks = padded // CHUNK
@@ -59,51 +62,39 @@ def ssd_backward(
     if HAS_MARKS:
         marks += batch * length
     first, exists, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
-    B_QN = load_tile(
-        B + batch * B_b + group * B_g + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N
-    ).to(OPERAND)  # fmt: skip
-    C_QN = load_tile(
-        C + batch * C_b + group * C_g + first * C_l, step, C_l, at_n, C_n, real, on_n, ALL_N
-    ).to(OPERAND)  # fmt: skip
+    at = B + batch * B_b + group * B_g + first * B_l
+    B_QN = load_tile(at, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
+    at = C + batch * C_b + group * C_g + first * C_l
+    C_QN = load_tile(at, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
     # Rows are the earlier positions here, columns the later ones: so the products below need no transposed score.
     score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
     dscore = tl.zeros([CHUNK, CHUNK], tl.float32)
-    dB_QN = tl.zeros([CHUNK, N_PAD], tl.float32)
-    dC_QN = tl.zeros([CHUNK, N_PAD], tl.float32)
     x += batch * x_b + first * x_l
     dout += batch * dout_b + first * dout_l
     dx += batch * dx_b + first * dx_l
     ddt += batch * ddt_b + first * ddt_l
-    steps += batch * heads * padded + chunk * CHUNK
-    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     if HAS_Z:
         z += batch * z_b + first * z_l
         dz += batch * dz_b + first * dz_l
         ungated += batch * y_b + first * y_l
+    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     at_chunk = (batch * chunks + chunk) * heads
 
     each = shared // splits
     for i in range(0, each):
         head = group * shared + split * each + i
-        at_steps = steps + head * padded
-        size, sums, resets, left = load_steps(at_steps, field, CHUNK, EXACT)
-        end, end_resets, end_left = load_last(at_steps, field, CHUNK, EXACT)
-        slope = tl.load(at_steps + 3 * field + q)
-        before = tl.load(at_steps + 2 * field + q - 1, mask=q > 0, other=0.0)
-        decay = decay_between(
-            sums[None, :], resets[None, :], left[None, :], sums[:, None], resets[:, None], left[:, None],
-            q[None, :] >= q[:, None], EXACT,
-        )  # fmt: skip
-        from_start = decay_from_start(sums, resets, left, EXACT)
-        to_end = decay_to_end(end, end_resets, end_left, sums, resets, left, EXACT)
-        rate = tl.load(A + head * A_h).to(tl.float32)
+        at_steps = steps + (batch * heads + head) * padded + chunk * CHUNK
+        at_sums = sums + (at_chunk + head) * (2 + (width if D_VARIES else 1))
+        size = tl.load(at_steps + SIZE * field + q)
+        from_start = tl.load(at_steps + START * field + q)
+        to_end = tl.load(at_steps + END * field + q)
         pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
-        leaving = tl.zeros([CHUNK], tl.float32)
         entered = tl.zeros([CHUNK], tl.float32)
+        leaving = tl.zeros([CHUNK], tl.float32)
         dsize = tl.zeros([CHUNK], tl.float32)
         passing = tl.zeros([], tl.float32)
-        sums_of_D = tl.zeros([], tl.float32)
-        at_sums = sums_of_parameters + (at_chunk + head) * (2 + (width if D_VARIES else 1))
+        sum_of_D = tl.zeros([], tl.float32)
+        decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
         for block in tl.static_range(BLOCKS):
             p = block * BLOCK + tl.arange(0, BLOCK)
             on_p = p < width
@@ -113,10 +104,9 @@ def ssd_backward(
             if HAS_Z:
                 gate = load_tile(z + head * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32)
                 y_QP = load_tile(ungated + head * y_h, step, y_l, at_p, y_p, real, on_p, ALL_P).to(tl.float32)
-                opened = sigmoid(gate)
-                dgate = dy_QP.to(tl.float32) * y_QP * opened * (1.0 + gate * (1.0 - opened))
+                dgate = dy_QP.to(tl.float32) * y_QP * silu_slope(gate)
                 store_tile(dz + head * dz_h, dgate, step, dz_l, at_p, dz_p, exists, on_p, ALL_P)
-                dy_QP = dy_QP.to(tl.float32) * gate * opened
+                dy_QP = dy_QP.to(tl.float32) * silu(gate)
             dy_QP = dy_QP.to(OPERAND)
             at = kept + ((at_chunk + head) * BLOCKS + block) * (N_PAD * BLOCK)
             state = tl.load(at + tile)
@@ -124,9 +114,9 @@ def ssd_backward(
 
             pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
             given = tl.dot(B_QN, dstate, input_precision=PRECISION) * to_end[:, None]
+            taken = tl.dot(C_QN, state, input_precision=PRECISION)
             x32_QP, dy32_QP = x_QP.to(tl.float32), dy_QP.to(tl.float32)
             leaving += tl.sum(given * x32_QP, 1) * size
-            taken = tl.dot(C_QN, state, input_precision=PRECISION)
             entered += tl.sum(taken * dy32_QP, 1) * from_start
             passing += tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
             dx_QP = tl.dot((score * decay).to(OPERAND), dy_QP, given, input_precision=PRECISION)
@@ -139,35 +129,118 @@ def ssd_backward(
                 if D_VARIES:
                     tl.store(at_sums + 2 + p, skipped, mask=on_p)
                 else:
-                    sums_of_D += tl.sum(skipped, 0)
+                    sum_of_D += tl.sum(skipped, 0)
             store_tile(dx + head * dx_h, dx_QP, step, dx_l, at_p, dx_p, exists, on_p, ALL_P)
-            weighted = (x32_QP * (size * to_end)[:, None]).to(OPERAND)
-            dB_QN = tl.dot(weighted, tl.trans(dstate), dB_QN, input_precision=PRECISION)
-            weighted = (dy32_QP * from_start[:, None]).to(OPERAND)
-            dC_QN = tl.dot(weighted, tl.trans(state), dC_QN, input_precision=PRECISION)
 
         pairs *= decay * size[:, None]
         dscore += pairs
         later = tl.where(q[:, None] >= q[None, :], 1.0, 0.0).to(OPERAND)
         crossing = tl.dot((pairs * score).to(OPERAND), later, input_precision=PRECISION)
         dlog = tl.sum(tl.where(q[:, None] < q[None, :], crossing + leaving[:, None], entered[:, None]), 0)
-        dlog += passing * decay_from_start(end, end_resets, end_left, EXACT)
+        dlog += passing * tl.load(at_steps + START * field + CHUNK - 1)
         # Resets do not depend on step sizes.
+        resets = tl.load(at_steps + RESETS * field + q)
+        before = tl.load(at_steps + RESETS * field + q - 1, mask=q > 0, other=0.0)
         dlog = tl.where(resets == before, dlog, 0.0)
-        draw = (dlog * rate + dsize) * slope
+        draw = (dlog * tl.load(A + head * A_h).to(tl.float32) + dsize) * tl.load(at_steps + SLOPE * field + q)
         tl.store(ddt + head * ddt_h + step * ddt_l, draw.to(ddt.dtype.element_ty), mask=exists)
         tl.store(at_sums, tl.sum(dlog * size, 0))
         tl.store(at_sums + 1, tl.sum(draw, 0))
         if HAS_D and not D_VARIES:
-            tl.store(at_sums + 2, sums_of_D)
+            tl.store(at_sums + 2, sum_of_D)
+    tl.store(
+        dscores + tl.program_id(0).to(tl.int64) * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], dscore.to(OPERAND)
+    )  # fmt: skip
 
-    dscore = dscore.to(OPERAND)
-    dB_QN = tl.dot(dscore, C_QN, dB_QN, input_precision=PRECISION)
-    dC_QN = tl.dot(tl.trans(dscore), B_QN, dC_QN, input_precision=PRECISION)
+
+@triton.jit
+def gradients_of_groups(
+    x, B, C, z, marks, steps, kept, dout, dscores, dB, dC,
+    length, heads, groups, splits, shared, width, states, padded, field, direction_kept,
+    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, z_b, z_l, z_h, z_p, dout_b, dout_l, dout_h, dout_p,
+    dB_b, dB_l, dB_g, dB_n, dB_s, dC_b, dC_l, dC_g, dC_n, dC_s,
+    HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of B and C in a chunk, by the programs along the grid's second axis."""
+    if tl.program_id(1) == 0:
+        gradient_of_group(
+            x, C, z, marks, steps, kept + direction_kept, dscores, dB,
+            length, heads, groups, splits, shared, width, states, padded, field,
+            x_b, x_l, x_h, x_p, C_b, C_l, C_g, C_n, z_b, z_l, z_h, z_p, dB_b, dB_l, dB_g, dB_n, dB_s,
+            False, False, HAS_MARKS, REVERSE, WIDE, ALL_N, ALL_P, OPERAND, PRECISION, CHUNK, N_PAD, BLOCK, BLOCKS,
+        )  # fmt: skip
+    else:
+        gradient_of_group(
+            dout, B, z, marks, steps, kept, dscores, dC,
+            length, heads, groups, splits, shared, width, states, padded, field,
+            dout_b, dout_l, dout_h, dout_p, B_b, B_l, B_g, B_n, z_b, z_l, z_h, z_p, dC_b, dC_l, dC_g, dC_n, dC_s,
+            True, HAS_Z, HAS_MARKS, REVERSE, WIDE, ALL_N, ALL_P, OPERAND, PRECISION, CHUNK, N_PAD, BLOCK, BLOCKS,
+        )  # fmt: skip
+
+
+@triton.jit
+def gradient_of_group(
+    x, B, z, marks, steps, kept, dscores, dB,
+    length, heads, groups, splits, shared, width, states, padded, field,
+    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, z_b, z_l, z_h, z_p, dB_b, dB_l, dB_g, dB_n, dB_s,
+    OF_C: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr,
+    ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
+    N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of B; with ``OF_C`` that of C, x and B being dout and B then, and C otherwise."""
+    program = tl.program_id(0)
+    chunks = padded // CHUNK
+    split = (program % splits).to(tl.int64)
+    group = (program // splits % groups).to(tl.int64)
+    chunk = program // splits // groups % chunks
+    batch = (program // splits // groups // chunks).to(tl.int64)
+    q = tl.arange(0, CHUNK)
+    n = tl.arange(0, N_PAD)
+    on_n = n < states
+    step = offsets(CHUNK, REVERSE, WIDE)
+    at_n = offsets(N_PAD, False, WIDE)
+    if HAS_MARKS:
+        marks += batch * length
+    first, exists, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
+    x += batch * x_b + first * x_l
+    if HAS_Z:
+        z += batch * z_b + first * z_l
+    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    each = shared // splits
+    head = group * shared + split * each
+    kept += ((batch * chunks + chunk) * heads + head) * (BLOCKS * N_PAD * BLOCK)
+    steps += (batch * heads + head) * padded + chunk * CHUNK
+    dB_QN = tl.zeros([CHUNK, N_PAD], tl.float32)
+    for i in range(0, each * BLOCKS):
+        at_head = head + i // BLOCKS
+        at_steps = steps + (at_head - head) * padded
+        p = i % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+        on_p = p < width
+        at_p = p.to(tl.int64) if WIDE else p
+        x_QP = load_tile(x + at_head * x_h, step, x_l, at_p, x_p, real, on_p, ALL_P).to(tl.float32)
+        if HAS_Z:
+            x_QP *= silu(load_tile(z + at_head * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32))
+        if OF_C:
+            weight = tl.load(at_steps + START * field + q)
+        else:
+            weight = tl.load(at_steps + SIZE * field + q) * tl.load(at_steps + END * field + q)
+        state = tl.load(kept + i * (N_PAD * BLOCK) + tile)
+        x_QP *= weight[:, None]
+        dB_QN = tl.dot(x_QP.to(OPERAND), tl.trans(state), dB_QN, input_precision=PRECISION)
+
+    dscores += program.to(tl.int64) * (CHUNK * CHUNK)
+    if OF_C:
+        dscore = tl.load(dscores + q[:, None] + q[None, :] * CHUNK)
+    else:
+        dscore = tl.load(dscores + q[:, None] * CHUNK + q[None, :])
+    B_QN = load_tile(
+        B + batch * B_b + group * B_g + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N
+    ).to(OPERAND)  # fmt: skip
+    dB_QN = tl.dot(dscore, B_QN, dB_QN, input_precision=PRECISION)
     dB += split * dB_s + batch * dB_b + group * dB_g + first * dB_l
-    dC += split * dC_s + batch * dC_b + group * dC_g + first * dC_l
     store_tile(dB, dB_QN, step, dB_l, at_n, dB_n, exists, on_n, ALL_N)
-    store_tile(dC, dC_QN, step, dC_l, at_n, dC_n, exists, on_n, ALL_N)
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from mamba_kernels.choices import Choice
 from mamba_kernels.gpu import multiprocessors
 from mamba_kernels.memo import per_layout
 from mamba_kernels.ssd import cpu, triton_launch, triton_plan
-from mamba_kernels.ssd.triton_backward import ssd_backward, total_parameters
+from mamba_kernels.ssd.triton_backward import gradients_of_groups, gradients_of_heads, total_parameters
 from mamba_kernels.ssd.triton_forward import ssd_forward
 from mamba_kernels.ssd.triton_plan import Config
 from mamba_kernels.ssd.triton_states import carry_states, walk_states
@@ -112,10 +112,10 @@ def forward_config(*arguments: Any) -> Config:
     return _forward(_class(*arguments), device) if device.type == "cuda" else INTERPRETED
 
 
-def backward_configs(*arguments: Any) -> tuple[Config, Config]:
-    """Return the configurations of a backward pass, of its walk and of its chunks, from what `_class` takes."""
+def backward_configs(*arguments: Any) -> tuple[Config, Config, Config]:
+    """Return the configurations of a backward pass, from what `_class` takes."""
     device = arguments[0].device
-    return _backward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED, INTERPRETED)
+    return _backward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED, INTERPRETED, INTERPRETED)
 
 
 def _check_forward(shapes: tuple, config: Config, device: torch.device) -> bool:
@@ -126,7 +126,7 @@ def _check_forward(shapes: tuple, config: Config, device: torch.device) -> bool:
     return all(_agree(a, b, tolerance) for a, b in zip((y, final), exact, strict=True))
 
 
-def _check_backward(shapes: tuple, configs: tuple[Config, Config], device: torch.device) -> bool:
+def _check_backward(shapes: tuple, configs: tuple[Config, Config, Config], device: torch.device) -> bool:
     arguments, dout, dfinal = _problem(shapes, device)
     tensors, y, final = _exact(arguments)
     ungated = y.detach().to(dout.dtype)
@@ -156,7 +156,7 @@ _forward = Choice(
 )
 _backward = Choice(
     "ssd-backward",
-    [*_PREPARING, ssd_backward, total_parameters],
+    [*_PREPARING, gradients_of_heads, gradients_of_groups, total_parameters],
     lambda s: triton_plan.backward_configs(*_operand(s)),
     _check_backward,
 )

@@ -12,12 +12,11 @@ import triton
 import triton.language as tl
 
 from mamba_kernels.ssd.triton_steps import (
-    decay_between,
-    decay_from_start,
-    decay_to_end,
-    load_last,
+    END,
+    SIZE,
+    START,
+    load_decays,
     load_state,
-    load_steps,
     load_tile,
     offsets,
     rows_of_chunk,
@@ -85,19 +84,16 @@ def ssd_forward(
         B_QN = load_tile(B + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
         C_QN = load_tile(C + first * C_l, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
         x_QP = load_tile(x + first * x_l, step, x_l, at_p, x_p, real, on_p, ALL_P).to(OPERAND)
-        size, sums, resets, left = load_steps(steps + chunk * CHUNK, field, CHUNK, EXACT)
-        end, end_resets, end_left = load_last(steps + chunk * CHUNK, field, CHUNK, EXACT)
+        at_steps = steps + chunk * CHUNK
+        size = tl.load(at_steps + SIZE * field + q)
+        weight = size * tl.load(at_steps + END * field + q)
 
         score = tl.dot(C_QN, tl.trans(B_QN), input_precision=PRECISION)
-        score *= decay_between(
-            sums[:, None], resets[:, None], left[:, None], sums[None, :], resets[None, :], left[None, :],
-            q[:, None] >= q[None, :], EXACT,
-        ) * size[None, :]  # fmt: skip
+        score *= load_decays(at_steps, field, q[:, None], q[None, :], EXACT) * size[None, :]
         y_QP = tl.dot(C_QN, state.to(OPERAND), input_precision=PRECISION)
-        y_QP *= decay_from_start(sums, resets, left, EXACT)[:, None]
+        y_QP *= tl.load(at_steps + START * field + q)[:, None]
         y_QP = tl.dot(score.to(OPERAND), x_QP, y_QP, input_precision=PRECISION)
-        weight = size * decay_to_end(end, end_resets, end_left, sums, resets, left, EXACT)
-        state *= decay_from_start(end, end_resets, end_left, EXACT)
+        state *= tl.load(at_steps + START * field + CHUNK - 1)
         weighted = (x_QP.to(tl.float32) * weight[:, None]).to(OPERAND)
         state = tl.dot(tl.trans(B_QN), weighted, state, input_precision=PRECISION)
 

@@ -14,14 +14,14 @@ from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
 from mamba_kernels.segments import segment_bits
 from mamba_kernels.ssd import triton_plan
-from mamba_kernels.ssd.triton_backward import ssd_backward, total_parameters
+from mamba_kernels.ssd.triton_backward import gradients_of_groups, gradients_of_heads, total_parameters
 from mamba_kernels.ssd.triton_forward import ssd_forward
 from mamba_kernels.ssd.triton_plan import Config, Tiles
 from mamba_kernels.ssd.triton_states import carry_states, walk_states
 from mamba_kernels.ssd.triton_steps import prepare_steps
 
 OPERANDS = {"bf16": (tl.bfloat16, torch.bfloat16), "fp32": (tl.float32, torch.float32)}
-FIELDS = 5
+FIELDS = 7
 Limits = tuple[float, float]
 
 
@@ -99,7 +99,8 @@ class _Backward(NamedTuple):
     ends: Launch | None
     carry: Launch | None
     keep: Launch
-    run: Launch
+    of_heads: Launch
+    of_groups: Launch
     total: Launch
 
 
@@ -198,11 +199,11 @@ def _plan_forward(
 
 @per_layout
 def _plan_backward(
-    configs: tuple[Config, Config], dout: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    configs: tuple[Config, Config, Config], dout: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, z: Tensor | None, bias: Tensor | None, options: _Options, enters: bool, denters: bool,
 ) -> _Backward:  # fmt: skip
-    walking, chunked = configs
-    sizes = _sizes(x, B, C, chunked.chunk, z, dout)
+    walking, of_heads, of_groups = configs
+    sizes = _sizes(x, B, C, walking.chunk, z, dout)
     ends = carry = None
     if sizes.parts > 1:
         ends = _plan_walk(sizes, walking, x, B, dout, C, z, options, keep=False, enters=enters, denters=denters)
@@ -215,15 +216,24 @@ def _plan_backward(
     else:
         step = sizes.length * sizes.groups * sizes.states
         dB = dC = (step, sizes.groups * sizes.states, sizes.states, 1, sizes.batch * step)
-    run = Launch(
-        ssd_backward, launch_grid("ssd", groups * splits),
+    common = (
         sizes.length, sizes.heads, sizes.groups, splits, sizes.shared, sizes.width, sizes.states, sizes.padded,
         sizes.field, sizes.programs * sizes.chunks * sizes.tiles.state * sizes.tiles.block,
-        *x.stride(), *B.stride(), *C.stride(), A.stride(0), *_skip_strides(D), *_strides(z), *dout.stride(),
-        *_dense(x), *_dense(x), *_dense(dt), *dB, *dC, *((0, 0, 0, 0) if z is None else _dense(z)),
-        HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, HAS_Z=z is not None,
-        HAS_MARKS=options.has_marks, REVERSE=options.reverse, **sizes.constants(),
-        num_warps=chunked.warps, num_stages=chunked.stages,
+        *x.stride(), *B.stride(), *C.stride(),
+    )  # fmt: skip
+    constants = {
+        "HAS_Z": z is not None, "HAS_MARKS": options.has_marks, "REVERSE": options.reverse, **sizes.constants()
+    }  # fmt: skip
+    heads = Launch(
+        gradients_of_heads, launch_grid("ssd", groups * splits), *common,
+        A.stride(0), *_skip_strides(D), *_strides(z), *dout.stride(), *_dense(x), *_dense(x), *_dense(dt),
+        *((0, 0, 0, 0) if z is None else _dense(z)),
+        HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, **constants,
+        num_warps=of_heads.warps, num_stages=of_heads.stages,
+    )  # fmt: skip
+    matrices = Launch(
+        gradients_of_groups, launch_grid("ssd", groups * splits, 2), *common, *_strides(z), *dout.stride(), *dB, *dC,
+        **constants, num_warps=of_groups.warps, num_stages=of_groups.stages,
     )  # fmt: skip
     varies = D is not None and D.dim() == 2
     terms = 2 + (sizes.width if varies else 1)
@@ -235,7 +245,7 @@ def _plan_backward(
         HAS_D=D is not None, D_VARIES=varies, HAS_BIAS=bias is not None, ROWS=128, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     prepare = _plan_prepare(sizes, dt, A, bias, options, True)
-    return _Backward(sizes, splits, terms, prepare, ends, carry, keep, run, total)
+    return _Backward(sizes, splits, terms, prepare, ends, carry, keep, heads, matrices, total)
 
 
 def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
@@ -322,7 +332,7 @@ def backward(
     seq_idx: Tensor | None,
     reverse: bool,
     ungated: Tensor,
-    configs: tuple[Config, Config],
+    configs: tuple[Config, Config, Config],
 ) -> tuple[Tensor, ...]:
     """Return the gradients of x, dt, A, B, C, D, z, dt_bias and initial_states, empty for absent inputs."""
     options = _Options(dt_softplus, dt_limit, seq_idx is not None, reverse)
@@ -354,10 +364,14 @@ def backward(
     split = plan.splits > 1
     dB_parts, dC_parts = (_new(x, plan.splits, *M.shape) if split else gradient for M, gradient in ((B, dB), (C, dC)))
     sums = _new(x, sizes.batch * sizes.chunks, sizes.heads, plan.terms)
-    plan.run(
-        x, B, C, A, x if D is None else D, given_z, given_marks, steps, kept, grad_out, ungated, dx, ddt, dB_parts,
-        dC_parts, dz, sums,
+    dscores = _new(
+        x, sizes.batch * sizes.chunks * sizes.groups * plan.splits, sizes.chunk**2, dtype=OPERANDS[tiles.operand][1]
+    )
+    plan.of_heads(
+        x, B, C, A, x if D is None else D, given_z, given_marks, steps, kept, grad_out, ungated, dx, ddt, dz, dscores,
+        sums,
     )  # fmt: skip
+    plan.of_groups(x, B, C, given_z, given_marks, steps, kept, grad_out, dscores, dB_parts, dC_parts)
     plan.total(sums, dA, dbias, dD)
     if split:
         dB.copy_(dB_parts.sum(0))

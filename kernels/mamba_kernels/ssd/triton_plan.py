@@ -80,12 +80,13 @@ def forward_configs(operand: str, state: int) -> list[Config]:
     return [Config(64, 8 if state > 128 else 4, 2), Config(32, 4, 1)]
 
 
-def backward_configs(operand: str, state: int) -> list[tuple[Config, Config]]:
-    """Return the configurations of the backward pass' walk and of its chunks, the fastest first."""
+def backward_configs(operand: str, state: int) -> list[tuple[Config, Config, Config]]:
+    """Return the configurations of the backward pass, of its walk, heads and groups, the fastest first."""
+    slow = (Config(32, 4, 1), Config(32, 4, 1), Config(32, 4, 1))
     if operand == "fp32":
-        return [(Config(32, 4, 1), Config(32, 8, 1))]
-    wide = (Config(64, 8 if state > 128 else 4, 2), Config(64, 8, 1))
-    return [wide, (Config(32, 4, 1), Config(32, 8, 1))]
+        return [slow]
+    warps = 8 if state > 128 else 4
+    return [(Config(64, warps, 2), Config(64, warps, 1), Config(64, warps, 2)), slow]
 
 
 def needs_64_bits(chunk: int, *layouts: tuple[int, int, int]) -> bool:

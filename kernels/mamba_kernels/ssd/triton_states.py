@@ -13,11 +13,10 @@ import triton
 import triton.language as tl
 
 from mamba_kernels.ssd.triton_steps import (
-    decay_from_start,
-    decay_to_end,
-    load_last,
+    END,
+    SIZE,
+    START,
     load_state,
-    load_steps,
     load_tile,
     offsets,
     rows_of_chunk,
@@ -76,6 +75,7 @@ def walk(
     head = program // BLOCKS % heads
     batch = (program // BLOCKS // heads).to(tl.int64)
     row = batch * heads + head
+    q = tl.arange(0, CHUNK)
     n = tl.arange(0, N_PAD)
     p = block * BLOCK + tl.arange(0, BLOCK)
     on_n, on_p = n < states, p < width
@@ -112,13 +112,12 @@ def walk(
         x_QP = load_tile(x + first * x_l, step, x_l, at_p, x_p, real, on_p, ALL_P).to(tl.float32)
         if HAS_Z:
             x_QP *= silu(load_tile(z + first * z_l, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32))
-        size, sums, resets, left = load_steps(steps + chunk * CHUNK, field, CHUNK, EXACT)
-        end, end_resets, end_left = load_last(steps + chunk * CHUNK, field, CHUNK, EXACT)
+        at_steps = steps + chunk * CHUNK
         if BACKWARD:
-            weight = decay_from_start(sums, resets, left, EXACT)
+            weight = tl.load(at_steps + START * field + q)
         else:
-            weight = size * decay_to_end(end, end_resets, end_left, sums, resets, left, EXACT)
-        decay = decay_from_start(end, end_resets, end_left, EXACT)
+            weight = tl.load(at_steps + SIZE * field + q) * tl.load(at_steps + END * field + q)
+        decay = tl.load(at_steps + START * field + CHUNK - 1)
         if KEEP:
             at = ((batch * chunks + chunk) * heads + head) * BLOCKS + block
             tl.store(kept + at * (N_PAD * BLOCK) + tile, state.to(OPERAND))

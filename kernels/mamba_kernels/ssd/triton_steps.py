@@ -1,9 +1,10 @@
 """What the GPU kernels of SSD share: step sizes and their running sums, tiles of tensors, decays.
 
 ``steps`` holds what follows from the step sizes, in reading order and a row a head, each a field (B, H, padded length):
-the step sizes; the running sum of log2 of the decays within a chunk; how many resets the chunk had so far; how the step
-sizes grow with the numbers they were made of; and what float32 left of the running sum. A step whose dt * A is below
--80 is a reset: it adds nothing to the sum, and nothing reaches across it.
+SIZE, the step sizes; SUMS, the running sum of log2 of the decays within a chunk; RESETS, how many resets the chunk had
+so far; LEFT, what float32 left of the running sum; START and END, how much is left of the state that enters the chunk,
+and of the position at the chunk's end; SLOPE, how the step sizes grow with the numbers they were made of. A step whose
+dt * A is below -80 is a reset: it adds nothing to the sum, and nothing reaches across it.
 
 Dimensions: Q positions of a chunk, H heads, N state, P head width.
 """
@@ -19,6 +20,8 @@ REAL = tl.constexpr(1)
 RESET = tl.constexpr(2)
 LARGEST_DECAY = tl.constexpr(-80.0)
 LOG2E = tl.constexpr(1.4426950408889634)
+SIZE, SUMS, RESETS, LEFT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+START, END, SLOPE = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 
 
 @triton.jit
@@ -57,66 +60,33 @@ def prepare_steps(
     log = size.to(tl.float64) * rate.to(tl.float64)[None, :]
     resets = (log < LARGEST_DECAY) | (reset != 0)[:, None]
     total = tl.cumsum(tl.where(resets, 0.0, log * LOG2E), 0)
+    count = tl.cumsum(resets.to(tl.int32), 0)
+    is_last = (tl.arange(0, CHUNK) == CHUNK - 1)[:, None]
+    rest = tl.sum(tl.where(is_last, total, 0.0), 0)[None, :] - total
+    to_come = tl.sum(tl.where(is_last, count, 0), 0)[None, :] - count
     sums = total.to(tl.float32)
 
     at = steps + (batch * heads + h.to(tl.int64)[None, :]) * padded + t[:, None]
     on = (t >= 0)[:, None] & on_h[None, :]
-    tl.store(at, size, mask=on)
-    tl.store(at + field, sums, mask=on)
-    tl.store(at + 2 * field, tl.cumsum(resets.to(tl.int32), 0).to(tl.float32), mask=on)
+    tl.store(at + SIZE * field, size, mask=on)
+    tl.store(at + SUMS * field, sums, mask=on)
+    tl.store(at + RESETS * field, count.to(tl.float32), mask=on)
+    if EXACT:
+        tl.store(at + LEFT * field, (total - sums.to(tl.float64)).to(tl.float32), mask=on)
+    tl.store(at + START * field, tl.where(count == 0, exp2(sums), 0.0), mask=on)
+    tl.store(at + END * field, tl.where(to_come == 0, exp2(rest.to(tl.float32)), 0.0), mask=on)
     if SLOPES:
-        tl.store(at + 3 * field, slope, mask=on)
-    if EXACT:
-        tl.store(at + 4 * field, (total - sums.to(tl.float64)).to(tl.float32), mask=on)
+        tl.store(at + SLOPE * field, slope, mask=on)
 
 
 @triton.jit
-def load_steps(at, field, CHUNK: tl.constexpr, EXACT: tl.constexpr):
-    """Return a chunk's step sizes, running sums, counts of resets, and what is left of the sums."""
-    at += tl.arange(0, CHUNK)
-    size, sums, resets = tl.load(at), tl.load(at + field), tl.load(at + 2 * field)
-    left = sums
+def load_decays(at, field, to, source, EXACT: tl.constexpr):
+    """Return the decays from positions ``source`` of a chunk to positions ``to``, 0 where these come before."""
+    log = tl.load(at + SUMS * field + to) - tl.load(at + SUMS * field + source)
     if EXACT:
-        left = tl.load(at + 4 * field)
-    return size, sums, resets, left
-
-
-@triton.jit
-def load_last(at, field, CHUNK: tl.constexpr, EXACT: tl.constexpr):
-    """Return the running sum, the count of resets and what is left of the sum at a chunk's end."""
-    at += CHUNK - 1
-    sums = tl.load(at + field)
-    left = sums
-    if EXACT:
-        left = tl.load(at + 4 * field)
-    return sums, tl.load(at + 2 * field), left
-
-
-@triton.jit
-def decay_between(sums_to, resets_to, left_to, sums_from, resets_from, left_from, ordered, EXACT: tl.constexpr):
-    """Return how much of one position is left at a later one, 0 where ``ordered`` is not set."""
-    log = sums_to - sums_from
-    if EXACT:
-        log += left_to - left_from
-    return exp2(tl.where(ordered & (resets_to == resets_from), log, float("-inf")))
-
-
-@triton.jit
-def decay_to_end(end, end_resets, end_left, sums, resets, left, EXACT: tl.constexpr):
-    """Return how much of each position of a chunk is left at its end."""
-    log = end - sums
-    if EXACT:
-        log += end_left - left
-    return exp2(tl.where(resets == end_resets, log, float("-inf")))
-
-
-@triton.jit
-def decay_from_start(sums, resets, left, EXACT: tl.constexpr):
-    """Return how much is left of the state that enters a chunk."""
-    log = sums
-    if EXACT:
-        log += left
-    return exp2(tl.where(resets == 0.0, log, float("-inf")))
+        log += tl.load(at + LEFT * field + to) - tl.load(at + LEFT * field + source)
+    same = tl.load(at + RESETS * field + to) == tl.load(at + RESETS * field + source)
+    return exp2(tl.where((to >= source) & same, log, float("-inf")))
 
 
 @triton.jit
