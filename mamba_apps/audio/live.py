@@ -22,7 +22,7 @@ class LiveState(NamedTuple):
     Args:
         waiting: What each layer of the stem has seen and not yet used up.
         blocks: The blocks' states.
-        sum_BD: The sum of the outputs, for their mean.
+        sum_BD: The sum of the outputs, for their mean; in float64, since a day has millions of them.
         tokens: How many they were.
     """
 
@@ -71,7 +71,8 @@ class LiveMamba(Vim):
         if reason := self.why_not_live():
             raise UserError(f"{type(self).__name__} cannot read live sound", reason)
         blocks = tuple(block.mixer.init_state(batch_size, max_length=max_length) for block in self._blocks)
-        sum_BD = torch.zeros(batch_size, self.embed_dim, device=self._blocks[0].norm.weight.device)
+        device = self._blocks[0].norm.weight.device
+        sum_BD = torch.zeros(batch_size, self.embed_dim, dtype=torch.float64, device=device)
         return LiveState(self.stem_state(batch_size), blocks, sum_BD, 0)
 
     def step(self, x: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
@@ -89,7 +90,7 @@ class LiveMamba(Vim):
         state = state._replace(waiting=waiting)
         if token_BLD.shape[1]:
             out_BLD, blocks = self._read(token_BLD, state.blocks)
-            sum_BD = state.sum_BD + out_BLD.float().sum(dim=1)
+            sum_BD = state.sum_BD + out_BLD.double().sum(dim=1)
             state = LiveState(waiting, blocks, sum_BD, state.tokens + token_BLD.shape[1])
         if self.global_pool == "token":
             class_B1D = self.get_parameter("cls_token").expand(token_BLD.shape[0], -1, -1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class Baseline(ForecastModel):
     """A forecaster fitted without gradients."""
 
     covariates = frozenset({"past", "future", "static"})
+
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    """The kinds of covariates that it is given and does not read."""
 
     @abstractmethod
     def fit(self, data: WindowData) -> None:
@@ -59,6 +62,8 @@ class SeasonalMean(Baseline):
     Raises:
         UserError: If the lookback is shorter than a season, or n is below 1.
     """
+
+    ignored = frozenset({"past", "future", "static"})
 
     def __init__(self, sizes: Sizes, *, season: int, n: int = 4) -> None:
         super().__init__(sizes)
@@ -120,6 +125,8 @@ class Ridge(Baseline):
         ridge: The penalty, as a part of the number of windows; None chooses it.
         max_windows: At most so many training windows are read, evenly spread.
     """
+
+    ignored = frozenset({"past"})
 
     def __init__(self, sizes: Sizes, *, ridge: float | None = None, max_windows: int = 50_000) -> None:
         super().__init__(sizes)

@@ -6,30 +6,53 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from mamba_apps.errors import UserError
 from mamba_apps.forecasting.baselines import BASELINES
-from mamba_apps.forecasting.models import names, spec
+from mamba_apps.forecasting.capabilities import Capability, capabilities, capability_table
+from mamba_apps.forecasting.models import Sizes, names
 from mamba_apps.forecasting.models.base import KINDS
+from mamba_apps.forecasting.saving import make_network
 
 PAGE = (Path(__file__).parents[2] / "docs" / "forecasting.md").read_text(encoding="utf-8")
 
 
-def table() -> dict[str, list[str]]:
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| `")
-    ]
-    return {row[0].strip("`"): row[2:] for row in rows}
+def test_the_table_is_what_the_code_says() -> None:
+    assert capability_table() in PAGE, f"put this into docs/forecasting.md:\n{capability_table()}"
 
 
-def test_the_table_has_every_model() -> None:
-    assert set(table()) == {*names(), *BASELINES}
+def test_every_model_and_baseline_is_in_the_table() -> None:
+    assert [one.name for one in capabilities()] == [*names(), *BASELINES]
 
 
-@pytest.mark.parametrize("name", names())
-def test_the_table_says_what_each_model_takes(name: str) -> None:
-    cls = spec(name).cls
-    expected = ["yes" if kind in cls.covariates else "effect" if kind in cls.through_effect else "no" for kind in KINDS]
-    assert table()[name] == expected
+@pytest.mark.parametrize("one", capabilities(), ids=lambda one: one.name)
+def test_what_the_table_says_is_so(one: Capability) -> None:
+    sizes = dict(zip(KINDS, ("n_past", "n_future", "n_static"), strict=True))
+    for kind, size in sizes.items():
+        counts = {"n_past": 0, "n_future": 0, "n_static": 0, size: 2}
+        options = {"season": 7} if one.name.startswith("seasonal") else {}
+        if getattr(one, kind) == "no":
+            with pytest.raises(UserError, match=f"takes no {kind}"):
+                make_network(one.name, Sizes(14, 7, **counts), options)
+            continue
+        torch.manual_seed(0)
+        network = make_network(one.name, Sizes(14, 7, **counts), options).eval()
+        with torch.no_grad():
+            for parameter in [*network.parameters(), *network.buffers()]:
+                if parameter.is_floating_point():
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        batch = {
+            "past_y": torch.randn(3, 14, 1),
+            "past_observed": torch.ones(3, 14, 1, dtype=torch.bool),
+            "past_x": torch.randn(3, 14, counts["n_past"] + counts["n_future"]),
+            "future_x": torch.randn(3, 7, counts["n_future"]),
+            "static": torch.randn(3, counts["n_static"]),
+        }
+        key = {"past": "past_x", "future": "future_x", "static": "static"}[kind]
+        changed = network({**batch, key: batch[key] + 1.0})
+        same = torch.allclose(network(batch), changed)
+        assert same == (getattr(one, kind) == "ignored"), kind
 
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

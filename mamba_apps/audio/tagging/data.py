@@ -43,7 +43,8 @@ class AudioData(pl.LightningDataModule):
         val: The validation part: the name of a split, or a number in (0, 1), that part of the training sounds held
             back, of each class alike and always the same ones; None takes the set's own, if it has one.
         test: The test part, likewise.
-        fold: Instead of ``test``, the fold to be tested; the others are trained on.
+        fold: Instead of ``test``, the fold to be tested, the others being trained on; "seed" takes the first fold with
+            seed 1, the next with seed 2, so that a comparison over as many seeds as folds is the cross-validation.
         leave_out: A list of broken files to leave out, as `mamba-apps check` writes it.
         rate: Samples a second that models hear.
         seconds: What they hear at once. In training longer sounds are cut at random.
@@ -75,7 +76,7 @@ class AudioData(pl.LightningDataModule):
         options: dict[str, Any] | None = None,
         val: float | str | None = None,
         test: float | str | None = None,
-        fold: int | None = None,
+        fold: int | Literal["seed"] | None = None,
         leave_out: str | None = None,
         rate: int = 16000,
         seconds: float = 1.0,
@@ -106,13 +107,20 @@ class AudioData(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.workers, self.in_memory, self.memory_gib = workers, in_memory, memory_gib
         self._statistics = statistics
+        self._seed = torch.initial_seed()
         self._stores: dict[str, ClipStore] = {}
         self._measured: dict[int, tuple[float, float]] = {}
 
     @cached_property
     def parts(self) -> dict[str, ClipSet]:
         """The clips of "train" and, where there are any, "val" and "test"."""
-        return divide(self._source, self.val_part, self.test_part, self.fold)
+        fold = self.fold
+        if fold == "seed":
+            known = sorted(set(self._source.folds or ()))
+            if not known:
+                raise UserError(f"{self.root}: fold is 'seed', but its sounds are in no folds", "give val and test")
+            fold = known[(self._seed - 1) % len(known)]
+        return divide(self._source, self.val_part, self.test_part, fold)
 
     @property
     def classes(self) -> Sequence[str]:

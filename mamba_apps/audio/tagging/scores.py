@@ -9,11 +9,18 @@ import logging
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    multilabel_auroc,
+    multilabel_average_precision,
+)
 
 _log = logging.getLogger(__name__)
 _SHOWN = 3
@@ -86,6 +93,29 @@ class ClipScores(Metric):
                 more,
             )
             self._said = True
+
+
+def per_class(probability_NK: Tensor, target_N: Tensor) -> dict[str, NDArray[np.float64]]:
+    """Return scores (K,) of each class by name, NaN where there is nothing to score, the leading one first.
+
+    Recall and precision where each clip has one class; average precision and the area under the ROC curve where it may
+    have several. "clips" counts those of the class.
+    """
+    classes = probability_NK.shape[1]
+    truth_NK = one_hot(target_N, classes) > 0.5
+    clips_K = truth_NK.sum(dim=0).double()
+    if target_N.dim() == 1:
+        taken_NK = F.one_hot(probability_NK.argmax(dim=1), classes).bool()
+        right_K = (taken_NK & truth_NK).sum(dim=0).double()
+        found = {"recall": right_K / clips_K, "precision": right_K / taken_NK.sum(dim=0), "clips": clips_K}
+        return {name: value.numpy() for name, value in found.items()}
+    usable = ((clips_K > 0) & (clips_K < len(truth_NK))).nonzero()[:, 0].tolist()
+    scored = {name: torch.full((classes,), math.nan, dtype=torch.float64) for name in ("average precision", "AUC")}
+    for number in usable:
+        column_N, truth_N = probability_NK[:, number], truth_NK[:, number].long()
+        scored["average precision"][number] = float(binary_average_precision(column_N, truth_N))
+        scored["AUC"][number] = float(binary_auroc(column_N, truth_N))
+    return {name: value.numpy() for name, value in {**scored, "clips": clips_K}.items()}
 
 
 def d_prime(area: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Dimensions in names: N clips, B windows, S samples, T frames, F mel bands, K cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from mamba_apps.audio.model import AudioModel
 from mamba_apps.audio.tagging.augment import SoundAugment
 from mamba_apps.audio.tagging.data import AudioData
 from mamba_apps.audio.tagging.network import check_name, freeze_all_but_head, head_of, make_network
+from mamba_apps.audio.tagging.page import make_page
 from mamba_apps.audio.tagging.policy import SoundBatch, by_clip
 from mamba_apps.audio.tagging.scores import ClipScores, clip_loss, one_hot
 from mamba_apps.errors import UserError
@@ -223,6 +224,22 @@ class AudioTask(pl.LightningModule):
     def plots(self, data: AudioData) -> list[CurvePanel]:
         """Return the learning curve of the training that was run."""
         return learning_curve(self.label, self._curve, "mAP, %" if self.multilabel else "accuracy, %")
+
+    def page(self, data: AudioData, predictions: Sequence[Mapping[str, Tensor]], metrics: Mapping[str, float]) -> str:
+        """Return a page on the test: scores a class, what is confused, the hardest sounds.
+
+        Args:
+            data: The data.
+            predictions: What ``predict_step`` gave, batch by batch.
+            metrics: The scores of the test.
+        """
+        probability_NK, target_N = (
+            torch.cat([part[key].cpu() for part in predictions]) for key in ("probability", "class")
+        )
+        clips = data.parts["test"]
+        return make_page(
+            f"{self.label} on {data.describe()}", clips, probability_NK, target_N, metrics, binary=self.binary
+        )
 
     def model_card(self, data: AudioData, metrics: Mapping[str, float]) -> ModelCard:
         """Return the card of the trained model, by which `AudioTagger.load` reads its weights."""

@@ -74,7 +74,7 @@ def seasonal_naive(data: LtsfData, *, season: int | None = None) -> tuple[Foreca
     return lambda past_BLC: past_BLC[:, step_H], 0
 
 
-_BASELINES: dict[str, Callable[..., tuple[Forecast, int]]] = {
+BASELINES: dict[str, Callable[..., tuple[Forecast, int]]] = {
     "closed_form": closed_form,
     "repeat_last": repeat_last,
     "seasonal_naive": seasonal_naive,
@@ -93,9 +93,9 @@ class LtsfBaseline:
     """
 
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
-        if name not in _BASELINES:
-            raise UserError(f"unknown baseline {name!r}", suggest(name, list(_BASELINES), "the baselines"))
-        known = list(inspect.signature(_BASELINES[name]).parameters)[1:]
+        if name not in BASELINES:
+            raise UserError(f"unknown baseline {name!r}", suggest(name, list(BASELINES), "the baselines"))
+        known = list(inspect.signature(BASELINES[name]).parameters)[1:]
         for option in options or {}:
             if option not in known:
                 raise UserError(f"{name} has no option {option!r}", suggest(option, known, "its options"))
@@ -106,7 +106,7 @@ class LtsfBaseline:
     def fit(self, data: LtsfData, budget: Any, seed: int) -> None:
         """Fit to the training windows; a closed form needs neither the budget nor the seed."""
         self._data = data
-        self._forecast, self.parameters = _BASELINES[self.name](data, **self.options)
+        self._forecast, self.parameters = BASELINES[self.name](data, **self.options)
         self.samples_seen = len(data.starts("train")) if self.parameters else 0
 
     def errors(self) -> WindowErrors:

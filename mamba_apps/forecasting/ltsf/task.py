@@ -97,9 +97,18 @@ class LtsfTask(pl.LightningModule):
         if not isinstance(data, LtsfData):
             raise UserError("the shape of the problem is not known", "train with LtsfData")
         self.prepare_for(data)
-        if self.trainer.state.fn == TrainerFn.FITTING and isinstance(self.network, EachVariate):
-            parts = (self._windows(data, part, _SOLVED_FOR) for part in ("train", "val"))
-            self.network.model.prepare(*parts)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.prepare(data)
+
+    def prepare(self, data: LtsfData) -> None:
+        """Let a network that takes something from the data without gradients do so."""
+        if isinstance(self.network, EachVariate):
+            self.network.model.prepare(*(self._windows(data, part, _SOLVED_FOR) for part in ("train", "val")))
+
+    def calibrate(self, data: LtsfData) -> None:
+        """Let a network that has something to choose on validation windows do so."""
+        if isinstance(self.network, EachVariate):
+            self.network.model.calibrate(self._windows(data, "val", _CALIBRATED_ON))
 
     def forward(self, batch: Windows) -> Tensor:
         """Return the forecast of a batch of windows (B, H, C)."""
@@ -108,17 +117,19 @@ class LtsfTask(pl.LightningModule):
 
     def training_step(self, batch: Windows, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        if self.mix:
-            batch = _mixed(batch, self.mix)
-        loss = _LOSSES[cast(str, self.loss)](self(batch), batch["future"])
+        loss = self.loss_of(batch)
         self.log("train/loss", loss, batch_size=len(batch["start"]))
         return loss
 
+    def loss_of(self, batch: Windows) -> Tensor:
+        """Return the loss of a batch of training windows, mixed where that is asked for."""
+        if self.mix:
+            batch = _mixed(batch, self.mix)
+        return _LOSSES[cast(str, self.loss)](self(batch), batch["future"])
+
     def on_validation_epoch_start(self) -> None:
-        """Let a network that has something to choose on validation windows do so."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(self.network, EachVariate):
-            self.network.model.calibrate(self._windows(data, "val", _CALIBRATED_ON))
+        """Choose what is chosen on validation windows, before they are scored."""
+        self.calibrate(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Windows, batch_idx: int) -> None:
         """Score a batch of the validation part."""
@@ -170,8 +181,11 @@ def _mixed(batch: Windows, beta: float) -> Windows:
     """
     lookback, channels = batch["past"].shape[1], batch["past"].shape[2]
     x_TS = torch.cat([batch["past"], batch["future"]], dim=1).transpose(0, 1).flatten(1)
-    weight_S = torch.distributions.Beta(beta, beta).sample((x_TS.shape[1],)).to(x_TS.device)
-    x_TS = torch.lerp(x_TS[:, torch.randperm(x_TS.shape[1], device=x_TS.device)], x_TS, weight_S)
+    parameter_S = x_TS.new_full((x_TS.shape[1],), beta)
+    # Beta as a ratio of Gammas, which a captured graph can draw anew at every replay.
+    first_S, second_S = torch._standard_gamma(parameter_S), torch._standard_gamma(parameter_S)
+    weight_S = first_S / (first_S + second_S).clamp(min=1e-12)
+    x_TS = torch.lerp(x_TS[:, torch.rand_like(parameter_S).argsort()], x_TS, weight_S)
     past_BLC, future_BHC = (
         x_TS.unflatten(1, (-1, channels)).transpose(0, 1).split([lookback, len(x_TS) - lookback], dim=1)
     )

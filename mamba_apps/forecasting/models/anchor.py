@@ -1,10 +1,10 @@
-"""The anchored forecaster: a linear map in closed form, and what a sequence mixer corrects of it.
+"""The anchored forecaster: a network with a sequence mixer, and a linear map in closed form that it answers to.
 
-A window is read relative to its level, the mean of what was observed in it. The linear path forecasts from there; it
-is solved before training, so that training starts from the best linear forecaster and not from noise. Patches of the
-window (target, mask, covariates) are the tokens of a causal mixer, and the last one's state says how to correct the
-linear forecast, and what the covariates known ahead change in it. How much of the correction counts is decided on
-validation windows, down to nothing.
+A window is read relative to its level, the mean of what was observed in it. Two forecasts start there. One is a linear
+map, solved in closed form before training. The other is a network's: a linear map of its own, and what a causal mixer
+makes of the patches of the window (target, mask, covariates), which are its tokens; from the last token it also reads
+what the covariates known ahead will change. Validation windows decide where between the two the forecast lies, so that
+it is no worse there than the best linear one, and seldom worse than either.
 
 Nothing in a token looks ahead: it is relative to the level of the lookback up to its own end. Live, a token ends at
 every observation, and as many sequences as a patch has steps take turns, one token each; a step costs one token.
@@ -34,7 +34,7 @@ from mamba_apps.mixers import Mixer, create
 from mamba_apps.mixers.base import State
 
 _NORMS = ("mean", "standard")
-_GAINS = torch.linspace(0, 1, 11)
+_GAINS = 11
 _SPREAD_OF = 4096
 
 
@@ -61,7 +61,7 @@ class LiveState:
 
 @register("anchor")
 class AnchoredForecaster(ForecastModel):
-    """A linear map in closed form, corrected by any causal mixer that reads patches.
+    """A network with any causal mixer over patches, and a linear map in closed form that it answers to.
 
     Args:
         sizes: The shape of the problem.
@@ -110,7 +110,7 @@ class AnchoredForecaster(ForecastModel):
         self.mixer_name, self.patch, self.standard = mixer, patch, norm == "standard"
         self.tokens = -(-sizes.lookback // patch)
         outputs = len(self.quantiles or (0,))
-        self.linear = LinearPath(sizes.lookback, sizes.horizon, patch)
+        self.anchor = LinearPath(sizes.lookback, sizes.horizon, patch)
         self.effect = CovariateEffect(sizes, effect_width) if sizes.n_future + sizes.n_static else None
         self.embed = nn.Linear(patch * (2 + sizes.n_past + sizes.n_future) + 1, d_model)
         self.embed_static = nn.Linear(sizes.n_static, d_model) if sizes.n_static else None
@@ -120,6 +120,7 @@ class AnchoredForecaster(ForecastModel):
             raise UserError(f"anchor needs a causal mixer, and {mixer} with {options} looks ahead", "choose another")
         self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(sizes.lookback, sizes.horizon)
         self.correct = nn.Linear(d_model, sizes.horizon * outputs)
         self.decode = _Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
         self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
@@ -128,7 +129,8 @@ class AnchoredForecaster(ForecastModel):
         self.register_buffer("solved", torch.tensor(False))
         self.register_buffer("gain", torch.ones(()))
         with torch.no_grad():
-            # Training starts near the linear forecast.
+            # Training starts near the level.
+            self.linear.weight.zero_()
             lasts = [self.correct, *([] if self.effect is None else [self.effect.layers[-1]])]
             for last in lasts + ([] if self.decode is None else [self.decode.head]):
                 for parameter in last.parameters():
@@ -148,28 +150,29 @@ class AnchoredForecaster(ForecastModel):
         further, stays.
         """
         if self.solved:
-            self.linear.weight_HL.requires_grad_(False)
             return
         pairs = list(self._pairs(train))
         if not sum(len(past_BL) for past_BL, _ in pairs):
             return
-        self.linear.solve(pairs, self._pairs(val))
+        self.anchor.solve(pairs, self._pairs(val))
         self.solved.fill_(True)
+        self.gain.fill_(0.5)
         if self.spread_HQ is not None:
-            error_BH = torch.cat([future_BH - self.linear(past_BL) for past_BL, future_BH in pairs])
+            error_BH = torch.cat([future_BH - self.anchor(past_BL) for past_BL, future_BH in pairs])
             levels_Q = torch.tensor(self.quantiles, dtype=error_BH.dtype, device=error_BH.device)
             error_BH = error_BH[:: len(error_BH) // _SPREAD_OF + 1]
             self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
 
     @torch.no_grad()
     def calibrate(self, val: Iterable[Batch]) -> None:
-        """Choose how much of the correction counts; see `ForecastModel.calibrate`.
+        """Choose where between the two forecasts the forecast lies; see `ForecastModel.calibrate`.
 
-        It is the gain in [0, 1] with the lowest squared error, or pinball loss of quantiles.
+        It is the gain in [0, 1] with the lowest squared error, or pinball loss of quantiles: 0 is the linear map.
         """
         training, before = self.training, self.gain.clone()
         self.eval()
-        error_G = torch.zeros(len(_GAINS), dtype=torch.float64, device=self.gain.device)
+        gain_G = torch.linspace(0, 1, _GAINS, device=before.device)
+        error_G = torch.zeros(_GAINS, dtype=torch.float64, device=before.device)
         for batch in val:
             target_BH1Q = batch["future_y"][..., None]
             ends = []
@@ -177,11 +180,12 @@ class AnchoredForecaster(ForecastModel):
                 self.gain.fill_(gain)
                 forecast = self(batch)
                 ends.append(forecast if self.quantiles else forecast[..., None])
-            for place, gain in enumerate(_GAINS.tolist()):
-                error = target_BH1Q - torch.lerp(ends[0], ends[1], gain)
+            for place in range(_GAINS):
+                error = target_BH1Q - torch.lerp(ends[0], ends[1], place / (_GAINS - 1))
                 each = error.square() if self.quantiles is None else _pinball(error, self.quantiles)
                 error_G[place] += each.masked_fill(~batch["future_observed"][..., None], 0.0).sum(dtype=torch.float64)
-        self.gain.copy_(before if not error_G.any() else _GAINS[error_G.argmin().item()])  # type: ignore[index]
+        # Where there was nothing to choose on, it stays; decided on the device, which nothing waits for.
+        self.gain.copy_(torch.where(error_G.any(), gain_G[error_G.argmin()], before))
         self.train(training)
 
     def init_state(self, static_BS: Tensor) -> Any:
@@ -303,13 +307,15 @@ class AnchoredForecaster(ForecastModel):
         future_x_BHF: Tensor,
     ) -> Tensor:
         level_B1, scale_B1, _ = self._statistics(past_BL, observed_BL, slice(-1, None))
-        y_BHQ = (self.linear(self._relative(past_BL, observed_BL, level_B1)) + ahead)[..., None]
-        change_BHQ = self.correct(self.dropout(token_BD)).unflatten(1, (self.sizes.horizon, -1))
+        past_BL = self._relative(past_BL, observed_BL, level_B1)
+        y_BHQ = self.correct(self.dropout(token_BD)).unflatten(1, (self.sizes.horizon, -1))
+        y_BHQ = y_BHQ + self.linear(past_BL / scale_B1)[..., None]
         if self.decode is not None:
-            change_BHQ = change_BHQ + self.decode(token_BD, future_x_BHF)
+            y_BHQ = y_BHQ + self.decode(token_BD, future_x_BHF)
+        y_BHQ = scale_B1[..., None] * y_BHQ
         if not self.training:
-            change_BHQ = self.gain * change_BHQ
-        y_BHQ = y_BHQ + scale_B1[..., None] * change_BHQ + level_B1[..., None]
+            y_BHQ = torch.lerp(self.anchor(past_BL)[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
+        y_BHQ = y_BHQ + (level_B1 + ahead)[..., None]
         if self.spread_HQ is None:
             return y_BHQ
         return increasing(y_BHQ + self.spread_HQ)[:, :, None]

@@ -20,9 +20,8 @@ Pair = tuple[Tensor, Tensor]
 class LinearPath(nn.Module):
     """One linear map for all windows, from the past less its level to the future less the same level.
 
-    Until it is solved it forecasts the level, and learns by gradients. `solve` puts a ridge regression in its place,
-    which gradients then leave alone. The penalty pulls toward one of three naive forecasts: the level, the last value,
-    or the last season again. Validation chooses which, and how much.
+    Until it is solved it forecasts the level. It is a ridge regression, whose penalty pulls toward one of three naive
+    forecasts: the level, the last value, or the last season again. Validation chooses which, and how much.
 
     Args:
         lookback: Steps of the past (L).
@@ -33,7 +32,8 @@ class LinearPath(nn.Module):
     def __init__(self, lookback: int, horizon: int, season: int) -> None:
         super().__init__()
         self.season = season
-        self.weight_HL = nn.Parameter(torch.zeros(horizon, lookback))
+        self.weight_HL: Tensor
+        self.register_buffer("weight_HL", torch.zeros(horizon, lookback))
 
     def forward(self, past_BL: Tensor) -> Tensor:
         """Return the future (B, H), less the level that the past is less of."""
@@ -60,9 +60,7 @@ class LinearPath(nn.Module):
                 error = choices[2] - 2 * (weight_LH * choices[1]).sum() + (weight_LH * (choices[0] @ weight_LH)).sum()
                 if float(error) < best:
                     best, chosen_LH = float(error), weight_LH
-        with torch.no_grad():
-            self.weight_HL.copy_(chosen_LH.T)
-        self.weight_HL.requires_grad_(False)
+        self.weight_HL.copy_(chosen_LH.T)
 
     def _naive(self) -> dict[str, Tensor]:
         """Return the naive forecasts as weights (L, H)."""

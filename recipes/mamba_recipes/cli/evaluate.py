@@ -32,6 +32,10 @@ def make_parser(command: str) -> Parser:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     if command == "predict":
         parser.add_argument("--out", type=Path, default=Path("predictions.safetensors"), metavar="FILE")
+    if command == "test":
+        parser.add_argument(
+            "--page", type=Path, metavar="FILE.html", help="write a page on the test, where models have one"
+        )
     return parser
 
 
@@ -55,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     from mamba_recipes.cli.training import header, load_into, run_interruptibly
 
     built = build(config, recipe.path)
+    if getattr(arguments, "page", None) is not None and not callable(getattr(built.model, "page", None)):
+        raise UserError(f"a {type(built.model).__name__} draws no page on its test", "leave --page out")
     load_into(built.model, source)
     header(path.name if path.is_dir() else recipe.name, built)
     options = {**built.trainer_options, "monitor": None, "patience": None, "logger": False}
@@ -65,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
             return _write_predictions(found, arguments.out, as_json=arguments.json)
         run = getattr(trainer, command)
         found = run_interruptibly(trainer, lambda: run(built.model, datamodule=built.data, verbose=False))
-    metrics = {key: float(value) for part in found for key, value in part.items()}
+        metrics = {key: float(value) for part in found for key, value in part.items()}
+        if getattr(arguments, "page", None) is not None:
+            predicted = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
+            _write_page(built.model.page(built.data, predicted, metrics), arguments.page)
     if not metrics:
         raise UserError(f"{recipe.name}: its data has nothing to {command}", "use another recipe or command")
     if arguments.json:
@@ -75,6 +84,15 @@ def main(argv: Sequence[str]) -> int:
         for key, value in metrics.items():
             print(f"{key:<{width}}  {value:.6g}")
     return DONE
+
+
+def _write_page(text: str, path: Path) -> None:
+    from mamba_apps.training.files import storage_error, write_text
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise storage_error("write the page", path, error) from error
 
 
 def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:

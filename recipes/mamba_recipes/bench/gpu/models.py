@@ -83,7 +83,7 @@ def _row(setting: Setting, steps: int) -> Row:
     images = torch.randn(setting.batch, 3, setting.px, setting.px, device="cuda")
     labels = torch.randint(_CLASSES, (setting.batch,), device="cuda")
     if setting.channels_last:
-        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def train() -> Tensor:
@@ -107,8 +107,12 @@ def _row(setting: Setting, steps: int) -> Row:
 
 
 def _model(setting: Setting) -> nn.Module:
-    sized = {} if setting.px == timm.get_pretrained_cfg(setting.model).input_size[1] else {"img_size": setting.px}
-    return timm.create_model(setting.model, num_classes=_CLASSES, **sized).cuda()
+    known = timm.get_pretrained_cfg(setting.model)
+    options: dict[str, Any] = {"num_classes": _CLASSES}
+    if known is None or known.input_size[1] != setting.px:
+        options["img_size"] = setting.px
+    model: Any = timm.create_model(setting.model, **options).cuda()
+    return model.to(memory_format=torch.channels_last) if setting.channels_last else model
 
 
 def _measure(name: str, step: Callable[[], Tensor], steps: int) -> Row:
