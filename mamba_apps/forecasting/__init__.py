@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mamba_apps.forecasting.baselines import BASELINES, BaselineCandidate, create_baseline
+    from mamba_apps.forecasting.capabilities import capabilities, capability_table
     from mamba_apps.forecasting.data import SeriesData, WindowData
     from mamba_apps.forecasting.forecaster import Forecaster
+    from mamba_apps.forecasting.scores import forecast_scores
+    from mamba_apps.forecasting.stream import SeriesStream
     from mamba_apps.forecasting.task import ForecastTask
 
 __all__ = [
     "Forecaster",
+    "SeriesStream",
+    "forecast_scores",
+    "capabilities",
+    "capability_table",
     "ForecastTask",
     "SeriesData",
     "WindowData",
@@ -26,6 +33,10 @@ __all__ = [
 
 _HOMES = {
     "Forecaster": "forecaster",
+    "SeriesStream": "stream",
+    "forecast_scores": "scores",
+    "capabilities": "capabilities",
+    "capability_table": "capabilities",
     "ForecastTask": "task",
     "SeriesData": "data",
     "WindowData": "data",
