@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mamba_apps.forecasting.baselines import BASELINES, BaselineCandidate, create_baseline
-    from mamba_apps.forecasting.capabilities import capabilities, capability_table
+    from mamba_apps.forecasting.capability import capabilities, capability_table
     from mamba_apps.forecasting.data import SeriesData, WindowData
     from mamba_apps.forecasting.forecaster import Forecaster
     from mamba_apps.forecasting.scores import forecast_scores
@@ -35,8 +35,8 @@ _HOMES = {
     "Forecaster": "forecaster",
     "SeriesStream": "stream",
     "forecast_scores": "scores",
-    "capabilities": "capabilities",
-    "capability_table": "capabilities",
+    "capabilities": "capability",
+    "capability_table": "capability",
     "ForecastTask": "task",
     "SeriesData": "data",
     "WindowData": "data",

@@ -10,7 +10,7 @@ import torch
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.baselines import BASELINES
-from mamba_apps.forecasting.capabilities import Capability, capabilities, capability_table
+from mamba_apps.forecasting.capability import Capability, capabilities, capability_table
 from mamba_apps.forecasting.models import Sizes, names
 from mamba_apps.forecasting.models.base import KINDS
 from mamba_apps.forecasting.saving import make_network
