@@ -122,7 +122,7 @@ class Resampling:
 
     def __post_init__(self) -> None:
         orders = (self.order, self.order_z)
-        _require(all(0 <= order <= 5 for order in orders), "resampling", f"expected orders from 0 to 5, found {orders}")
+        _require({0, 1, 3}.issuperset(orders), "resampling", f"expected orders 0, 1 or 3, found {orders}")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mamba_datasets.volumes.body import body_of, box_of
 from mamba_datasets.volumes.normalise import normalise
 from mamba_datasets.volumes.plan import Plan
 from mamba_datasets.volumes.raw import check_channels
-from mamba_datasets.volumes.resample import new_shape, resample, resample_labels
+from mamba_datasets.volumes.resample import keep_best, new_shape, resample, resample_labels
 from mamba_datasets.volumes.volume import Volume, mismatch, nearest_axes
 
 
@@ -128,9 +128,7 @@ def restore_case(output: np.ndarray, geometry: Geometry, plan: Plan) -> np.ndarr
         best = np.full(kept, -np.inf, np.float32)
         for number, scores in enumerate(output):
             values = resample(scores, kept, geometry.target, geometry.spacing, plan.probability_resampling)
-            better = values > best
-            best[better] = values[better]
-            labels[better] = number
+            keep_best(values, number, best, labels)
     else:
         labels = output.astype(label_type(plan), copy=False)
         labels = resample_labels(labels, kept, geometry.target, geometry.spacing, plan.label_resampling)
