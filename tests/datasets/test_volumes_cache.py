@@ -157,6 +157,20 @@ def test_a_changed_file_is_prepared_anew(
     assert set(np.unique(prepared[2].label)) == {0, 2}
 
 
+def test_a_file_that_changes_while_it_is_read(
+    own: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(volume, plan, label=None):
+        with open(volume.path, "ab") as file:
+            file.write(b"\0")
+        return prepare_case(volume, plan, label)
+
+    monkeypatch.setattr(cache_module, "prepare_case", changing)
+    with pytest.raises(DataError, match="a file of this case changed while it was read; run again once nothing writes"):
+        preprocess(own, plan, tmp_path / "cache", workers=1)
+    assert homes(tmp_path / "cache") == []
+
+
 @pytest.mark.parametrize("damage", ["shorter", "missing", "no card"])
 def test_damaged_cases_are_prepared_anew(root: Path, plan: Plan, tmp_path: Path, damage: str) -> None:
     dataset = RawDataset(root)

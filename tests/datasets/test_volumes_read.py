@@ -102,6 +102,19 @@ def test_a_mask_is_read_again_to_the_bit_and_keeps_the_header(
     assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
 
+def test_two_places_of_one_volume_are_noted(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(whole(4, 5, 6), np.eye(4))
+    image.set_sform(np.diag([-2.0, 1, 1, 1]), 1)
+    image.set_qform(np.diag([2.0, 1, 1, 1]), 1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume(tmp_path / "a.nii.gz")
+    assert volume.orientation == "LAS"
+    assert volume.notes == ("its sform and qform place it differently; the sform is taken",)
+    image.set_qform(np.diag([-2.0, 1, 1, 1]), 1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert read_volume(tmp_path / "a.nii.gz").notes == ()
+
+
 def test_labels_in_floating_point(tmp_path: Path) -> None:
     label = read_label(save(tmp_path / "a.nii.gz", whole(3, 4, 5, dtype=np.float32)), [0, 1, 2])
     assert label.array.dtype == np.uint8

@@ -25,7 +25,7 @@ from mamba_datasets.files import storage_error, sync_folder, write_whole
 from mamba_datasets.volumes.parallel import in_turn
 from mamba_datasets.volumes.pictures import path_beside
 from mamba_datasets.volumes.plan import Plan
-from mamba_datasets.volumes.prepare import Geometry, prepare_case
+from mamba_datasets.volumes.prepare import Geometry, PreparedCase, prepare_case
 from mamba_datasets.volumes.raw import Case, RawDataset
 
 # Raised whenever the same files and plan would be prepared differently.
@@ -182,7 +182,7 @@ def _recipe(plan: Plan) -> str:
 
 def _prepared(dataset: RawDataset, case: Case, plan: Plan, recipe: str, folder: Path) -> CachedCase:
     files = [*case.images, *([case.label] if case.label else []), *_beside(case)]
-    digests = [digest_of(path, folder) for path in files]
+    digests = _digests(files, folder)
     content = json.dumps([recipe, len(case.images), case.label is not None, digests])
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     home = folder / key
@@ -191,8 +191,16 @@ def _prepared(dataset: RawDataset, case: Case, plan: Plan, recipe: str, folder: 
         with FileLock(folder / "locks" / key):
             geometry = _whole(home)
             if geometry is None:
-                geometry = _fill(dataset, case, plan, home)
+                prepared = _prepare(dataset, case, plan)
+                if _digests(files, folder) != digests:
+                    found = "a file of this case changed while it was read"
+                    raise DataError(case.images[0], "file", found, "run again once nothing writes to the data set")
+                geometry = _store(prepared, case, plan, home)
     return CachedCase(case.name, str(home), geometry, case.images[0], case.label)
+
+
+def _digests(files: Sequence[str], folder: Path) -> list[str]:
+    return [digest_of(path, folder) for path in files]
 
 
 def _beside(case: Case) -> list[str]:
@@ -211,11 +219,13 @@ def _whole(home: Path) -> Geometry | None:
         return None
 
 
-def _fill(dataset: RawDataset, case: Case, plan: Plan, home: Path) -> Geometry:
-    """Prepare a case into its folder; the caller holds its lock."""
+def _prepare(dataset: RawDataset, case: Case, plan: Plan) -> PreparedCase:
     volume, label = dataset.read(case)
-    prepared = prepare_case(volume, plan, label)
-    del volume, label
+    return prepare_case(volume, plan, label)
+
+
+def _store(prepared: PreparedCase, case: Case, plan: Plan, home: Path) -> Geometry:
+    """Write a prepared case into its folder; the caller holds its lock."""
     arrays = {"image": prepared.image}
     if prepared.label is not None:
         arrays["label"] = prepared.label
@@ -232,7 +242,7 @@ def _fill(dataset: RawDataset, case: Case, plan: Plan, home: Path) -> Geometry:
         sizes = {f"{name}.npy": (partial / f"{name}.npy").stat().st_size for name in arrays}
         card = {"case": case.name, "sizes": sizes, "geometry": prepared.geometry.to_dict()}
         write_whole(partial / _CARD, lambda file: file.write((json.dumps(card, indent=1) + "\n").encode()))
-        shutil.rmtree(home, ignore_errors=True)  # damaged, or this function would not be here
+        shutil.rmtree(home, ignore_errors=True)  # damaged, or nothing would be prepared
         os.rename(partial, home)
         sync_folder(home.parent)
     except OSError as error:

@@ -20,6 +20,8 @@ SUFFIXES = (".nii", ".nii.gz")
 _DEFLATE = 1032
 _AGAIN = "copy it from its source again"
 _BLOCK = 1 << 20
+# Of a voxel: header rounding stays below, what shows in a viewer is above.
+_SHIFT = 0.05
 # The shortest header, and how much nibabel looks at to tell what a file is.
 _LEAST_HEADER, _HEAD = 348, 1024
 
@@ -45,6 +47,7 @@ class Layout:
         offset: The byte at which voxels begin.
         slope: What stored numbers are multiplied by.
         inter: What is added then.
+        notes: What other programs may read otherwise.
     """
 
     header: Any
@@ -54,6 +57,7 @@ class Layout:
     offset: int
     slope: float
     inter: float
+    notes: tuple[str, ...] = ()
 
 
 def read_header(path: str | Path) -> Layout:
@@ -100,7 +104,7 @@ def read_header(path: str | Path) -> Layout:
         raise DataError(path, "datatype", f"expected one number a voxel, found {layout.dtype}", "split its channels")
     _check_claim(path, shape, layout.dtype.itemsize, layout.offset)
     check_affine(str(path), affine, len(shape))
-    return replace(layout, shape=shape)
+    return replace(layout, shape=shape, notes=_disagreement(image.header, affine, shape))
 
 
 def read_voxels(path: str | Path, layout: Layout) -> np.ndarray:
@@ -162,6 +166,21 @@ def write_nifti(file: BinaryIO, name: str, values: np.ndarray, affine: np.ndarra
             image.to_stream(packed)
     else:
         image.to_stream(file)
+
+
+def _disagreement(header: Any, affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Tell whether a header places its volume in two ways: some viewers take the one, some the other."""
+    try:
+        other = header.get_qform(coded=True)[0]
+    except Exception:  # a quaternion that is none: the sform was taken, as by all who can
+        return ()
+    if other is None or not int(header["sform_code"]):
+        return ()
+    corner = np.append(np.array([*shape, 1, 1][:3]) - 1, 1)
+    shift = max(np.abs((other - affine) @ place).max() for place in (corner, np.array([0, 0, 0, 1])))
+    if shift <= _SHIFT * np.linalg.norm(affine[:3, : len(shape)], axis=0).min():
+        return ()
+    return ("its sform and qform place it differently; the sform is taken",)
 
 
 def _check_claim(path: str | Path, shape: tuple[int, ...], itemsize: int, offset: int) -> None:

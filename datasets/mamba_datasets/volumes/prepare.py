@@ -51,7 +51,7 @@ class Geometry:
         return cls(**{key: tuple(value) for key, value in content.items() if key != "crop"}, crop=crop)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedCase:
     """One case as the network takes it.
 

@@ -134,7 +134,7 @@ def _read(path: str | Path, *, mask: bool) -> Volume:
     ending = ending_of(path)
     if ending in nifti.SUFFIXES:
         layout = nifti.read_header(path)
-        return Volume(nifti.read_voxels(path, layout)[None], layout.affine, str(path), layout.header)
+        return Volume(nifti.read_voxels(path, layout)[None], layout.affine, str(path), layout.header, layout.notes)
     array = pictures.read_picture(path, mask=mask)
     axes = array.ndim - 1
     notes: tuple[str, ...] = ()

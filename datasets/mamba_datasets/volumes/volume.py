@@ -17,7 +17,7 @@ _SPACING = 1e-3
 _DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """An image or mask of 2 or 3 axes with its place in the world.
 
