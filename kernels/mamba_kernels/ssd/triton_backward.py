@@ -95,7 +95,7 @@ def gradients_of_heads(
         passing = tl.zeros([], tl.float32)
         sum_of_D = tl.zeros([], tl.float32)
         decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
-        for block in tl.static_range(BLOCKS):
+        for block in range(BLOCKS):
             p = block * BLOCK + tl.arange(0, BLOCK)
             on_p = p < width
             at_p = p.to(tl.int64) if WIDE else p

@@ -56,8 +56,11 @@ def tiles(x: Tensor, B: Tensor, C: Tensor) -> Tiles:
         operand, precision = "bf16", "tf32"
     else:
         operand, precision = "fp32", "tf32x3" if torch.float32 in dtypes else "tf32"
-    block = max(SMALLEST, min(64, next_power_of_2(width)))
-    return Tiles(max(SMALLEST, next_power_of_2(states)), block, ceil_divide(width, block), operand, precision)
+    state = max(SMALLEST, next_power_of_2(states))
+    # What float32 is split into has to stay in registers.
+    largest = 64 if operand == "bf16" else max(SMALLEST, min(32, 2048 // state))
+    block = max(SMALLEST, min(largest, next_power_of_2(width)))
+    return Tiles(state, block, ceil_divide(width, block), operand, precision)
 
 
 def parts(programs: int, length: int, chunk: int, processors: int) -> int:
@@ -76,17 +79,16 @@ def splits(programs: int, shared: int, processors: int) -> int:
 def forward_configs(operand: str, state: int) -> list[Config]:
     """Return the configurations of the forward pass, the fastest first."""
     if operand == "fp32":
-        return [Config(32, 4, 1)]
+        return [Config(32 if state <= 128 else 16, 4, 1)]
     return [Config(64, 8 if state > 128 else 4, 2), Config(32, 4, 1)]
 
 
 def backward_configs(operand: str, state: int) -> list[tuple[Config, Config, Config]]:
     """Return the configurations of the backward pass, of its walk, heads and groups, the fastest first."""
-    slow = (Config(32, 4, 1), Config(32, 4, 1), Config(32, 4, 1))
     if operand == "fp32":
-        return [slow]
+        return [(Config(32 if state <= 128 else 16, 4, 1),) * 3]
     warps = 8 if state > 128 else 4
-    return [(Config(64, warps, 2), Config(64, warps, 1), Config(64, warps, 2)), slow]
+    return [(Config(64, warps, 2), Config(64, warps, 1), Config(64, warps, 2)), (Config(32, 4, 1),) * 3]
 
 
 def needs_64_bits(chunk: int, *layouts: tuple[int, int, int]) -> bool:
