@@ -57,6 +57,8 @@ def test_every_shipped_recipe_builds(name: str, photos: Path, benchmark: Path, v
         given = {"data.root": str(benchmark), "data.name": "toy"}
     if recipe.config["data"]["class_path"] == "mamba_apps.medical.segmentation.VolumeData":
         given = {"data.root": str(volumes)}
+    if recipe.config["data"]["class_path"] == "mamba_apps.audio.tagging.AudioData":
+        given = {"data.root": "sounds", "data.layout": None, "data.fold": None}
     built = build(recipe.with_overrides(given), recipe.path)
     assert sum(p.numel() for p in built.model.parameters()) > 0
     assert recipe.path.parent.name == recipe.card["domain"]
