@@ -247,6 +247,29 @@ def test_a_broken_case_stops_with_its_name_and_the_others_stay(own: RawDataset, 
     assert len(homes(tmp_path / "cache")) == 4
 
 
+def test_a_folder_that_may_only_be_read(
+    own: RawDataset, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is used, though nothing can be noted."""
+    first = preprocess(own, plan, tmp_path / "cache")
+    moved = RawDataset(shutil.copytree(own.root, tmp_path / "moved"))
+
+    def refused(path, write, **options):
+        raise DataError(path, "file", "cannot be written: Permission denied", "choose another folder")
+
+    monkeypatch.setattr(cache_module, "write_whole", refused)
+    assert_same(preprocess(moved, plan, tmp_path / "cache"), first)
+
+
+def test_a_lock_that_cannot_be_taken(root: Path, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(lock):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(cache_module.FileLock, "acquire", refused)
+    with pytest.raises(DataError, match="cannot be written: Permission denied; check the folder and its permissions"):
+        preprocess(RawDataset(root), plan, tmp_path)
+
+
 def test_a_folder_that_cannot_be_made(root: Path, plan: Plan, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written: Not a directory"):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mamba_datasets.errors import DataError
 from mamba_datasets.registry import check, guess_kind
-from mamba_datasets.volumes import RawDataset, read_label, write_synthetic
+from mamba_datasets.volumes import RawDataset, fingerprint, make_plan, preprocess, read_label, write_synthetic
 from mamba_datasets.volumes.raw import description_of
 from mamba_recipes.cli.check import main
 
@@ -110,7 +110,15 @@ def test_colours_and_stacks(tmp_path: Path) -> None:
     deep = RawDataset(tmp_path / "deep")
     volume, label = deep.read(deep.cases[1])
     assert (volume.shape, volume.spacing, label.shape) == ((4, 9, 8), (4.0, 1.0, 1.0), (4, 9, 8))
-    assert check(tmp_path / "deep").ok
+    report = check(tmp_path / "deep")
+    assert report.ok
+    assert report.notes[1] == "spacings: 1 x 1 x 4 mm"
+    known = fingerprint(deep, tmp_path / "cache")
+    assert known.spacings == ((4.0, 1.0, 1.0),) * 2
+    for path in tmp_path.glob("deep/*/*.json"):
+        path.write_text('{"spacing": [2, 1, 1]}')
+    assert fingerprint(deep, tmp_path / "cache").spacings == ((2.0, 1.0, 1.0),) * 2
+    assert len(preprocess(deep, make_plan(known), tmp_path / "cache")) == 2
 
     Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / "flat/imagesTr/b_0000.png")
     with pytest.raises(DataError, match=r"b_0000.png: channels: expected 3 \(R, G, B\), found 1"):

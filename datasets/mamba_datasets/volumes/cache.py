@@ -8,6 +8,7 @@ prepares volumes alike.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -169,8 +170,15 @@ def digest_of(path: str, folder: Path) -> str:
     except OSError as error:
         raise DataError(path, "file", f"cannot be read: {error.strerror}", "check the disk and permissions") from None
     note = json.dumps({"stamp": stamp, "sha256": digest})
-    write_whole(memo, lambda file: file.write(note.encode()), durable=False)
+    with contextlib.suppress(DataError):  # a folder that may only be read costs the time, and no more
+        write_whole(memo, lambda file: file.write(note.encode()), durable=False)
     return digest
+
+
+def files_of(case: Case) -> list[str]:
+    """Return all files that decide what a case is, those beside a TIFF that state its spacing included."""
+    named = [*case.images, *([] if case.label is None else [case.label])]
+    return named + sorted({beside for path in named if os.path.isfile(beside := path_beside(path))})
 
 
 def _recipe(plan: Plan) -> str:
@@ -181,32 +189,35 @@ def _recipe(plan: Plan) -> str:
 
 
 def _prepared(dataset: RawDataset, case: Case, plan: Plan, recipe: str, folder: Path) -> CachedCase:
-    files = [*case.images, *([case.label] if case.label else []), *_beside(case)]
-    digests = _digests(files, folder)
+    files = files_of(case)
+    digests = [digest_of(path, folder) for path in files]
     content = json.dumps([recipe, len(case.images), case.label is not None, digests])
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     home = folder / key
     geometry = _whole(home)
     if geometry is None:
-        with FileLock(folder / "locks" / key):
+        with _locked(folder / "locks" / key):
             geometry = _whole(home)
             if geometry is None:
                 prepared = _prepare(dataset, case, plan)
-                if _digests(files, folder) != digests:
+                if [digest_of(path, folder) for path in files] != digests:
                     found = "a file of this case changed while it was read"
                     raise DataError(case.images[0], "file", found, "run again once nothing writes to the data set")
                 geometry = _store(prepared, case, plan, home)
     return CachedCase(case.name, str(home), geometry, case.images[0], case.label)
 
 
-def _digests(files: Sequence[str], folder: Path) -> list[str]:
-    return [digest_of(path, folder) for path in files]
-
-
-def _beside(case: Case) -> list[str]:
-    """Return the files beside a TIFF that state its spacing."""
-    beside = {path_beside(path) for path in (*case.images, *([case.label] if case.label else []))}
-    return sorted(path for path in beside if os.path.isfile(path))
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise storage_error(path, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _whole(home: Path) -> Geometry | None:

@@ -132,8 +132,9 @@ def _tell(facts: Sequence[_Facts]) -> list[str]:
     notes = [
         f"sizes: {_range([fact.shape for fact in usable])} voxels",
         f"spacings: {_range([fact.spacing for fact in usable])} mm",
-        f"orientations: {_counted(fact.orientation for fact in usable)}",
     ]
+    if usable[0].path.lower().endswith(nifti.SUFFIXES):  # pictures do not say how they lie
+        notes.append(f"orientations: {_counted(fact.orientation for fact in usable)}")
     coarse = [fact.path for fact in usable if max(fact.spacing) > ANISOTROPY * min(fact.spacing)]
     if coarse:
         notes.append(f"{len(coarse)} with slices over {ANISOTROPY:g} times as thick as pixels are wide: {some(coarse)}")

@@ -14,7 +14,7 @@ from mamba_datasets.errors import DataError
 from mamba_datasets.files import storage_error, write_whole
 from mamba_datasets.volumes import nifti
 from mamba_datasets.volumes.body import body_of, box_of
-from mamba_datasets.volumes.cache import digest_of
+from mamba_datasets.volumes.cache import digest_of, files_of
 from mamba_datasets.volumes.json_files import indented, read_json
 from mamba_datasets.volumes.parallel import in_turn
 from mamba_datasets.volumes.prepare import turned, turns
@@ -137,7 +137,7 @@ def _kept(dataset: RawDataset, folder: Path) -> Path:
         (folder / "digests").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(folder, error) from None
-    files = [[digest_of(path, folder) for path in (*case.images, case.label or "")] for case in dataset.cases]
+    files = [[digest_of(path, folder) for path in files_of(case)] for case in dataset.cases]
     content = [FORMAT_VERSION, dataset.name, dataset.channel_names, dataset.labels, dataset.file_ending, files]
     return folder / f"fingerprint-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]}.json"
 
