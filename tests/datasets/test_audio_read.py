@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import tracemalloc
@@ -14,6 +15,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from mamba_datasets.audio import AudioFile, read_audio
+from mamba_datasets.audio.mpeg import _frames
 from mamba_datasets.errors import DataError
 
 RATE = 16000
@@ -150,6 +152,66 @@ def test_a_truncated_compressed_file_is_refused(tmp_path: Path, suffix: str, par
         assert "it ends before the end of the page that is marked as its last" in caught.value.expected
     with pytest.raises(DataError), AudioFile(path) as file:
         list(file.blocks(1.0))
+
+
+def _without_length(path: Path) -> None:
+    """Take from an MP3 its first frame, which holds the length and no sound."""
+    data = path.read_bytes()
+    assert b"Xing" in data[:200] or b"Info" in data[:200]
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        end = next(_frames(mapped, 0))[1]
+    path.write_bytes(data[end:])
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+@pytest.mark.parametrize("tagged", [False, True])
+def test_an_mp3_of_constant_bit_rate_that_does_not_say_its_length_is_read_whole(
+    tmp_path: Path, rate: int, tagged: bool
+) -> None:
+    path, wave = tmp_path / "a.mp3", tone(8.0, rate)
+    soundfile.write(path, wave, rate, bitrate_mode="CONSTANT", compression_level=0.5)
+    _without_length(path)
+    if tagged:
+        path.write_bytes(b"ID3\3\0\0\0\0\1\0" + bytes(128) + path.read_bytes() + b"TAG" + bytes(125))
+    found, _ = read_audio(path)
+    delay = len(found) - len(wave)  # the codec's own, which the length's header would have taken off
+    assert 0 <= delay < 3 * 1152
+    best = int(np.argmax([np.dot(found[shift : shift + 4000], wave[:4000]) for shift in range(delay)]))
+    np.testing.assert_allclose(found[best : best + len(wave)][4000:-4000], wave[4000:-4000], rtol=0, atol=0.05)
+    with AudioFile(path) as file:
+        assert sum(len(piece) for piece in file.blocks(0.3)) == len(found)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_an_mp3_of_varying_bit_rate_that_does_not_say_its_length_is_refused(tmp_path: Path, rate: int) -> None:
+    path, wave = tmp_path / "a.mp3", tone(8.0, rate) * np.linspace(0, 1, 8 * rate, dtype=np.float32)
+    soundfile.write(path, wave, rate, bitrate_mode="VARIABLE", compression_level=0.5)
+    assert len(read_audio(path)[0]) == len(wave)
+    _without_length(path)
+    message = r"length: its varying bit rate hides its end: it holds (\d+) frames, \d+ can be read; convert it to FLAC"
+    with pytest.raises(DataError, match=message):
+        AudioFile(path)
+
+
+def _claiming(path: Path, frames: int) -> Path:
+    """Write a FLAC whose header claims a number of frames; 0 for one that does not know."""
+    data = bytearray(write(path, tone()).read_bytes())
+    data[21:26] = (int.from_bytes(data[21:26], "big") >> 36 << 36 | frames).to_bytes(5, "big")
+    path.write_bytes(data)
+    return path
+
+
+def test_a_flac_from_a_pipe_does_not_know_its_length(tmp_path: Path) -> None:
+    path = _claiming(tmp_path / "a.flac", 0)
+    found, _ = read_audio(path)
+    np.testing.assert_allclose(found, tone(), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(read_audio(path, 1.0, 2.5)[0], found[16000:40000])
+
+
+def test_a_header_that_claims_more_than_memory_holds_takes_none(tmp_path: Path) -> None:
+    path = _claiming(tmp_path / "a.flac", 2**36 - 1)
+    with pytest.raises(DataError, match=r"its header claims 68719476735 frames, 48000 (are there|can be decoded)"):
+        read_audio(path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

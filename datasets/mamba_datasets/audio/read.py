@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -24,6 +25,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from mamba_datasets.audio.claims import missing_part
+from mamba_datasets.audio.mpeg import LONGEST_FRAME, counted_frames
 from mamba_datasets.errors import DataError
 from mamba_datasets.tree import LEAVE_OUT, Medium
 
@@ -35,6 +37,10 @@ RATES = (1000, 768_000)
 """The lowest and the highest rate that a sound may have, in samples a second."""
 # What an MP3's decoder carries over from at most; it begins so much earlier, and right.
 _RUN_UP = 32 * 1152
+# Memory is taken for so many frames at a time: a header may claim what no memory holds.
+_AT_ONCE = 2**22
+# What libsndfile takes a FLAC's length for that was written to a pipe.
+_UNKNOWN = 2**62
 # How finely the frames of a damaged file are counted.
 _FEW = 1024
 _REPLACE = f"replace it, or {LEAVE_OUT}"
@@ -72,8 +78,10 @@ class AudioFile:
             self._file = _Steady(path)
         except soundfile.LibsndfileError as error:
             raise _no_sound(path, error) from None
+        self.format: str = self._file.format
         try:
             self._check(channel)
+            self.frames = self._length()
         except BaseException:
             self.close()
             raise
@@ -81,8 +89,6 @@ class AudioFile:
         self._at = 0
         self.rate: int = self._file.samplerate
         self.channels: int = self._file.channels
-        self.frames: int = self._file.frames
-        self.format: str = self._file.format
 
     def _check(self, channel: Channel) -> None:
         if self._file.format not in FORMATS:
@@ -97,6 +103,20 @@ class AudioFile:
         if channel != "mean" and not 0 <= channel < self._file.channels:
             found = f"there is no channel {channel}, only {self._file.channels} of them"
             raise DataError(self.path, "channels", found, 'give a number from 0, or "mean"')
+
+    def _length(self) -> int:
+        """Return how many frames there are by the header, or, where it does not say, by count."""
+        claimed: int = self._file.frames
+        if claimed >= _UNKNOWN:
+            return _decodable(self.path)
+        counted = counted_frames(self.path) if self.format == "MP3" else None
+        if counted is None:
+            return claimed
+        # the decoder's guess, from size and bit rate, is where it stops
+        if claimed + LONGEST_FRAME < counted:
+            found = f"its varying bit rate hides its end: it holds {counted} frames, {claimed} can be read"
+            raise DataError(self.path, "length", found, f"convert it to FLAC, or {LEAVE_OUT}")
+        return min(claimed, counted)
 
     def __enter__(self) -> AudioFile:
         return self
@@ -158,12 +178,17 @@ class AudioFile:
             raise self._damaged(frame, error) from None
 
     def _next(self, count: int) -> NDArray[np.float32]:
-        start = self._at
-        try:
-            wave_SC = self._file.read(count, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise self._damaged(start, error) from None
-        self._at += len(wave_SC)
+        start, parts = self._at, []
+        while self._at < start + count:
+            wanted = min(start + count - self._at, _AT_ONCE)
+            try:
+                parts.append(self._file.read(wanted, dtype="float32", always_2d=True))
+            except soundfile.LibsndfileError as error:
+                raise self._damaged(start, error) from None
+            self._at += len(parts[-1])
+            if len(parts[-1]) < wanted:
+                break
+        wave_SC = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if len(wave_SC) < count:
             found = f"is truncated: its header claims {self.frames} frames, {start + len(wave_SC)} are there"
             raise DataError(self.path, "end", found, _REPLACE)
@@ -176,20 +201,9 @@ class AudioFile:
         return np.ascontiguousarray(wave_S)
 
     def _damaged(self, frame: int, error: soundfile.LibsndfileError) -> DataError:
-        there = self._decodable()
+        there = _decodable(self.path)
         found = f"is damaged: its header claims {self.frames} frames, {there} can be decoded ({_one_line(error)})"
         return DataError(self.path, f"after frame {max(frame, there)}", found, _REPLACE)
-
-    def _decodable(self) -> int:
-        """Return how many frames come before what cannot be decoded, to the next few thousand."""
-        count = 0
-        with _Steady(self.path) as file:
-            try:
-                while found := len(file.read(_FEW, dtype="float32")):
-                    count += found
-            except soundfile.LibsndfileError:
-                pass
-        return count
 
 
 def read_audio(
@@ -211,6 +225,25 @@ def read_audio(
     """
     with AudioFile(path, channel) as file:
         return file.read(start, stop), file.rate
+
+
+def _decodable(path: str | Path) -> int:
+    """Return how many frames can be decoded, in a damaged file to the next thousand."""
+    status = os.stat(path)
+    return _decoded(os.fspath(path), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _decoded(path: str, size: int, changed: int) -> int:
+    """Decode once for as long as a file stays as it is."""
+    count = 0
+    with _Steady(path) as file:
+        try:
+            while found := len(file.read(_FEW, dtype="float32")):
+                count += found
+        except soundfile.LibsndfileError:
+            pass
+    return count
 
 
 def check_rate(rate: int, path: str | Path) -> None:
