@@ -73,11 +73,6 @@ class ClipPolicy:
         """Samples of a window."""
         return round(self.seconds * self.rate)
 
-    @property
-    def shortest(self) -> int:
-        """Samples that a sound must have."""
-        return math.ceil(SHORTEST_SECONDS * self.rate)
-
     def starts(self, length: int) -> list[int]:
         """Return where the windows of a sound of that many samples begin."""
         spare = length - self.samples

@@ -101,11 +101,11 @@ def samples_of(sound: Array, channel: Channel = "mean") -> tuple[Tensor, str]:
             MEMORY, "shape", f"expected samples, or samples of channels, found {array.shape}", "give one sound"
         )
     whole = array.dtype.kind != "f"
-    scale = float(np.iinfo(array.dtype).max) + 1 if whole else 1.0
-    middle = scale / 2 if array.dtype.kind == "u" else 0.0
-    wave = array.astype(np.float32)
     if whole:
-        wave = (wave - middle) / (scale / 2 if array.dtype.kind == "u" else scale)
+        scale = 2.0 ** (8 * array.dtype.itemsize - 1)
+        wave = ((array.astype(np.float64) - (scale if array.dtype.kind == "u" else 0.0)) / scale).astype(np.float32)
+    else:
+        wave = array.astype(np.float32)
     wave_SC = wave[:, None] if wave.ndim == 1 else wave if wave.shape[0] >= wave.shape[1] else wave.T
     channels = wave_SC.shape[1]
     if channel != "mean" and not 0 <= channel < channels:

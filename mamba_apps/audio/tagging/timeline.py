@@ -143,7 +143,7 @@ def make_timeline(
         raise UserError(f"every is {every:g} s", f"give seconds above 0, and no more than {_MOST_ROWS:,} rows in all")
     count = max(1, math.ceil(hearing.seconds / every - 1e-6))
     start_R = np.arange(count) * every
-    end_R = np.minimum(start_R + every, hearing.seconds)
+    end_R = np.minimum(start_R + every, hearing.seconds).astype(np.float64)
     # Rows that are longer than a window have several, beside each other.
     beside = max(1, math.ceil(every / policy.seconds - 1e-6))
     middle = (np.arange(count * beside) + 0.5) * every / beside * policy.rate

@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     from mamba_recipes.cli.training import header, load_into, run_interruptibly
 
     built = build(config, recipe.path)
-    if getattr(arguments, "page", None) is not None and not callable(getattr(built.model, "page", None)):
+    draw: Any = getattr(built.model, "page", None)
+    if getattr(arguments, "page", None) is not None and not callable(draw):
         raise UserError(f"a {type(built.model).__name__} draws no page on its test", "leave --page out")
     load_into(built.model, source)
     header(path.name if path.is_dir() else recipe.name, built)
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         metrics = {key: float(value) for part in found for key, value in part.items()}
         if getattr(arguments, "page", None) is not None:
             predicted = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
-            _write_page(built.model.page(built.data, predicted, metrics), arguments.page)
+            _write_page(draw(built.data, predicted, metrics), arguments.page)
     if not metrics:
         raise UserError(f"{recipe.name}: its data has nothing to {command}", "use another recipe or command")
     if arguments.json:
