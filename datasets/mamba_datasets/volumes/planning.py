@@ -124,7 +124,7 @@ def fit_network(
     dim = len(spacing)
     ratio = 1 / np.array(spacing)
     first = np.round(ratio * (_FIRST_VOXELS[dim] / ratio.prod()) ** (1 / dim))
-    layout = topology([max(1, int(size)) for size in np.minimum(first, extent)], spacing)
+    layout = topology(np.minimum(first, extent).tolist(), spacing)
     budget = _REFERENCE_VALUES[dim] * memory_gib / _REFERENCE_GIB
     batch = _REFERENCE_BATCH[dim]
     while True:

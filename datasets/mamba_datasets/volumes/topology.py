@@ -48,7 +48,7 @@ class Topology:
         return NetworkPlan(self.patch_size, features, self.kernel_sizes, self.strides, blocks, blocks[1:])
 
 
-def topology(patch_size: Sequence[int], spacing: Sequence[float]) -> Topology:
+def topology(patch_size: Sequence[float], spacing: Sequence[float]) -> Topology:
     """Find where a network for a patch halves which axis.
 
     Each stage halves the axes that are long enough and whose spacing, as halved so far, is within a factor of 2 of
@@ -56,7 +56,7 @@ def topology(patch_size: Sequence[int], spacing: Sequence[float]) -> Topology:
     2 of the finest, and 1 before.
 
     Args:
-        patch_size: Voxels along each axis.
+        patch_size: Voxels along each axis; halves, as medians have, count as one more.
         spacing: Along each.
 
     Returns:
