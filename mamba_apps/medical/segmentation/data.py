@@ -163,9 +163,10 @@ class VolumeData(pl.LightningDataModule):
             f"{len(self.plan.classes) - 1} labels, patch {patch}, batch {self.batch_size}"
         )
 
-    def prepare_data(self) -> None:
-        """Prepare the cases, once for all processes of a machine."""
-        _ = self.prepared
+    def setup(self, stage: str) -> None:
+        """Prepare the cases where training or validation asks for them; several processes share the work."""
+        if stage in ("fit", "validate"):
+            _ = self.prepared
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the batches (B, C, ...) and (B, ...) of an epoch, which follow the seed."""

@@ -20,7 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("mamba_recipes.cli.evaluate", "write a trained model's predictions for the recipe's data"),
     "forecast": ("mamba_recipes.cli.forecast", "forecast the series of a CSV or Parquet file"),
     "classify": ("mamba_recipes.cli.classify", "say what an image shows or a sound is, or each of a folder; what is heard when"),
-    "segment": ("mamba_recipes.cli.segment", "write masks for an image or a folder of them"),
+    "segment": ("mamba_recipes.cli.segment", "write masks for an image or volume, or a folder of them"),
     "recipes": ("mamba_recipes.cli.listing", "list the recipes, or show one"),
     "models": ("mamba_recipes.cli.listing", "list the models and what they take"),
     "check": ("mamba_recipes.cli.check", "check a data file before training on it"),
