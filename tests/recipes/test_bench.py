@@ -22,6 +22,8 @@ from mamba_recipes.bench.gpu.problem import Problem
 SMALL = {
     "scan": partial(cases._scan, "channel last", 3, 6, 9, 4),
     "scan, length last": partial(cases._scan, "length last", 3, 6, 9, 4),
+    "ssd": partial(cases._ssd, 3, 9, 6, 4, 5),
+    "attention": partial(cases._attention, 3, 9, 6, 4),
     "cross scan": partial(cases._cross_scan, 3, 4, 6, 2),
     "convolution": partial(cases._convolution, "channel last", 3, 6, 9),
     "scan from both ends": partial(cases._scan_from_both_ends, 3, 6, 9, 4, 2),

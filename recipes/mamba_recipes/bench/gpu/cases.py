@@ -2,7 +2,8 @@
 
 Inputs have 16 bits and parameters 32, as under autocast.
 
-Dimensions: B batch, K readings, L length, H and W of an image, D channels, N state, R rank of a low-rank delta.
+Dimensions: B batch, K readings, L length, H and W of an image, D channels, N state, R rank of a low-rank delta; of SSD
+and attention H heads, P head width, G groups.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from mamba_kernels import (
     rms_norm,
     selective_scan,
     selective_scan_route,
+    ssd,
 )
 from mamba_kernels.selective_scan.decomposition import selective_scan_decomposition
+from mamba_kernels.ssd.cpu import ssd as ssd_by_chunks
 from mamba_recipes.bench.gpu import rivals
 from mamba_recipes.bench.gpu.problem import Problem
 
@@ -39,6 +42,12 @@ SCANS = {
     "time series": (32, 1024, 321, 32),
     "long": (1, 1024, 262144, 16),
 }  # B, D, L, N
+SSDS = {
+    "language model": (8, 2048, 32, 64, 128),
+    "image": (64, 784, 12, 64, 64),
+    "long": (1, 131072, 24, 64, 128),
+    "sound": (32, 513, 24, 64, 64),
+}  # B, L, H, P, N; one group
 STAGES = ((64, 56, 96, 6), (64, 28, 192, 12), (64, 14, 384, 24), (64, 7, 768, 48))  # B, side, D, R of VMamba-T
 BOTH_ENDS = {"Vim-S, 224 px": (128, 768, 197, 16, 24), "Vim-Ti, 1248 px": (4, 384, 6085, 16, 12)}  # B, D, L, N, R
 GRIDS: dict[str, list[tuple[int, ...]]] = {
@@ -72,6 +81,10 @@ def all_cases() -> Iterator[Case]:
     for layout in LAYOUTS:
         for name, scan in SCANS.items():
             yield Case("selective_scan", name, scan, layout, partial(_scan, layout, *scan))
+    for name, sizes in SSDS.items():
+        yield Case("ssd", name, sizes, "channel last", partial(_ssd, *sizes))
+        if name != "long":
+            yield Case("causal attention", name, sizes[:4], "heads", partial(_attention, *sizes[:4]))
     for stage in STAGES:
         yield Case("selective_scan_route", "VMamba-T", stage, "channel last", partial(_cross_scan, *stage))
     for name, pair in BOTH_ENDS.items():
@@ -137,6 +150,48 @@ def _scan(layout: str, batch: int, channels: int, length: int, states: int) -> P
 def _scan_at_once(*, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: Tensor) -> Tensor:
     D, z, bias = rest["D"], rest["z"], rest["delta_bias"]
     return selective_scan_decomposition(u, delta, A, B, C, D, z, bias, True, None, None, False, u.dtype, False)[0]
+
+
+def _ssd(batch: int, length: int, heads: int, width: int, states: int) -> Problem:
+    inputs = {
+        "x": _draw(batch, length, heads, width),
+        "dt": _draw(batch, length, heads),
+        "A": (-1 - 15 * torch.rand(heads)).requires_grad_(),
+        "B": _draw(batch, length, 1, states),
+        "C": _draw(batch, length, 1, states),
+        "D": _parameter(heads),
+        "dt_bias": _parameter(heads, mean=-4.0),
+    }
+
+    def by_chunks(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, dt_bias: Tensor) -> Tensor:
+        limit = (0.0, float("inf"))
+        return ssd_by_chunks(x, dt, A, B, C, 256, D, None, dt_bias, True, limit, None, None, False, x.dtype)[0]
+
+    return Problem(
+        operator=partial(ssd, dt_softplus=True),
+        inputs=inputs,
+        dims={"x": "BLHP", "dt": "BLH", "A": "H", "B": "BLGN", "C": "BLGN", "D": "H", "dt_bias": "H"},
+        out_dims=["BLHP"],
+        reference=by_chunks,
+        sample={"B": _some(batch, 2), "H": _some(heads, 4)},
+        out_bytes=inputs["x"].nbytes,
+        rivals=rivals.ssds(),
+    )
+
+
+def _attention(batch: int, length: int, heads: int, width: int) -> Problem:
+    """PyTorch's attention over as many heads, to see SSD beside it; the floor counts its bytes alone."""
+    inputs = {name: _draw(batch, heads, length, width) for name in ("query", "key", "value")}
+    operator = partial(F.scaled_dot_product_attention, is_causal=True)
+    return Problem(
+        operator=operator,
+        inputs=inputs,
+        dims=dict.fromkeys(inputs, "BHLP"),
+        out_dims=["BHLP"],
+        reference=operator,
+        sample={"B": _some(batch, 2), "H": _some(heads, 4)},
+        out_bytes=inputs["value"].nbytes,
+    )
 
 
 def _cross_scan(batch: int, side: int, channels: int, rank: int) -> Problem:

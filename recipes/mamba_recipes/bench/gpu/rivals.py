@@ -34,6 +34,18 @@ def scans() -> Rivals:
     return {"mamba-ssm": original}
 
 
+def ssds() -> Rivals:
+    """Return the scans of Mamba-2: that of mamba-ssm, in the chunks its models have."""
+    if not installed("mamba_ssm"):
+        return {}
+
+    def original(*, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: Tensor) -> Tensor:
+        function = _import("mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined")
+        return function(x, dt, A, B, C, 256, **rest, dt_softplus=True)
+
+    return {"mamba-ssm": original}
+
+
 def convolutions() -> Rivals:
     """Return the causal convolutions with SiLU: PyTorch's, and those of causal-conv1d and flash-linear-attention."""
 
