@@ -46,6 +46,9 @@ def test_pieces_of_a_file_are_a_group() -> None:
     places = [Place(f"{index // 4}.wav", (index % 2,), float(index), index + 1.0) for index in range(40)]
     data = make_folds(ClipSet(places, ["a", "b"], rate=8000), 5)
     assert len({(place.path, place.fold) for place in data.places}) == 10
+    alone = ClipSet([Place("0.wav", (index % 2,), float(index)) for index in range(8)], ["a", "b"], rate=8000)
+    with pytest.raises(DataError, match=r"classes: 2 with one file only, .*: 'a', 'b'; add another file"):
+        make_folds(alone, 2)
 
 
 @pytest.mark.parametrize("part", [0.05, 0.2, 0.5, 0.9])
@@ -77,6 +80,13 @@ def test_a_class_with_one_clip_is_refused(divide: object) -> None:
     )
     with pytest.raises(DataError, match=r"classes: 1 with one group only, .*: 'c'; add another group"):
         divide(clips([0, 0, 1, 1, 2, 2], ["x", "y", "x", "y", "y", "y"]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("labels", [[(0,), (1,), ()], [()] * 3])
+def test_what_cannot_be_divided_is_refused(labels: list[tuple[int, ...]]) -> None:
+    data = clips(labels, ["together"] * 3)
+    with pytest.raises(DataError, match="part: 3 clips in 1 files or groups leave nothing on one side"):
+        hold_back(data, 0.5)
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:

@@ -53,13 +53,16 @@ def hold_back(clips: ClipSet, part: float, *, seed: int = _SEED) -> tuple[ClipSe
         The clips that are kept, and those that are held back.
 
     Raises:
-        DataError: A class is in one group only, and cannot be on both sides.
+        DataError: A class is in one group only, and cannot be on both sides, or nothing is left on one side.
     """
     if not 0 < part < 1:
         raise DataError(clips.source, "part", f"expected a part between 0 and 1, found {part}", "give one such as 0.1")
     units = _units(clips)
     bins = _deal(clips, units, [1 - part, part], seed, least=1)
     kept, held = ([index for index, number in enumerate(bins) if number == which] for which in (0, 1))
+    if not kept or not held:
+        found = f"{len(clips)} clips in {len(units)} files or groups leave nothing on one side"
+        raise DataError(clips.source, "part", found, "add others, or name the splits")
     return clips.subset(kept), clips.subset(held)
 
 
@@ -73,7 +76,8 @@ def _units(clips: ClipSet) -> list[list[int]]:
     lonely = [repr(clips.classes[label]) for label in sorted(counts) if counts[label] == 1]
     # in a multi-label set rare tags are usual, and a clip is of use without them
     if lonely and not clips.multilabel:
-        what = "group" if any(place.group for place in clips.places) else "clip"
+        shared = any(len(unit) > 1 for unit in units)
+        what = "group" if any(place.group for place in clips.places) else "file" if shared else "clip"
         found = f"{len(lonely)} with one {what} only, which cannot be learned and tested: {some(lonely)}"
         raise DataError(clips.source, "classes", found, f"add another {what}, or leave the class out")
     return units
