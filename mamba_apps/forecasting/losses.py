@@ -38,6 +38,7 @@ class MaskedLoss:
             )
         self.kind = kind
         self.quantiles = None if quantiles is None else tuple(quantiles)
+        self._levels_Q = torch.tensor(self.quantiles or ())
 
     def __call__(self, forecast: Tensor, target_BH1: Tensor, observed_BH1: Tensor) -> Tensor:
         """Return the loss, a scalar.
@@ -50,7 +51,8 @@ class MaskedLoss:
         target_BH1 = target_BH1.masked_fill(~observed_BH1, 0.0)
         if self.quantiles is not None:
             error = target_BH1[..., None] - forecast
-            levels_Q = torch.tensor(self.quantiles, dtype=error.dtype, device=error.device)
+            # Kept where it was used last: a copy at every step would make the host wait for the device.
+            levels_Q = self._levels_Q = self._levels_Q.to(error)
             each = 2 * torch.maximum(levels_Q * error, (levels_Q - 1) * error).mean(dim=-1)
         elif self.kind == "mae":
             each = (forecast - target_BH1).abs()

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from mamba_datasets.errors import DataError
-from mamba_datasets.series import SeriesSet, WindowDataset, collate, read_series
+from mamba_datasets.series import Columns, SeriesSet, WindowDataset, collate, read_series
 
 STARTS = {"a": ("2020-01-01", 60), "b": ("2020-01-20", 33), "c": ("2019-12-01", 20), "d": ("2020-01-05", 90)}
 
@@ -281,3 +281,34 @@ def test_many_windows_need_no_memory() -> None:
     assert len(windows) == 1_000_001
     own = [value for value in vars(windows).values() if isinstance(value, np.ndarray)]
     assert sum(value.nbytes for value in own) < 1000
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_batch_gathered_on_a_device_is_that_of_the_host(four: SeriesSet, device: str) -> None:
+    windows = WindowDataset(four, 7, 3, stride=2)
+    numbers = [3, 0, len(windows) - 1, 3]
+    expected = windows.batch(numbers)
+    got = windows.keep_on(Columns.of(four).to(device)).batch(numbers)
+    assert list(got) == list(expected)
+    for name, values in expected.items():
+        assert got[name].device.type == device
+        torch.testing.assert_close(got[name].cpu(), values, rtol=0, atol=0)
+    part = WindowDataset(four.last(15), 7, 3).keep_on(Columns.of(four).to(device))  # cut from the same columns
+    torch.testing.assert_close(part.batch([4])["past_y"].cpu(), WindowDataset(four.last(15), 7, 3).batch([4])["past_y"])
+    assert windows.keep_on(None).batch([0])["past_y"].device.type == "cpu"
+    assert Columns.of(four).nbytes == sum(getattr(four, name).nbytes for name in ("y", "observed", "x", "static"))
+
+
+def test_at_most_so_many_windows_are_taken_evenly(four: SeriesSet) -> None:
+    every = WindowDataset(four, 7, 3)
+    some = WindowDataset(four, 7, 3, at_most=20)
+    assert len(some) == 20
+    where = np.stack(every.locate(range(len(every)))).T.tolist()
+    places = [where.index(list(place)) for place in np.stack(some.locate(range(20))).T.tolist()]
+    assert (places[0], places[-1]) == (0, len(every) - 1)
+    assert set(np.diff(places)) <= {len(every) // 20, len(every) // 20 + 1, len(every) // 20 + 2}
+    assert len(WindowDataset(four, 7, 3, at_most=10_000)) == len(every)
+    kept = WindowDataset(four, 7, 3, drop_unobserved=True, at_most=5)
+    assert all(bool(kept[number]["future_observed"].any()) for number in range(5))
+    with pytest.raises(DataError, match="at_most"):
+        WindowDataset(four, 7, 3, at_most=0)

@@ -155,6 +155,14 @@ def ahead(**columns: Any) -> Frame:
     return frame.assign(**columns)
 
 
+def stamps(freq: str) -> list[pd.Timestamp]:
+    return [*pd.date_range("2021-05-01", periods=7, freq=freq)] * 2
+
+
+def longer() -> Frame:
+    return pd.concat([ahead(), Frame({"unique_id": ["a"], "ds": [pd.Timestamp("2021-05-08")], "promo": [0.0]})])
+
+
 def test_the_right_future_is_taken(fitted: Forecaster) -> None:
     assert len(fitted.predict(ahead())) == 14
 
@@ -171,9 +179,17 @@ def test_the_right_future_is_taken(fitted: Forecaster) -> None:
         (lambda: ahead(unique_id="c"), ("c",)),
         (lambda: ahead(ds=lambda f: f["ds"] + pd.Timedelta(days=1)), ("2021-05-01",)),
         (lambda: pd.concat([ahead(), ahead().iloc[[0]]]), ("a",)),
+        (lambda: ahead(ds=stamps("h")), ("2021-05-02", "6 of 7 are missing")),
+        (lambda: ahead(ds=stamps("W")), ("2021-05-01", "missing")),
+        (lambda: longer(), ("only rows", "2021-05-08")),
+        (lambda: ahead(ds=range(14)), ("timestamps were expected",)),
+        (lambda: ahead(ds=lambda f: f["ds"].dt.tz_localize("Europe/Berlin")), ("without a time zone",)),
     ],
-    ids=["none", "too-few", "one-series", "no-column", "nan", "text", "unseen-id", "shifted", "duplicate"],
-)
+    ids=[
+        "none", "too-few", "one-series", "no-column", "nan", "text", "unseen-id", "shifted", "duplicate", "hourly",
+        "weekly", "beyond-the-horizon", "whole-numbers", "zoned",
+    ],
+)  # fmt: skip
 def test_futures_that_cannot_be_used(
     fitted: Forecaster, frame: Callable[[], Frame | None], words: tuple[str, ...]
 ) -> None:
@@ -186,6 +202,27 @@ def test_series_to_continue_that_cannot_be_used(fitted: Forecaster) -> None:
     short = daily(10).assign(promo=0.0)
     refused(lambda: fitted.predict(df=short), "'a'", "lookback")
     refused(lambda: fitted.predict(df=daily()), "promo")
+
+
+def test_a_past_that_is_no_past_of_the_fit(fitted: Forecaster) -> None:
+    hours = pd.date_range("2021-01-01", periods=120, freq="h")
+    hourly = daily().assign(ds=hours, promo=0.0)
+    refused(lambda: fitted.predict(df=hourly), "freq='D'", "freq='h'")
+    counted = daily().assign(ds=range(120), promo=0.0)
+    refused(lambda: fitted.predict(df=counted), "timestamps were expected")
+    halves = [*hours[:60], *pd.date_range("2021-02-01", periods=60, freq="D")]
+    refused(lambda: make(missing="mask", freq="h").fit(daily().assign(ds=halves)), "one frequency", "an id of its own")
+
+
+def test_clocks_that_change() -> None:
+    index = pd.date_range("2021-03-20", periods=24 * 14, freq="h", tz="Europe/Berlin")
+    frame = Frame({"unique_id": "a", "ds": index, "y": np.arange(len(index)) % 24 + 1.0})
+    got = make(freq="h", horizon=24).fit(frame).predict()
+    assert (pd.DatetimeIndex(got["ds"]) == pd.date_range(index[-1], periods=25, freq="h")[1:]).all()
+    wall = frame.assign(ds=index.tz_localize(None))
+    refused(lambda: make(freq="h", horizon=24).fit(wall), "2021-03-28", "tz=")
+    autumn = pd.date_range("2021-10-25", periods=24 * 14, freq="h", tz="Europe/Berlin").tz_localize(None)
+    refused(lambda: make(freq="h", horizon=24).fit(frame.assign(ds=autumn)), "2021-10-31 02:00:00", "tz=")
 
 
 def test_folders_that_hold_no_forecaster(fitted: Forecaster, tmp_path: Path) -> None:
