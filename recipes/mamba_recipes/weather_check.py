@@ -3,9 +3,9 @@
     python -m mamba_recipes.weather_check --seeds 3
 
 Interstate 94, October 2016 to September 2018: the last 12 weeks are held out, 24 hours are forecast from every midnight
-of them, by a forecaster that learned once from all before (the 12 weeks before the end of that decide when to stop, and
-give conformal intervals). Three candidates: no weather; the weather up to the present; and the weather of the coming day
-as well, which stands for a perfect weather forecast. The difference that weather makes is paired by week, with Student's
+of them, by a forecaster that learned once from all before (the last 12 weeks of that decide when to stop, and give
+conformal intervals). Three candidates: no weather; the weather up to the present; and the weather of the coming day as
+well, which stands for a perfect weather forecast. The difference that weather makes is paired by week, with Student's
 interval over the 12 weeks, of errors averaged over seeds.
 """
 
