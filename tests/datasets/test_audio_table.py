@@ -120,6 +120,23 @@ def test_columns_and_root_may_be_named(root: Path, tmp_path: Path) -> None:
     assert opened.places == data.places
 
 
+def test_a_path_may_be_made_of_columns_and_a_column_passed_over(root: Path) -> None:
+    (root / "fold3").mkdir()
+    (root / "deep" / "c.wav").rename(root / "fold3" / "c.wav")
+    (root / "a.wav").rename(root / "fold3" / "a.wav")
+    text = "id,fold,label,start,end\na,3,dog,90,94\nc,3,cat,12.5,16.5\n"
+    columns = {"path": "fold{fold}/{id}.wav", "start": None, "end": None}
+    data = AudioTable(table(root, text), rate=RATE, columns=columns)
+    assert data.folds == [3, 3]
+    assert [Path(place.path).name for place in data.places] == ["a.wav", "c.wav"]
+    assert [len(data[index].samples_S) for index in (0, 1)] == [2 * RATE, 2 * RATE]
+    assert data.notes == ["columns passed over: start, end"]
+    with pytest.raises(DataError, match=r"row 2, column {id}/../../outside.wav: path '.*' leaves the folder"):
+        AudioTable(table(root, text), rate=RATE, columns={"path": "{id}/../../outside.wav"})
+    with pytest.raises(DataError, match=r"header: there is no column 'flod'; did you mean 'fold'"):
+        AudioTable(table(root, text), rate=RATE, columns={"path": "fold{flod}/{id}.wav"})
+
+
 BAD = {
     "leaves": (PLAIN + "../outside.wav,dog\n", r"row 5, column path: path '../outside.wav' leaves the folder"),
     "hidden": (PLAIN + "deep/../../outside.wav,dog\n", r"row 5, column path: path '.*' leaves the folder"),

@@ -25,7 +25,8 @@ class AudioTable(ClipSet):
         class_map: Instead of these, a file with a row a class: columns index, name and, if any, mid.
         multilabel: Whether a cell holds any number of labels.
         separator: What stands between them.
-        columns: Which column is which, where their names do not tell: `{"path": "wav_name", "label": "species"}`.
+        columns: Which column is which, where their names do not tell: `{"label": "species"}`; names in braces make a
+            pattern, `{"path": "audio/fold{fold}/{id}.wav"}`, and None passes a column over, `{"start": None}`.
         leave_out: The list of broken files that `mamba-apps check ROOT --set table=TABLE --write-broken FILE` wrote;
             these are passed over.
         channel: "mean" of the channels, or the number of one of them, from 0.
@@ -45,7 +46,7 @@ class AudioTable(ClipSet):
         class_map: str | Path | None = None,
         multilabel: bool = False,
         separator: str = ";",
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         leave_out: str | Path | None = None,
         channel: Channel = "mean",
     ) -> None:

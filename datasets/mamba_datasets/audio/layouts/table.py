@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ COLUMNS = {
 }
 """The names by which each column of a table is known, in small letters."""
 
+_FIELD = re.compile(r"\{([^{}]+)\}")
+
 
 def scan_table(
     table: str | Path,
@@ -35,7 +38,7 @@ def scan_table(
     class_map: str | Path | None = None,
     multilabel: bool = False,
     separator: str = ";",
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     leave_out: str | Path | None = None,
 ) -> Scan:
     """Read a table's rows without reading a sound.
@@ -77,18 +80,22 @@ def scan_table(
     return scan
 
 
-def _columns(table: str | Path, names: list[str], given: Mapping[str, str] | None, sink: Collector) -> dict[str, str]:
-    """Return the column of each role; raise what no row can be read without."""
-    found = {}
-    for role, column in (given or {}).items():
+def _columns(
+    table: str | Path, names: list[str], given: Mapping[str, str | None] | None, sink: Collector
+) -> dict[str, str]:
+    """Return the column, or the pattern of columns, of each role; raise what no row can be read without."""
+    given, found = given or {}, {}
+    for role, column in given.items():
         if role not in COLUMNS:
             raise DataError(table, "columns", f"there is no role {role!r}", nearest(role, COLUMNS))
-        if column not in names:
-            raise DataError(table, "header", f"there is no column {column!r}", nearest(column, names))
-        found[role] = column
+        for name in _needed(column, names):
+            if name not in names:
+                raise DataError(table, "header", f"there is no column {name!r}", nearest(name, names))
+        if column is not None:
+            found[role] = column
     for role, known in COLUMNS.items():
         fitting = [name for name in names if name.lower() in known and name not in found.values()]
-        if role in found or not fitting:
+        if role in given or not fitting:
             continue
         if len(fitting) > 1:
             expected = f"expected one column for the {role}, found {', '.join(fitting)}"
@@ -98,9 +105,17 @@ def _columns(table: str | Path, names: list[str], given: Mapping[str, str] | Non
         if role not in found:
             expected = f"expected a column {' or '.join(COLUMNS[role])}, found {', '.join(names)}"
             raise DataError(table, "header", expected, f"name it: columns={{{role!r}: ...}}")
-    if passed := [name for name in names if name not in found.values()]:
+    used = {name for column in found.values() for name in _needed(column, names)}
+    if passed := [name for name in names if name not in used]:
         sink.note(f"columns passed over: {', '.join(passed)}")
     return found
+
+
+def _needed(column: str | None, names: list[str]) -> list[str]:
+    """Return the columns that a column's name, or a pattern with names in braces, needs."""
+    if column is None:
+        return []
+    return [column] if column in names else _FIELD.findall(column) or [column]
 
 
 class _Reader:
@@ -157,7 +172,10 @@ class _Reader:
         self.sink.add(self._where(row, role), expected, remedy, self.table)
 
     def _cell(self, row: Row, role: str) -> str:
-        return row.cells[self.columns[role]] if role in self.columns else ""
+        column = self.columns.get(role)
+        if column is None:
+            return ""
+        return row.cells[column] if column in row.cells else _FIELD.sub(lambda field: row.cells[field[1]], column)
 
     def _seconds(self, row: Row, role: str) -> float | None:
         cell = self._cell(row, role)
