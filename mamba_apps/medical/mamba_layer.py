@@ -45,17 +45,20 @@ class MambaLayer(nn.Module):
         self.mamba = mixer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the new map, with its channels last in memory where they are not the tokens."""
+        """Return the new map, which lies in memory as ``x`` does."""
         if self.precision == "autocast":
-            return self._mix(x, linear_dtype(x)).to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            return self._mix(x, self.norm.weight.dtype).to(x.dtype)
+            y = self._mix(x, linear_dtype(x))
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                y = self._mix(x, self.norm.weight.dtype)
+        # Convolutions would mix two layouts otherwise, for which every norm between them makes a copy.
+        return y.to(x.dtype, memory_format=torch.contiguous_format if x.is_contiguous() else torch.preserve_format)
 
     def _mix(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
         if self.channel_tokens:
             tokens_BCL = x.flatten(2)
             return self.mamba(self.norm(tokens_BCL, dtype)).view_as(x)
-        # The only copy, and none where the channels lie last already: from here on every tensor has them so.
+        # A copy unless the channels lie last already: from here on every tensor has them so.
         tokens = x.movedim(1, -1).contiguous()
         normed = self.norm(tokens, dtype)
         if isinstance(self.mamba, RoutedMixer):
