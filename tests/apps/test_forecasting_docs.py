@@ -60,9 +60,10 @@ def test_what_the_table_says_is_so(one: Capability) -> None:
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     scope: dict[str, object] = {}
     for block in blocks:
         exec(block, scope)  # noqa: S102  (the project's own page)
     columns = ["unique_id", "ds", "patch", "patch-lo-80", "patch-hi-80", "patch-lo-95", "patch-hi-95"]
     assert list(scope["forecast"].columns) == columns  # type: ignore[attr-defined]
+    assert str(scope["forecast"]["ds"].iloc[0]) == "2024-01-29 02:00:00"  # type: ignore[index]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mamba_datasets.series.calendar import CalendarFrame, calendar_frame, default_features
 from mamba_datasets.series.data import Series, SeriesSet
 from mamba_datasets.series.frequency import Frequency, default_season, infer_frequency
+from mamba_datasets.series.guess import Guess, guess_table
 from mamba_datasets.series.ltsf import LtsfSeries, read_ltsf
 from mamba_datasets.series.read import read_series
 from mamba_datasets.series.scaler import Scaler
@@ -23,6 +24,8 @@ __all__ = [
     "SeriesSet",
     "Scaler",
     "Table",
+    "Guess",
+    "guess_table",
     "WindowDataset",
     "Columns",
     "collate",
