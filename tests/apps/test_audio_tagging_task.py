@@ -348,3 +348,25 @@ def test_the_page_shows_what_is_confused_and_the_hardest_sounds(folder: Path, ta
     page = task.page(several, predictions, {})
     assert "average precision" in page
     assert 'class="matrix"' not in page
+
+
+def test_lengths_are_measured_where_none_is_given(folder: Path) -> None:
+    data = data_of(folder, seconds=None)
+    lengths = sorted(data.parts["train"].seconds(index) for index in range(len(data.parts["train"])))
+    assert lengths[-2] <= data.policy.seconds <= lengths[-1] + 0.1
+    assert data.describe().endswith(f"2 classes, {data.policy.seconds:g} s at 16000 Hz")
+
+
+def test_parts_of_its_own_are_a_set_s_test(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for name in ("noise", "tone"):
+            (tmp_path / part / name).mkdir()
+            for number in range(4):
+                soundfile.write(tmp_path / part / name / f"{number}.wav", make_sound(name, number), 16000)
+    with caplog.at_level(logging.WARNING):
+        parts = data_of(tmp_path, val=0.25, test=0.25).parts
+    assert {name: len(part) for name, part in parts.items()} == {"train": 6, "val": 2, "test": 8}
+    assert "own part 'test' is used" in caplog.text
+    parts = data_of(folder, val=0.2, test=0.5).parts
+    assert {name: len(part) for name, part in parts.items()} == {"train": 6, "val": 4, "test": 10}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from mamba_apps.audio.filterbank import STATISTICS
 from mamba_apps.audio.tagging.loading import ClipNumbers, CutClips, balanced_draw, joined
 from mamba_apps.audio.tagging.parts import divide
 from mamba_apps.audio.tagging.policy import ClipPolicy, SoundBatch
-from mamba_apps.audio.tagging.statistics import measure_statistics
+from mamba_apps.audio.tagging.statistics import MOST_SECONDS, measure_seconds, measure_statistics
 from mamba_apps.audio.tagging.store import ClipStore
 from mamba_apps.errors import UserError
 from mamba_apps.training import ResumableLoader
@@ -40,14 +41,16 @@ class AudioData(pl.LightningDataModule):
             what is there.
         options: Further arguments of the layout, such as {"multilabel": true} of a table's; `mamba_datasets.audio` has
             them.
-        val: The validation part: the name of a split, or a number in (0, 1), that part of the training sounds held
-            back, of each class alike and always the same ones; None takes the set's own, if it has one.
+        val: The validation part: the name of a split; or a number in (0, 1), that part of the training sounds held
+            back, of each class alike and always the same ones, where the set has no validation part of its own; None
+            for its own or none.
         test: The test part, likewise.
         fold: Instead of ``test``, the fold to be tested, the others being trained on; "seed" takes the first fold with
             seed 1, the next with seed 2, so that a comparison over as many seeds as folds is the cross-validation.
         leave_out: A list of broken files to leave out, as `mamba-apps check` writes it.
         rate: Samples a second that models hear.
-        seconds: What they hear at once. In training longer sounds are cut at random.
+        seconds: What they hear at once; None takes the length that 19 of 20 training sounds do not exceed, at most
+            10.24. In training longer sounds are cut at random.
         long: What is heard of longer sounds otherwise: "windows", as many as cover them, whose probabilities are
             averaged; "middle" or "start", one window.
         short: Shorter sounds are followed by "silence", or "repeat" themselves.
@@ -79,7 +82,7 @@ class AudioData(pl.LightningDataModule):
         fold: int | Literal["seed"] | None = None,
         leave_out: str | None = None,
         rate: int = 16000,
-        seconds: float = 1.0,
+        seconds: float | None = None,
         long: Long = "windows",
         short: Short = "silence",
         channel: int | Literal["mean"] = "mean",
@@ -101,7 +104,9 @@ class AudioData(pl.LightningDataModule):
             )
         self.root, self.layout = root, layout
         self.val_part, self.test_part, self.fold = val, test, fold
-        self.policy = ClipPolicy(rate, seconds, long, short)
+        # refuses what is out of range
+        self._given = ClipPolicy(rate, MOST_SECONDS if seconds is None else seconds, long, short)
+        self._measures_length = seconds is None
         self.channel, self.balanced = channel, balanced
         self.options = {**({} if leave_out is None else {"leave_out": leave_out}), **(options or {})}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -121,6 +126,13 @@ class AudioData(pl.LightningDataModule):
                 raise UserError(f"{self.root}: fold is 'seed', but its sounds are in no folds", "give val and test")
             fold = known[(self._seed - 1) % len(known)]
         return divide(self._source, self.val_part, self.test_part, fold)
+
+    @cached_property
+    def policy(self) -> ClipPolicy:
+        """What models hear of a sound."""
+        if not self._measures_length:
+            return self._given
+        return replace(self._given, seconds=measure_seconds(self.parts["train"]))
 
     @property
     def classes(self) -> Sequence[str]:
@@ -193,7 +205,7 @@ class AudioData(pl.LightningDataModule):
     def _source(self) -> ClipSet:
         if self.root is None:
             raise UserError("there are no sounds yet", "name their folder: --data.root DIR (a folder a class)")
-        clips = open_clips(self.root, rate=self.policy.rate, layout=self.layout, channel=self.channel, **self.options)
+        clips = open_clips(self.root, rate=self._given.rate, layout=self.layout, channel=self.channel, **self.options)
         for note in clips.notes:
             _log.warning("%s: %s", self.root, note)
         return clips

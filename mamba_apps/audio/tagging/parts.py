@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from mamba_apps.errors import UserError
 from mamba_datasets.audio import ClipSet, hold_back
+
+_log = logging.getLogger(__name__)
 
 Part = float | str | None
 
@@ -13,8 +17,9 @@ def divide(clips: ClipSet, val: Part, test: Part, fold: int | None) -> dict[str,
 
     Args:
         clips: The whole set.
-        val: The validation part: the name of a split, or a number in (0, 1), that part of the training clips held back,
-            of each class alike, clips of one recording together; None takes the set's own split "val", if it has one.
+        val: The validation part: the name of a split; or a number in (0, 1), that part of the training clips held back,
+            of each class alike, clips of one recording together, where the set has no split "val" of its own; None for
+            its own or none.
         test: The test part, likewise.
         fold: Instead of ``test``, the fold that is tested; the other folds are trained on.
 
@@ -32,14 +37,18 @@ def divide(clips: ClipSet, val: Part, test: Part, fold: int | None) -> dict[str,
     splits = set(clips.splits or ())
     found: dict[str, ClipSet] = {}
     for name, part in (("val", val), ("test", test)):
-        if isinstance(part, str) or (part is None and name in splits):
-            found[name] = clips.in_split(part or name)
+        if isinstance(part, str):
+            found[name] = clips.in_split(part)
+        elif name in splits and not (name == "test" and fold is not None):
+            found[name] = clips.in_split(name)
+            if part is not None:
+                _log.warning("%s: the set's own part %r is used, and nothing is held back for it", clips.source, name)
     train = clips.in_split("train") if splits else clips
     if fold is not None:
         train, found["test"] = clips.outside_folds(fold), clips.in_folds(fold)
     for name, part in (("test", test), ("val", val)):
-        if isinstance(part, float):
+        if isinstance(part, float) and name not in found:
             # as a part of all, whatever was held back before it
-            share = part / (1 - test) if name == "val" and isinstance(test, float) else part
-            train, found[name] = hold_back(train, share)
+            before = len(clips) / len(train) if name == "val" and isinstance(test, float) and not splits else 1.0
+            train, found[name] = hold_back(train, part * before)
     return {"train": train, **found}
