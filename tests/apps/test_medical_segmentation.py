@@ -410,3 +410,24 @@ def test_the_voxels_of_a_mask_are_those_of_its_image(tmp_path: Path) -> None:
     mask = Segmenter(Predictor([Bright()], plan_of(), device="cpu"), "bright").predict(image)
     write_mask(tmp_path / "mask.nii.gz", mask, image)
     assert np.array_equal(np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj), scene())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("network", ["umamba_enc", "umamba_bot", "plain_unet"])
+def test_bfloat16_on_a_gpu_stays_finite(network: str, dataset: Path, plan_file: Path, tmp_path: Path) -> None:
+    data = data_of(dataset, plan_file, steps=20, workers=2)
+    trainer = make_trainer(
+        run_dir=tmp_path / "run", max_steps=40, accelerator="gpu", precision="bf16-mixed", progress=False,
+        gradient_clip_val=12.0,
+    )  # fmt: skip
+    task = VolumeSegmentationTask(network, scores=None)
+    trainer.fit(task, datamodule=data)
+    assert all(value.isfinite().all() for value in task.state_dict().values())
+    assert trainer.callback_metrics["val/dice"] > 0
+    (found,) = trainer.test(task, datamodule=data, verbose=False)
+    folder = save_model(tmp_path / "model", task, task.model_card(data, {}))
+    case = data.held_out[0]
+    image, _ = data.held_out_files(case)
+    on_gpu, on_cpu = (Segmenter.load(folder, device=device).predict(image) for device in ("cuda", "cpu"))
+    assert (on_gpu == on_cpu).mean() > 0.98
+    assert 0 <= found["test/dice"] <= 1

@@ -7,7 +7,6 @@ much of the volume a rotated patch needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,8 @@ class Augmentation:
         self, patch: Sequence[int], *, mirror: Sequence[int], resample: bool = True, intensity: bool = True
     ) -> None:
         self.patch, self.mirror = tuple(patch), tuple(mirror)
-        self.resample, self.intensity = resample, intensity
+        self.resample = resample
+        self._values = _values(len(patch)) if intensity else None
         self._in_plane = len(patch) == 3 and max(patch) > _ANISOTROPIC * min(patch)
 
     def __call__(
@@ -53,7 +53,7 @@ class Augmentation:
             image, labels = (torch.from_numpy(part) for part in crop(self.patch))
         else:
             image, labels = self._resampled(crop, matrix)
-        if self.intensity:
+        if self._values is not None:
             self._values.set_random_state(int(random.integers(_MAX_SEED)))
             image = self._values(image.float()).as_subclass(Tensor)
         flip = [axis - len(self.patch) for axis in self.mirror if random.random() < 0.5]
@@ -100,20 +100,20 @@ class Augmentation:
             resampled.append(affine(torch.from_numpy(part).float()).as_subclass(Tensor))
         return resampled[0], resampled[1][0]
 
-    @cached_property
-    def _values(self) -> Any:
-        from monai import transforms as t
 
-        return t.Compose(
-            [
-                t.RandGaussianNoise(prob=0.1, std=0.1),
-                t.RandGaussianSmooth((0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=0.2),
-                t.RandScaleIntensity(factors=0.25, prob=0.15),
-                t.RandScaleIntensityFixedMean(factors=0.25, preserve_range=True, prob=0.15),
-                t.RandSimulateLowResolution(
-                    prob=0.25, zoom_range=(0.5, 1.0), upsample_mode="trilinear" if len(self.patch) == 3 else "bilinear"
-                ),
-                t.RandAdjustContrast(prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
-                t.RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-            ]
-        )
+def _values(dim: int) -> Any:
+    """Return the changes of values; made before processes are started, which then need not import MONAI each."""
+    from monai import transforms as t
+
+    upsample = "trilinear" if dim == 3 else "bilinear"
+    return t.Compose(
+        [
+            t.RandGaussianNoise(prob=0.1, std=0.1),
+            t.RandGaussianSmooth((0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=0.2),
+            t.RandScaleIntensity(factors=0.25, prob=0.15),
+            t.RandScaleIntensityFixedMean(factors=0.25, preserve_range=True, prob=0.15),
+            t.RandSimulateLowResolution(prob=0.25, zoom_range=(0.5, 1.0), upsample_mode=upsample),
+            t.RandAdjustContrast(prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
+            t.RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+        ]
+    )

@@ -58,7 +58,12 @@ def ranked_cases(scores: Mapping[str, Mapping[str, LabelScore]]) -> dict[str, st
 
 
 def case_picture(
-    title: str, image_zyx: np.ndarray, truth_zyx: np.ndarray, found_zyx: np.ndarray, labels: Mapping[str, int]
+    title: str,
+    image_zyx: np.ndarray,
+    truth_zyx: np.ndarray,
+    found_zyx: np.ndarray,
+    labels: Mapping[str, int],
+    spacing: Sequence[float],
 ) -> bytes:
     """Return a PNG of a case: image, truth and mask side by side, in three layers through its labels.
 
@@ -68,13 +73,16 @@ def case_picture(
         truth_zyx: The true mask.
         found_zyx: The mask.
         labels: The values of the labels.
+        spacing: Of the voxels along z, y and x.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     layers = _layers((truth_zyx > 0) | (found_zyx > 0))
     low, high = np.percentile(image_zyx, (0.5, 99.5))
-    figure = Figure(figsize=(9, 0.8 + 3 * len(layers) * image_zyx.shape[1] / image_zyx.shape[2]), layout="constrained")
+    aspect = spacing[1] / spacing[2]
+    height = 3 * len(layers) * aspect * image_zyx.shape[1] / image_zyx.shape[2]
+    figure = Figure(figsize=(9, 0.8 + height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     classes = max(labels.values()) + 1
     for row, layer in zip(figure.subplots(len(layers), 3, squeeze=False), layers, strict=True):
@@ -82,7 +90,7 @@ def case_picture(
         picture = np.repeat(grey[..., None], 3, axis=-1)
         masks = (np.zeros_like(truth_zyx[layer]), truth_zyx[layer], found_zyx[layer])
         for axis, mask, words in zip(row, masks, (f"layer {layer}", "truth", "mask"), strict=True):
-            axis.imshow(overlay(picture, mask.astype(np.uint8), classes))
+            axis.imshow(overlay(picture, mask.astype(np.uint8), classes), aspect=aspect)
             axis.set_title(words, fontsize=9)
             axis.set_axis_off()
     shown = [Patch(color=palette(classes)[value] / 255, label=name) for name, value in labels.items() if value]

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +35,7 @@ class Predictor:
         overlap: The part of a window that the next one covers again.
         mirror: Whether to average over mirrored windows, 2 to the power of the window's axes of them.
         batch_size: Windows a call; None takes the plan's.
+        autocast: Whether networks run in bfloat16 on a GPU; a trainer decides that by itself.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class Predictor:
         overlap: float = OVERLAP,
         mirror: bool = True,
         batch_size: int | None = None,
+        autocast: bool = True,
     ) -> None:
         self.networks, self.plan, self.device = list(networks), plan, torch.device(device)
         self.overlap, self.mirror = overlap, mirror
+        self.autocast = autocast and self.device.type == "cuda"
         self.batch_size = batch_size or plan.batch_size
 
     def scores(self, image: np.ndarray, on_window: Callable[[int, int], None] | None = None) -> Iterator[Tensor]:
@@ -129,18 +131,13 @@ class Predictor:
         flat = self.plan.network.dim == 2
         inputs = windows.squeeze(2) if flat else windows
         total = torch.zeros((), device=windows.device)
-        with self._autocast():
+        with torch.autocast("cuda", torch.bfloat16) if self.autocast else nullcontext():
             for network in self.networks:
                 outputs = network(inputs)
                 scores = outputs if isinstance(outputs, Tensor) else outputs[0]
                 total = total + scores.float()
         mean = total / len(self.networks)
         return mean.unsqueeze(2) if flat else mean
-
-    def _autocast(self) -> Any:
-        if self.device.type != "cuda" or torch.is_autocast_enabled("cuda"):
-            return nullcontext()
-        return torch.autocast("cuda", torch.bfloat16)
 
 
 @contextmanager

@@ -62,8 +62,9 @@ class Results:
             dice = float(np.nanmean([score.dice for score in self.scores[case].values()]))
             caption = f"{rank} of {len(self.scores)}: {case}, mean Dice {dice:.3f}"
             image, truth, found = look(case)
+            steps = (1.0,) * (3 - len(image.spacing)) + image.spacing
             layers = [array[None] if array.ndim == 2 else array for array in (image.array[0], truth, found)]
-            pictures[caption] = case_picture(caption, layers[0], layers[1], layers[2], self.labels)
+            pictures[caption] = case_picture(caption, layers[0], layers[1], layers[2], self.labels, steps)
             written.append(folder / f"{rank}.png")
             try:
                 written[-1].write_bytes(pictures[caption])

@@ -268,4 +268,6 @@ class VolumeSegmentationTask(pl.LightningModule):
         return self._predictor(mirror=self.mirror and self._data.mirror)
 
     def _predictor(self, *, mirror: bool) -> Predictor:
-        return Predictor([self.network], self._plan, device=self.device, overlap=self.overlap, mirror=mirror)
+        return Predictor(
+            [self.network], self._plan, device=self.device, overlap=self.overlap, mirror=mirror, autocast=False
+        )
