@@ -44,7 +44,7 @@ def ssd_case(
     dtype: torch.dtype,
     *,
     batch: int = 2,
-    length: int = 37,
+    length: int = 21,
     heads: int = 4,
     width: int = 8,
     groups: int = 2,
@@ -127,7 +127,7 @@ class TestOptions:
         compare(ssd, inputs, torch.float32, **options)
 
     def test_gradients_of_the_final_states_alone(self) -> None:
-        inputs, arguments = ssd_case(torch.float32, length=40, z=False, D=0, seq_idx=True)
+        inputs, arguments = ssd_case(torch.float32, z=False, D=0, seq_idx=True)
 
         def final_states(**tensors: Any) -> Tensor:
             # The states do not depend on C, whose gradient this keeps in the graph.
@@ -136,7 +136,7 @@ class TestOptions:
         compare(final_states, inputs, torch.float32)
 
     def test_huge_steps_amid_ordinary_ones_are_resets(self) -> None:
-        inputs, options = ssd_case(torch.float32, length=50, softplus=False, bias=False, dt_limit=(0.0, 100.0))
+        inputs, options = ssd_case(torch.float32, length=35, softplus=False, bias=False, dt_limit=(0.0, 100.0))
         inputs["A"][:2] = -1e4
         inputs["A"][2] = -1.7
         inputs["dt"] *= 0.2
@@ -145,10 +145,10 @@ class TestOptions:
         compare(ssd, inputs, torch.float32, **options)
 
     def test_steps_just_above_a_reset_cost_no_precision(self) -> None:
-        inputs, options = ssd_case(torch.float32, length=64, softplus=False, bias=False, dt_limit=(0.0, 100.0))
+        inputs, options = ssd_case(torch.float32, length=32, heads=2, softplus=False, bias=False, dt_limit=(0.0, 100.0))
         inputs["A"].fill_(-1.0)
-        inputs["dt"][:, :40] = 79.0
-        inputs["dt"][:, 40:] = 1e-3
+        inputs["dt"][:, :20] = 79.0
+        inputs["dt"][:, 20:] = 1e-3
         compare(ssd, inputs, torch.float32, **options)
 
     def test_any_strides(self) -> None:
@@ -174,7 +174,7 @@ class TestOptions:
             assert all(map(torch.equal, gradients(dy), gradients(dy.contiguous())))
 
     def test_what_stands_in_padding_reaches_nothing(self) -> None:
-        inputs, options = ssd_case(torch.float32, length=40, reverse=True, seq_idx=True)
+        inputs, options = ssd_case(torch.float32, reverse=True, seq_idx=True)
         padding = options["seq_idx"] < 0
         wanted = ssd(**inputs, **options, backend="triton")
         for name in ("x", "dt", "z", "B", "C"):
@@ -203,7 +203,7 @@ class TestOptions:
             torch.testing.assert_close(y.double(), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
     def test_results_repeat_bit_for_bit(self) -> None:
-        inputs, options = ssd_case(torch.bfloat16, length=IN_PARTS if GPU else 33, seq_idx=True)
+        inputs, options = ssd_case(torch.bfloat16, length=IN_PARTS if GPU else 21, seq_idx=True)
         leaves = {name: x.requires_grad_() for name, x in inputs.items()}
 
         def run() -> tuple[Tensor, ...]:
