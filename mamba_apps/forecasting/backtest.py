@@ -18,9 +18,9 @@ from mamba_apps.errors import UserError
 from mamba_apps.forecasting.intervals import around, from_quantiles, level_names
 from mamba_apps.forecasting.losses import point_forecast
 from mamba_apps.forecasting.saving import Fitted
-from mamba_datasets.series import Scaler, SeriesSet, WindowDataset
+from mamba_datasets.series import Scaler, SeriesSet, Table, WindowDataset
 
-FutureFrame: TypeAlias = pd.DataFrame | Path | str | None
+FutureFrame: TypeAlias = pd.DataFrame | Path | str | Table | None
 _BATCH = 512
 
 

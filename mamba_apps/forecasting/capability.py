@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mamba_apps.forecasting.baselines import BASELINES
+from mamba_apps.forecasting.baselines import BASELINES, Baseline
 from mamba_apps.forecasting.models import ForecastModel, names, spec
 from mamba_apps.forecasting.models.base import KINDS
 
@@ -54,16 +54,12 @@ def capability_table() -> str:
 
 
 def _of(name: str, cls: type[ForecastModel], summary: str, intervals: str) -> Capability:
-    ignored = getattr(cls, "ignored", frozenset())
-    kinds = [
-        "ignored"
-        if kind in ignored
-        else "yes"
-        if kind in cls.covariates
-        else "effect"
-        if kind in cls.through_effect
-        else "no"
-        for kind in KINDS
-    ]
+    def becomes(kind: str) -> str:
+        if issubclass(cls, Baseline) and kind in cls.ignored:
+            return "ignored"
+        return "yes" if kind in cls.covariates else "effect" if kind in cls.through_effect else "no"
+
+    past, future, static = (becomes(kind) for kind in KINDS)
     own = cls.init_state is not ForecastModel.init_state
-    return Capability(name, summary.rstrip("."), *kinds, intervals, "its state" if own else "the lookback")
+    lives_on = "its state" if own else "the lookback"
+    return Capability(name, summary.rstrip("."), past, future, static, intervals, lives_on)

@@ -130,7 +130,7 @@ def _steps(found: CrossValidation) -> str:
         (found.name, found.forecasts, found.name, "mamba"),
     ):
         step = np.tile(ahead, len(frame) // found.horizon)
-        mae = forecast_scores(frame, name, target_col=found.target, by=step)["mae"]
+        mae = forecast_scores(frame, name, target_col=found.target, by=step.tolist())["mae"]
         lines.append(Line(label, ahead.tolist(), mae.reindex(ahead).tolist(), style))
     chart = line_chart(lines, "steps ahead", "mean absolute error", "the error over the steps of the horizon")
     return f"<section><h2>The further, the harder</h2>{_legend(lines)}<div class='scroll'>{chart}</div></section>"
@@ -140,7 +140,8 @@ def _worst(found: CrossValidation) -> str:
     """Draw the worst cut of each of the worst series."""
     order = found.by_series()
     shown = order.index[order["steps"] > 0][:_WORST]
-    parts, lines = [], []
+    parts: list[str] = []
+    lines: list[Line] = []
     for key in shown:
         lines, words = _worst_cut(found, key)
         time_col = str(found.series_set.columns["time_col"])
@@ -155,10 +156,10 @@ def _worst_cut(found: CrossValidation, key: Any) -> tuple[list[Line], str]:
     columns = found.series_set.columns
     own = found.forecasts[found.forecasts[columns["id_col"]] == key]
     cuts = forecast_scores(own, found.name, target_col=found.target, by="cutoff")
-    cut = cuts["mae"].idxmax()
+    cut: Any = cuts["mae"].idxmax()
     rows = own[own["cutoff"] == cut]
     one: Series = found.series_set[key]
-    end = one.index.get_loc(cut) + 1
+    end = int(one.index.searchsorted(cut)) + 1
     past = slice(max(0, end - _PAST_HORIZONS * found.horizon), end)
     observed = np.concatenate([np.where(one.observed[past], one.y[past], np.nan), rows[found.target]])
     x = [_position(stamp) for stamp in [*one.index[past], *rows[columns["time_col"]]]]

@@ -12,6 +12,7 @@ interval over the 12 weeks, of errors averaged over seeds.
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WEATHER = ("temp", "rain_1h", "snow_1h", "clouds_all")
-CANDIDATES: Mapping[str, Mapping[str, Sequence[str]]] = {
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {
     "no weather": {},
     "past weather": {"past": WEATHER},
     "weather known ahead": {"future": WEATHER},
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(arguments: argparse.Namespace, seed: int, roles: Mapping[str, Sequence[str]]) -> tuple[Any, pd.Series]:
+def measure(arguments: argparse.Namespace, seed: int, roles: Mapping[str, Any]) -> tuple[Any, pd.Series]:
     """Return the scores of one candidate with one seed on the held-out weeks, and its error in each week."""
     from mamba_apps.forecasting import Forecaster, forecast_scores
     from mamba_datasets.samples import metro_traffic_path
@@ -93,7 +94,7 @@ def measure(arguments: argparse.Namespace, seed: int, roles: Mapping[str, Sequen
     )
     days = 7 * arguments.weeks
     found = forecaster.cross_validation(metro_traffic_path(), n_windows=days, step_size=24)
-    score = {"target_col": "traffic_volume"}
+    score: dict[str, Any] = {"target_col": "traffic_volume"}
     week = (found["cutoff"] - found["cutoff"].min()).dt.days // 7
     total = forecast_scores(found, arguments.model, levels=LEVELS, **score).iloc[0]
     return total, forecast_scores(found, arguments.model, by=week, **score)["mae"]
@@ -104,10 +105,13 @@ def differences(weekly: Mapping[str, Sequence[pd.Series]]) -> list[str]:
     from mamba_recipes.compare.stats import paired
 
     reference, *others = weekly
-    means = {name: sum(runs) / len(runs) for name, runs in weekly.items()}
+    means = {
+        name: {week: statistics.fmean(run[week] for run in runs) for week in range(len(runs[0]))}
+        for name, runs in weekly.items()
+    }
     lines = []
     for name in others:
-        found = paired(means[name].to_dict(), means[reference].to_dict())
+        found = paired(means[name], means[reference])
         if found is not None:
             lines.append(
                 f"{name} minus {reference}: {found.mean:+.1f} vehicles an hour, 95 % interval {found.low:+.1f} to "

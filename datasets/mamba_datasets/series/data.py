@@ -21,6 +21,7 @@ from mamba_datasets.report import nearest
 from mamba_datasets.series import future, joined
 from mamba_datasets.series.calendar import calendar_columns
 from mamba_datasets.series.frequency import Frequency
+from mamba_datasets.series.table import Table
 
 DEFAULT_COLUMNS = {"id_col": "unique_id", "time_col": "ds", "target_col": "y", "past": (), "future": (), "static": ()}
 
@@ -311,7 +312,7 @@ class SeriesSet:
         """
         return future.future_frame(self, horizon)
 
-    def extend_future(self, futr_df: pd.DataFrame | Path | str | None, horizon: int) -> SeriesSet:
+    def extend_future(self, futr_df: pd.DataFrame | Path | str | Table | None, horizon: int) -> SeriesSet:
         """Return the set with the steps to come, their known covariates filled in, their targets unobserved.
 
         A window with origins="last" then forecasts those steps.

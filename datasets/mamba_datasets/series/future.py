@@ -14,7 +14,7 @@ from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector, nearest
 from mamba_datasets.series.calendar import calendar_columns
 from mamba_datasets.series.rows import SeriesRows, group_rows
-from mamba_datasets.series.table import load_table
+from mamba_datasets.series.table import Table, load_table
 from mamba_datasets.series.timestamps import parse_timestamps
 from mamba_datasets.series.values import covariates, series_ids
 
@@ -62,7 +62,7 @@ def repeated_keys(keys: Sequence[str | int], counts: Sequence[int]) -> pd.Index:
     return pd.Index(list(keys)).repeat(counts)
 
 
-def extend_future(series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | None, horizon: int) -> SeriesSet:
+def extend_future(series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | Table | None, horizon: int) -> SeriesSet:
     """Append the steps to come; see `SeriesSet.extend_future`."""
     indexes = future_indexes(series_set, horizon)
     known = _known_future(series_set, futr_df, indexes)
@@ -92,7 +92,7 @@ def extend_future(series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | No
 
 
 def _known_future(
-    series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | None, indexes: list[pd.Index]
+    series_set: SeriesSet, futr_df: pd.DataFrame | Path | str | Table | None, indexes: list[pd.Index]
 ) -> list[np.ndarray]:
     """Return the known-future covariates of the steps to come, without the calendar: (H, columns) a series."""
     columns = series_set.columns["future"]

@@ -31,7 +31,7 @@ class _Part:
 
 def lead_in(series_set: SeriesSet, counts: Sequence[int]) -> SeriesSet:
     """Put steps without an observation before the start of series; see `SeriesSet.lead_in`."""
-    frequency, grown = series_set.frequency, np.flatnonzero(counts)
+    frequency, grown = series_set.frequency, [number for number, count in enumerate(counts) if count]
     before = {number: frequency.before(series_set.indexes[number], counts[number]) for number in grown}
     blank = _blank(series_set, list(before.values()), [int(series_set.bounds[number, 0]) for number in grown])
     made = dict(zip(before, blank, strict=True))

@@ -201,8 +201,8 @@ def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
     words = [f"forecast {arguments.file.name}", f"{forecaster.model} from {folder}", f"horizon {forecaster.horizon}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
     source = read_file(arguments, settings["columns"]["columns"])
-    known = {"freq": settings["columns"]["freq"], "missing": settings["missing"]}
-    return forecaster, SeriesFile(source.table, {**source.reading, **known})
+    same = {"freq": settings["columns"]["freq"], "missing": settings["missing"]}
+    return forecaster, SeriesFile(source.table, {**source.reading, **same})
 
 
 def _put(forecast: pd.DataFrame, arguments: Namespace) -> None:
