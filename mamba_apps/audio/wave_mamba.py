@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import lecun_normal_
 from torch import Tensor, nn
 
 from mamba_apps.audio.live import LiveMamba
@@ -47,6 +48,14 @@ class WaveStem(PatchEmbed):
             nn.Conv2d(width if i else 1, width, (1, 2 * stride), (1, stride)) for i, stride in enumerate(early)
         )
         self.norms = nn.ModuleList(LayerNorm(width, backend=backend) for _ in early)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the convolutions anew, without biases: sound is small, and they would drown it before the first norm."""
+        super().reset_parameters()
+        for conv in self.convs:
+            lecun_normal_(conv.weight)
+            conv.bias.zero_()  # type: ignore[union-attr,operator]
 
     def grid(self, img_size: Grid) -> Grid:
         """Return how many tokens sounds of that many samples have, in one row.

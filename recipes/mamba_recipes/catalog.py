@@ -11,6 +11,8 @@ from mamba_recipes.names import nearest
 
 _LOOKBACK, _HORIZON = 672, 24
 _MIXER_WIDTH = 64
+# What an audio model's classes and clips decide.
+_SETTLED = ("img_size", "in_chans", "dynamic_img_size", "num_classes", "frames", "samples")
 
 
 def listing(wanted: str | None = None) -> list[dict[str, Any]]:
@@ -108,8 +110,36 @@ def _vision() -> list[dict[str, Any]]:
     return found
 
 
+def _audio() -> list[dict[str, Any]]:
+    import torch
+
+    from mamba_apps.audio import create_model, model_names
+    from mamba_apps.audio.live import LiveMamba
+    from mamba_apps.vision import Vim
+
+    found = []
+    for name in model_names():
+        with torch.device("meta"):
+            model = create_model(name)
+        kinds = type(model.backbone), *((Vim,) if isinstance(model.backbone, LiveMamba) else ())
+        parameters = [p for kind in reversed(kinds) for p in inspect.signature(kind).parameters.values()]
+        options = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+        found.append(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "at": "527 classes, 10.24 s",
+                "takes": f"sounds of {model.sample_rate} Hz",
+                "options": {key: value for key, value in options.items() if key not in _SETTLED},
+                "summary": (inspect.getdoc(type(model.backbone)) or "").partition("\n")[0],
+            }
+        )
+    return found
+
+
 _DOMAINS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "forecasting": _forecasting,
     "vision": _vision,
+    "audio": _audio,
     "mixers": _mixers,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 
+from mamba_apps.audio import model_names
 from mamba_apps.forecasting import models
 from mamba_apps.mixers import names as mixer_names
 from mamba_recipes import recipe as recipes
@@ -36,7 +37,13 @@ def test_models_lists_every_registered_model(capsys: pytest.CaptureFixture[str])
     assert main(["models"]) == 0
     out = capsys.readouterr().out
     images = [name for family in ("mambavision", "vim", "vmamba") for name in timm.list_models(module=family)]
-    assert [line.split()[0] for line in out.splitlines()] == ["model", *models.names(), *images, *mixer_names()]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "model",
+        *models.names(),
+        *images,
+        *model_names(),
+        *mixer_names(),
+    ]
     assert main(["models", "forecasting", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [entry["model"] for entry in found] == models.names()
@@ -52,6 +59,10 @@ def test_one_model_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert "7,148,008" in out
     assert "embed_dim" in out
+    assert main(["models", "aum_tiny_bibi"]) == 0
+    out = capsys.readouterr().out
+    assert "7,019,087" in out
+    assert "class_token" in out
 
 
 def test_an_unknown_model_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
