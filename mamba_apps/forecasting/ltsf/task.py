@@ -23,7 +23,7 @@ from mamba_apps.forecasting.panels import ForecastPanel
 from mamba_apps.registry import suggest
 
 _LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss}
-_SOLVED_FOR, _CALIBRATED_ON, _CHUNK = 100_000, 20_000, 512
+_SOLVED_FOR, _CALIBRATED_ON, _CHUNK = 60_000, 20_000, 512
 
 
 class LtsfTask(pl.LightningModule):

@@ -1,10 +1,9 @@
-"""The anchored forecaster: a network with a sequence mixer, and a linear map in closed form that it answers to.
+"""The anchored forecaster: a linear map in closed form, and what a network with a sequence mixer changes in it.
 
-A window is read relative to its level, the mean of what was observed in it. Two forecasts start there. One is a linear
-map, solved in closed form before training. The other is a network's: a linear map of its own, and what a causal mixer
-makes of the patches of the window (target, mask, covariates), which are its tokens; from the last token it also reads
-what the covariates known ahead will change. Validation windows decide where between the two the forecast lies, so that
-it is no worse there than the best linear one, and seldom worse than either.
+A window is read relative to its level, the mean of what was observed in it. From there a linear map forecasts, which is
+solved before training. A network forecasts what is left: a linear map of its own, and what a causal mixer makes of the
+patches of the window (target, mask, covariates), which are its tokens; from the last token it also reads what the
+covariates known ahead will change. Validation windows decide how much of this counts, down to nothing.
 
 Nothing in a token looks ahead: it is relative to the level of the lookback up to its own end. Live, a token ends at
 every observation, and as many sequences as a patch has steps take turns, one token each; a step costs one token.
@@ -27,7 +26,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes, increasing
 from mamba_apps.forecasting.models.effect import CovariateEffect
 from mamba_apps.forecasting.models.encoder import check_options
-from mamba_apps.forecasting.models.linear_path import LinearPath, Pair
+from mamba_apps.forecasting.models.linear_path import LinearPath, Windows, windows_of
 from mamba_apps.forecasting.models.registry import register
 from mamba_apps.forecasting.models.rolling import RollingWindow
 from mamba_apps.mixers import Mixer, create
@@ -61,7 +60,7 @@ class LiveState:
 
 @register("anchor")
 class AnchoredForecaster(ForecastModel):
-    """A network with any causal mixer over patches, and a linear map in closed form that it answers to.
+    """A linear map in closed form, and what a network with any causal mixer over patches changes in it.
 
     Args:
         sizes: The shape of the problem.
@@ -129,7 +128,7 @@ class AnchoredForecaster(ForecastModel):
         self.register_buffer("solved", torch.tensor(False))
         self.register_buffer("gain", torch.ones(()))
         with torch.no_grad():
-            # Training starts near the level.
+            # Training starts near the closed form.
             self.linear.weight.zero_()
             lasts = [self.correct, *([] if self.effect is None else [self.effect.layers[-1]])]
             for last in lasts + ([] if self.decode is None else [self.decode.head]):
@@ -151,23 +150,22 @@ class AnchoredForecaster(ForecastModel):
         """
         if self.solved:
             return
-        pairs = list(self._pairs(train))
-        if not sum(len(past_BL) for past_BL, _ in pairs):
+        known = windows_of(self._relative_windows(train))
+        if known is None:
             return
-        self.anchor.solve(pairs, self._pairs(val))
+        self.anchor.solve(known, windows_of(self._relative_windows(val)))
         self.solved.fill_(True)
-        self.gain.fill_(0.5)
         if self.spread_HQ is not None:
-            error_BH = torch.cat([future_BH - self.anchor(past_BL) for past_BL, future_BH in pairs])
-            levels_Q = torch.tensor(self.quantiles, dtype=error_BH.dtype, device=error_BH.device)
-            error_BH = error_BH[:: len(error_BH) // _SPREAD_OF + 1]
+            past_BL, level_B1, future_BH = (part[:: len(part) // _SPREAD_OF + 1] for part in known)
+            levels_Q = torch.tensor(self.quantiles, dtype=past_BL.dtype, device=past_BL.device)
+            error_BH = future_BH - self.anchor(past_BL, level_B1)
             self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
 
     @torch.no_grad()
     def calibrate(self, val: Iterable[Batch]) -> None:
-        """Choose where between the two forecasts the forecast lies; see `ForecastModel.calibrate`.
+        """Choose how much of the network's forecast counts; see `ForecastModel.calibrate`.
 
-        It is the gain in [0, 1] with the lowest squared error, or pinball loss of quantiles: 0 is the linear map.
+        It is the gain in [0, 1] with the lowest squared error, or pinball loss of quantiles: 0 is the closed form.
         """
         training, before = self.training, self.gain.clone()
         self.eval()
@@ -312,10 +310,9 @@ class AnchoredForecaster(ForecastModel):
         y_BHQ = y_BHQ + self.linear(past_BL / scale_B1)[..., None]
         if self.decode is not None:
             y_BHQ = y_BHQ + self.decode(token_BD, future_x_BHF)
-        y_BHQ = scale_B1[..., None] * y_BHQ
         if not self.training:
-            y_BHQ = torch.lerp(self.anchor(past_BL)[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
-        y_BHQ = y_BHQ + (level_B1 + ahead)[..., None]
+            y_BHQ = self.gain * y_BHQ
+        y_BHQ = scale_B1[..., None] * y_BHQ + (self.anchor(past_BL, level_B1) + level_B1 + ahead)[..., None]
         if self.spread_HQ is None:
             return y_BHQ
         return increasing(y_BHQ + self.spread_HQ)[:, :, None]
@@ -324,7 +321,7 @@ class AnchoredForecaster(ForecastModel):
         """Return the window less its level; before the first observation it is at its level."""
         return (past_BL - level_B1).masked_fill(observed_BL.cumsum(1) == 0, 0.0)
 
-    def _pairs(self, batches: Iterable[Batch]) -> Iterator[Pair]:
+    def _relative_windows(self, batches: Iterable[Batch]) -> Iterator[Windows]:
         device = self.gain.device
         for batch in batches:
             batch = {name: values.to(device) for name, values in batch.items()}
@@ -332,7 +329,8 @@ class AnchoredForecaster(ForecastModel):
             past_BL, observed_BL = (batch[name][whole_B, :, 0] for name in ("past_y", "past_observed"))
             past_BL, observed_BL = _held(past_BL, observed_BL)
             level_B1 = self._statistics(past_BL, observed_BL, slice(-1, None))[0]
-            yield self._relative(past_BL, observed_BL, level_B1), batch["future_y"][whole_B, :, 0] - level_B1
+            future_BH = batch["future_y"][whole_B, :, 0] - level_B1
+            yield self._relative(past_BL, observed_BL, level_B1), level_B1, future_BH
 
 
 class _Decoder(nn.Module):

@@ -1,27 +1,62 @@
-"""A linear map from a window to its horizon, solved in closed form and shrunk toward a naive forecast.
+"""A linear map from a window to its horizon, solved in closed form, with its penalties chosen to be safe.
 
-Dimensions in names: B batch, L lookback, H horizon.
+Dimensions in names: B batch, L lookback, H horizon, D columns (the lookback and the level).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-RIDGES = (1e-4, 1e-2, 0.1, 1.0, 10.0)
-_DEFAULT = (0.01, "mean")
+_FOLDS = 6
+_RIDGE = 0.01
+_RIDGES = (_RIDGE, 0.1, 1.0, 10.0)
+_PULLS = (10.0, 3.0, 1.0, 0.3, 0.1)
+_FREE = 1e9
 
-Pair = tuple[Tensor, Tensor]
-"""Windows less their level (B, L), and their futures less the same level (B, H)."""
+Choice = tuple[float, str, float]
+"""How much pulls toward a naive forecast, which one, and how much holds the level back from doing anything."""
+
+Windows = tuple[Tensor, Tensor, Tensor]
+"""Windows less their level (B, L), these levels (B, 1), and their futures less the same levels (B, H)."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What squared errors over windows need to know of them: x x' (D, D), x y' (D, H), y y', and how many there are."""
+
+    gram_DD: Tensor
+    moment_DH: Tensor
+    square: Tensor
+    windows: int
+
+    @classmethod
+    def of(cls, past_BL: Tensor, level_B1: Tensor, future_BH: Tensor) -> _Sums:
+        x_BD, y_BH = torch.cat([past_BL, level_B1], dim=1).double(), future_BH.double()
+        return cls(x_BD.T @ x_BD, x_BD.T @ y_BH, y_BH.square().sum(), len(x_BD))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def error(self, weight_DH: Tensor) -> float:
+        """Return the sum of squared errors of a linear map over these windows."""
+        return float(
+            self.square - 2 * (weight_DH * self.moment_DH).sum() + (weight_DH * (self.gram_DD @ weight_DH)).sum()
+        )
 
 
 class LinearPath(nn.Module):
-    """One linear map for all windows, from the past less its level to the future less the same level.
+    """One linear map for all windows, from the past and its level to the future less that level.
 
-    Until it is solved it forecasts the level. It is a ridge regression, whose penalty pulls toward one of three naive
-    forecasts: the level, the last value, or the last season again. Validation chooses which, and how much.
+    Until it is solved it forecasts the level. It is a ridge regression with two penalties. One pulls the map toward a
+    naive forecast: the level, the last value or the last season again. The other is on what the level itself does to
+    the forecast, such as a return to the long-run mean, which misleads most where the future is unlike the past.
+
+    Both start where they change least, a hundredth toward the level and a level that does nothing. Others are taken if
+    they are no worse in any period: each sixth of the training windows, left out in turn, and the validation windows.
 
     Args:
         lookback: Steps of the past (L).
@@ -32,56 +67,65 @@ class LinearPath(nn.Module):
     def __init__(self, lookback: int, horizon: int, season: int) -> None:
         super().__init__()
         self.season = season
-        self.weight_HL: Tensor
-        self.register_buffer("weight_HL", torch.zeros(horizon, lookback))
+        self.weight_HD: Tensor
+        self.register_buffer("weight_HD", torch.zeros(horizon, lookback + 1))
 
-    def forward(self, past_BL: Tensor) -> Tensor:
-        """Return the future (B, H), less the level that the past is less of."""
-        return past_BL @ self.weight_HL.T
+    def forward(self, past_BL: Tensor, level_B1: Tensor) -> Tensor:
+        """Return the future (B, H) less the level."""
+        return past_BL @ self.weight_HD[:, :-1].T + level_B1 * self.weight_HD[:, -1]
 
-    def solve(self, train: Iterable[Pair], val: Iterable[Pair]) -> None:
+    def solve(self, train: Windows, val: Windows | None) -> None:
         """Take the closed form.
 
         Args:
-            train: Windows to solve for, at least one.
-            val: Windows to choose the penalty on; where there are none a hundredth pulls toward the level.
+            train: At least one window to solve for, in the order of time.
+            val: Windows of a later period, if there are any.
         """
-        gram_LL, moment_LH, _, windows = _sums(train, self.weight_HL)
-        choices = _sums(val, self.weight_HL)
-        eye_LL = torch.eye(len(gram_LL), dtype=torch.float64)
-        best = float("inf")
-        for ridge in RIDGES:
-            for name, naive_LH in self._naive().items():
-                if not choices[3] and (ridge, name) != _DEFAULT:
-                    continue
-                penalty = ridge * windows
-                weight_LH = torch.linalg.solve(gram_LL + penalty * eye_LL, moment_LH + penalty * naive_LH)
-                # The squared error over the windows that choose, from their sums alone.
-                error = choices[2] - 2 * (weight_LH * choices[1]).sum() + (weight_LH * (choices[0] @ weight_LH)).sum()
-                if float(error) < best:
-                    best, chosen_LH = float(error), weight_LH
-        self.weight_HL.copy_(chosen_LH.T)
+        folds = [_Sums.of(*parts) for parts in zip(*(part.chunk(_FOLDS) for part in train), strict=True)]
+        whole = sum(folds[1:], folds[0])
+        # What is solved for, and the period that tells how good it is.
+        trials = [(_without(folds, fold), fold) for fold in folds] if len(folds) > 1 else []
+        trials += [] if val is None else [(whole, _Sums.of(*val))]
+        naive = self._naive()
+        chosen = (_RIDGE, "level", _FREE)
+        start = [seen.error(_solved(sums, *chosen, naive)) for sums, seen in trials]
+
+        def better(choices: Iterable[Choice], chosen: Choice, best: float) -> tuple[Choice, float]:
+            for choice in choices:
+                errors = [seen.error(_solved(sums, *choice, naive)) for sums, seen in trials]
+                ratios = [error / max(at, 1e-30) for error, at in zip(errors, start, strict=True)]
+                if ratios and max(ratios) <= 1 and sum(ratios) / len(ratios) < best:
+                    chosen, best = choice, sum(ratios) / len(ratios)
+            return chosen, best
+
+        chosen, best = better([(*chosen[:2], pull) for pull in _PULLS], chosen, 1.0)
+        chosen, _ = better([(ridge, name, chosen[2]) for ridge in _RIDGES for name in naive], chosen, best)
+        self.weight_HD.copy_(_solved(whole, *chosen, naive).T)
 
     def _naive(self) -> dict[str, Tensor]:
-        """Return the naive forecasts as weights (L, H)."""
-        horizon, lookback = self.weight_HL.shape
-        last_LH, season_LH = torch.zeros(2, lookback, horizon, dtype=torch.float64)
-        last_LH[-1] = 1
-        step_H = torch.arange(horizon)
-        season_LH[lookback - self.season + step_H % self.season, step_H] = 1
-        return {"mean": torch.zeros_like(last_LH), "last": last_LH, "season": season_LH}
+        """Return the naive forecasts as weights (D, H)."""
+        horizon, columns = self.weight_HD.shape
+        device = self.weight_HD.device
+        level_DH, last_DH, season_DH = torch.zeros(3, columns, horizon, dtype=torch.float64, device=device)
+        last_DH[-2] = 1
+        step_H = torch.arange(horizon, device=device)
+        season_DH[columns - 1 - self.season + step_H % self.season, step_H] = 1
+        return {"level": level_DH, "last": last_DH, "season": season_DH}
 
 
-def _sums(pairs: Iterable[Pair], weight_HL: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Return the sums of x x' (L, L), x y' (L, H) and y' y over windows, and how many these are."""
-    horizon, lookback = weight_HL.shape
-    gram_LL = torch.zeros(lookback, lookback, dtype=torch.float64)
-    moment_LH = torch.zeros(lookback, horizon, dtype=torch.float64)
-    square, windows = torch.zeros((), dtype=torch.float64), 0
-    for past_BL, future_BH in pairs:
-        x_BL, y_BH = past_BL.double().cpu(), future_BH.double().cpu()
-        gram_LL += x_BL.T @ x_BL
-        moment_LH += x_BL.T @ y_BH
-        square += y_BH.square().sum()
-        windows += len(x_BL)
-    return gram_LL, moment_LH, square, windows
+def _without(folds: Sequence[_Sums], left_out: _Sums) -> _Sums:
+    others = [fold for fold in folds if fold is not left_out]
+    return sum(others[1:], others[0])
+
+
+def _solved(sums: _Sums, ridge: float, name: str, pull: float, naive: dict[str, Tensor]) -> Tensor:
+    """Return the weights (D, H) that penalties lead to, which are parts of the number of windows."""
+    penalty_D = torch.full((len(sums.gram_DD),), ridge * sums.windows, dtype=torch.float64, device=sums.gram_DD.device)
+    penalty_D[-1] = pull * sums.windows
+    return torch.linalg.solve(sums.gram_DD + penalty_D.diag(), sums.moment_DH + penalty_D[:, None] * naive[name])
+
+
+def windows_of(parts: Iterator[Windows]) -> Windows | None:
+    """Return batches of windows as one, or None where there is no window."""
+    found = [part for part in parts if len(part[0])]
+    return tuple(torch.cat(columns) for columns in zip(*found, strict=True)) if found else None  # type: ignore[return-value]
