@@ -55,7 +55,7 @@ class WaveStem(PatchEmbed):
         super().reset_parameters()
         for conv in self.convs:
             lecun_normal_(conv.weight)
-            conv.bias.zero_()  # type: ignore[union-attr,operator]
+            conv.bias.zero_()  # type: ignore[operator]
 
     def grid(self, img_size: Grid) -> Grid:
         """Return how many tokens sounds of that many samples have, in one row.

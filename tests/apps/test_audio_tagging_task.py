@@ -15,7 +15,7 @@ from torch import Tensor
 from mamba_apps.audio import AudioMamba, create_model
 from mamba_apps.audio.tagging import AudioData, AudioTagger, AudioTask
 from mamba_apps.audio.tagging.augment import SoundAugment
-from mamba_apps.audio.tagging.loading import CutClips, balanced_draw
+from mamba_apps.audio.tagging.loading import BalancedDraw, CutClips
 from mamba_apps.audio.tagging.network import make_network
 from mamba_apps.audio.tagging.policy import ClipPolicy
 from mamba_apps.audio.tagging.scores import ClipScores, clip_loss, d_prime, per_class
@@ -170,7 +170,7 @@ def test_the_loss_of_clips() -> None:
 
 def test_balanced_draws_take_each_class_as_often() -> None:
     places = [Place(str(n), (0,)) for n in range(9)] + [Place("x", (1,))]
-    draw = balanced_draw(ClipSet(places, ["often", "once"], rate=8000))
+    draw = BalancedDraw(ClipSet(places, ["often", "once"], rate=8000))
     torch.manual_seed(0)
     drawn = [draw(0) for _ in range(2000)]
     assert 0.45 < sum(number == 9 for number in drawn) / 2000 < 0.55

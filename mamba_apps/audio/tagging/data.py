@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mamba_apps.audio.filterbank import STATISTICS
-from mamba_apps.audio.tagging.loading import ClipNumbers, CutClips, balanced_draw, joined
+from mamba_apps.audio.tagging.loading import BalancedDraw, ClipNumbers, CutClips, joined
 from mamba_apps.audio.tagging.parts import divide
 from mamba_apps.audio.tagging.policy import ClipPolicy, SoundBatch
 from mamba_apps.audio.tagging.statistics import MOST_SECONDS, measure_seconds, measure_statistics
@@ -163,7 +163,7 @@ class AudioData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training batches, in an order that follows the run's seed and can be resumed anywhere."""
         clips = self.parts["train"]
-        draw = balanced_draw(clips) if self.balanced else None
+        draw = BalancedDraw(clips) if self.balanced else None
         # Lightning asks for them once the run is seeded: all models of one seed hear the same sounds in one order.
         return ResumableLoader(
             self._dataset("train", random=True, draw=draw),

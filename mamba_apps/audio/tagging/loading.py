@@ -85,17 +85,22 @@ def joined(items: Any) -> Any:
     return SoundBatch(torch.cat(waves), torch.cat(lengths), torch.cat(targets), clip_B)
 
 
-def balanced_draw(clips: ClipSet) -> Draw:
-    """Return a draw of clips, by torch's own numbers, in which each class comes as often as any other.
+class BalancedDraw:
+    """A draw of clips, by torch's own numbers, in which each class comes as often as any other.
 
-    A clip of several classes weighs as much as all of them together, as the published recipes of AudioSet have it.
+    A clip of several classes weighs as much as all of them together, as the published recipes of AudioSet have it. A
+    class, and no closure, because workers that are spawned are sent it.
+
+    Args:
+        clips: The set.
     """
-    label_NC = clips.labels if clips.multilabel else torch.nn.functional.one_hot(clips.labels, len(clips.classes))
-    weight_N = label_NC.double() @ (1 / label_NC.double().sum(dim=0).clamp(min=1))
-    bound_N = weight_N.cumsum(0)
 
-    def draw(_: int) -> int:
-        point = torch.rand((), dtype=torch.float64) * bound_N[-1]
-        return min(int(torch.searchsorted(bound_N, point, right=True)), len(bound_N) - 1)
+    def __init__(self, clips: ClipSet) -> None:
+        label_NC = clips.labels if clips.multilabel else torch.nn.functional.one_hot(clips.labels, len(clips.classes))
+        weight_N = label_NC.double() @ (1 / label_NC.double().sum(dim=0).clamp(min=1))
+        self._bound_N = weight_N.cumsum(0)
 
-    return draw
+    def __call__(self, index: int) -> int:
+        """Return the number of a clip, whatever the index."""
+        point = torch.rand((), dtype=torch.float64) * self._bound_N[-1]
+        return min(int(torch.searchsorted(self._bound_N, point, right=True)), len(self._bound_N) - 1)

@@ -142,8 +142,8 @@ def make_timeline(
     if not (every > 0 and math.isfinite(every)) or hearing.seconds / every > _MOST_ROWS:
         raise UserError(f"every is {every:g} s", f"give seconds above 0, and no more than {_MOST_ROWS:,} rows in all")
     count = max(1, math.ceil(hearing.seconds / every - 1e-6))
-    start_R = np.arange(count) * every
-    end_R = np.minimum(start_R + every, hearing.seconds).astype(np.float64)
+    start_R = every * np.arange(count, dtype=np.float64)
+    end_R = np.minimum(start_R + every, hearing.seconds)
     # Rows that are longer than a window have several, beside each other.
     beside = max(1, math.ceil(every / policy.seconds - 1e-6))
     middle = (np.arange(count * beside) + 0.5) * every / beside * policy.rate
