@@ -1,13 +1,13 @@
-"""The GPU kernels of SSD's gradients: programs take a chunk and go through the heads that share its B and C.
+"""The GPU kernels of SSD's gradients: of a chunk of one head, and of a chunk's B and C, which a group of heads shares.
 
 With M_ij = (C_i . B_j) decay(j, i) dt_j (dy_i . x_j), the gradient of the logarithm of the decay at t sums all that
 crosses it: the M_ij with j < t <= i, what the state that enters gives to positions from t on, what positions before t
 give to the state that leaves, and what of the former is left in the latter. None of these sums has a subtraction: where
 decays are strong, what is left of one would be rounding.
 
-The gradients of B and C come by the sum over heads of dy_i . x_j decay(j, i) dt_j, which `gradients_of_heads` leaves
-and `gradients_of_groups` multiplies by C and B once, and by products with the states that enter a chunk and the
-gradients of those that leave it.
+The gradients of B and C come by dy_i . x_j decay(j, i) dt_j, which `gradients_of_heads` leaves and
+`gradients_of_groups` adds up over heads and multiplies by C and B once, and by products with the states that enter a
+chunk and the gradients of those that leave it.
 
 Dimensions: Q positions of a chunk, N state, P channels of a block of a head's.
 """
@@ -36,7 +36,7 @@ from mamba_kernels.triton_math import silu_slope
 @triton.jit
 def gradients_of_heads(
     x, B, C, A, D, z, marks, steps, kept, dout, ungated, dx, ddt, dz, dscores, sums,
-    length, heads, groups, splits, shared, width, states, padded, field, direction_kept,
+    length, heads, shared, width, states, padded, field, direction_kept,
     x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, A_h, D_h, D_p, z_b, z_l, z_h, z_p,
     dout_b, dout_l, dout_h, dout_p, y_b, y_l, y_h, y_p, dx_b, dx_l, dx_h, dx_p, ddt_b, ddt_l, ddt_h,
     dz_b, dz_l, dz_h, dz_p,
@@ -44,16 +44,16 @@ def gradients_of_heads(
     EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of x, dt and z in a chunk for the heads of a group, or of one of the group's ``splits``.
+    """Write the gradients of x, dt and z in a chunk of a head, and what is left to `gradients_of_groups`.
 
-    ``dscores`` is (B, chunks, G, splits, Q, Q), ``sums`` (B, chunks, H, terms): sums for A, the bias, and D.
+    ``dscores`` is (B, chunks, H, Q, Q), ``sums`` (B, chunks, H, terms): sums for A, the bias, and D.
     """
     program = tl.program_id(0)
     chunks = padded // CHUNK
-    split = (program % splits).to(tl.int64)
-    group = (program // splits % groups).to(tl.int64)
-    chunk = program // splits // groups % chunks
-    batch = (program // splits // groups // chunks).to(tl.int64)
+    head = (program % heads).to(tl.int64)
+    group = head // shared
+    chunk = program // heads % chunks
+    batch = (program // heads // chunks).to(tl.int64)
     q = tl.arange(0, CHUNK)
     n = tl.arange(0, N_PAD)
     on_n = n < states
@@ -68,7 +68,6 @@ def gradients_of_heads(
     C_QN = load_tile(at, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
     # Rows are the earlier positions here, columns the later ones: so the products below need no transposed score.
     score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
-    dscore = tl.zeros([CHUNK, CHUNK], tl.float32)
     x += batch * x_b + first * x_l
     dout += batch * dout_b + first * dout_l
     dx += batch * dx_b + first * dx_l
@@ -80,74 +79,71 @@ def gradients_of_heads(
     tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     at_chunk = (batch * chunks + chunk) * heads
 
-    each = shared // splits
-    for i in range(0, each):
-        head = group * shared + split * each + i
-        at_steps = steps + (batch * heads + head) * padded + chunk * CHUNK
-        at_sums = sums + (at_chunk + head) * (2 + (width if D_VARIES else 1))
-        size = tl.load(at_steps + SIZE * field + q)
-        from_start = tl.load(at_steps + START * field + q)
-        to_end = tl.load(at_steps + END * field + q)
-        pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
-        entered = tl.zeros([CHUNK], tl.float32)
-        leaving = tl.zeros([CHUNK], tl.float32)
-        dsize = tl.zeros([CHUNK], tl.float32)
-        passing = tl.zeros([], tl.float32)
-        sum_of_D = tl.zeros([], tl.float32)
-        decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
-        for block in range(BLOCKS):
-            p = block * BLOCK + tl.arange(0, BLOCK)
-            on_p = p < width
-            at_p = p.to(tl.int64) if WIDE else p
-            x_QP = load_tile(x + head * x_h, step, x_l, at_p, x_p, real, on_p, ALL_P).to(OPERAND)
-            dy_QP = load_tile(dout + head * dout_h, step, dout_l, at_p, dout_p, real, on_p, ALL_P)
-            if HAS_Z:
-                gate = load_tile(z + head * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32)
-                y_QP = load_tile(ungated + head * y_h, step, y_l, at_p, y_p, real, on_p, ALL_P).to(tl.float32)
-                dgate = dy_QP.to(tl.float32) * y_QP * silu_slope(gate)
-                store_tile(dz + head * dz_h, dgate, step, dz_l, at_p, dz_p, exists, on_p, ALL_P)
-                dy_QP = dy_QP.to(tl.float32) * silu(gate)
-            dy_QP = dy_QP.to(OPERAND)
-            at = kept + ((at_chunk + head) * BLOCKS + block) * (N_PAD * BLOCK)
-            state = tl.load(at + tile)
-            dstate = tl.load(at + direction_kept + tile)
+    at_steps = steps + (batch * heads + head) * padded + chunk * CHUNK
+    at_sums = sums + (at_chunk + head) * (2 + (width if D_VARIES else 1))
+    size = tl.load(at_steps + SIZE * field + q)
+    from_start = tl.load(at_steps + START * field + q)
+    to_end = tl.load(at_steps + END * field + q)
+    pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
+    entered = tl.zeros([CHUNK], tl.float32)
+    leaving = tl.zeros([CHUNK], tl.float32)
+    dsize = tl.zeros([CHUNK], tl.float32)
+    passing = tl.zeros([], tl.float32)
+    sum_of_D = tl.zeros([], tl.float32)
+    decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
+    for block in range(BLOCKS):
+        p = block * BLOCK + tl.arange(0, BLOCK)
+        on_p = p < width
+        at_p = p.to(tl.int64) if WIDE else p
+        x_QP = load_tile(x + head * x_h, step, x_l, at_p, x_p, real, on_p, ALL_P).to(OPERAND)
+        dy_QP = load_tile(dout + head * dout_h, step, dout_l, at_p, dout_p, real, on_p, ALL_P)
+        if HAS_Z:
+            gate = load_tile(z + head * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32)
+            y_QP = load_tile(ungated + head * y_h, step, y_l, at_p, y_p, real, on_p, ALL_P).to(tl.float32)
+            dgate = dy_QP.to(tl.float32) * y_QP * silu_slope(gate)
+            store_tile(dz + head * dz_h, dgate, step, dz_l, at_p, dz_p, exists, on_p, ALL_P)
+            dy_QP = dy_QP.to(tl.float32) * silu(gate)
+        dy_QP = dy_QP.to(OPERAND)
+        at = kept + ((at_chunk + head) * BLOCKS + block) * (N_PAD * BLOCK)
+        state = tl.load(at + tile)
+        dstate = tl.load(at + direction_kept + tile)
 
-            pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
-            given = tl.dot(B_QN, dstate, input_precision=PRECISION) * to_end[:, None]
-            taken = tl.dot(C_QN, state, input_precision=PRECISION)
-            x32_QP, dy32_QP = x_QP.to(tl.float32), dy_QP.to(tl.float32)
-            leaving += tl.sum(given * x32_QP, 1) * size
-            entered += tl.sum(taken * dy32_QP, 1) * from_start
-            passing += tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
-            dx_QP = tl.dot((score * decay).to(OPERAND), dy_QP, given, input_precision=PRECISION)
-            dsize += tl.sum(dx_QP * x32_QP, 1)
-            dx_QP *= size[:, None]
-            if HAS_D:
-                skip = tl.load(D + head * D_h + at_p * D_p, mask=on_p, other=0.0).to(tl.float32)
-                dx_QP += dy32_QP * skip[None, :]
-                skipped = tl.sum(dy32_QP * x32_QP, 0)
-                if D_VARIES:
-                    tl.store(at_sums + 2 + p, skipped, mask=on_p)
-                else:
-                    sum_of_D += tl.sum(skipped, 0)
-            store_tile(dx + head * dx_h, dx_QP, step, dx_l, at_p, dx_p, exists, on_p, ALL_P)
+        pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
+        given = tl.dot(B_QN, dstate, input_precision=PRECISION) * to_end[:, None]
+        taken = tl.dot(C_QN, state, input_precision=PRECISION)
+        x32_QP, dy32_QP = x_QP.to(tl.float32), dy_QP.to(tl.float32)
+        leaving += tl.sum(given * x32_QP, 1) * size
+        entered += tl.sum(taken * dy32_QP, 1) * from_start
+        passing += tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
+        dx_QP = tl.dot((score * decay).to(OPERAND), dy_QP, given, input_precision=PRECISION)
+        dsize += tl.sum(dx_QP * x32_QP, 1)
+        dx_QP *= size[:, None]
+        if HAS_D:
+            skip = tl.load(D + head * D_h + at_p * D_p, mask=on_p, other=0.0).to(tl.float32)
+            dx_QP += dy32_QP * skip[None, :]
+            skipped = tl.sum(dy32_QP * x32_QP, 0)
+            if D_VARIES:
+                tl.store(at_sums + 2 + p, skipped, mask=on_p)
+            else:
+                sum_of_D += tl.sum(skipped, 0)
+        store_tile(dx + head * dx_h, dx_QP, step, dx_l, at_p, dx_p, exists, on_p, ALL_P)
 
-        pairs *= decay * size[:, None]
-        dscore += pairs
-        later = tl.where(q[:, None] >= q[None, :], 1.0, 0.0).to(OPERAND)
-        crossing = tl.dot((pairs * score).to(OPERAND), later, input_precision=PRECISION)
-        dlog = tl.sum(tl.where(q[:, None] < q[None, :], crossing + leaving[:, None], entered[:, None]), 0)
-        dlog += passing * tl.load(at_steps + START * field + CHUNK - 1)
-        # Resets do not depend on step sizes.
-        resets = tl.load(at_steps + RESETS * field + q)
-        before = tl.load(at_steps + RESETS * field + q - 1, mask=q > 0, other=0.0)
-        dlog = tl.where(resets == before, dlog, 0.0)
-        draw = (dlog * tl.load(A + head * A_h).to(tl.float32) + dsize) * tl.load(at_steps + SLOPE * field + q)
-        tl.store(ddt + head * ddt_h + step * ddt_l, draw.to(ddt.dtype.element_ty), mask=exists)
-        tl.store(at_sums, tl.sum(dlog * size, 0))
-        tl.store(at_sums + 1, tl.sum(draw, 0))
-        if HAS_D and not D_VARIES:
-            tl.store(at_sums + 2, sum_of_D)
+    pairs *= decay * size[:, None]
+    dscore = pairs
+    later = tl.where(q[:, None] >= q[None, :], 1.0, 0.0).to(OPERAND)
+    crossing = tl.dot((pairs * score).to(OPERAND), later, input_precision=PRECISION)
+    dlog = tl.sum(tl.where(q[:, None] < q[None, :], crossing + leaving[:, None], entered[:, None]), 0)
+    dlog += passing * tl.load(at_steps + START * field + CHUNK - 1)
+    # Resets do not depend on step sizes.
+    resets = tl.load(at_steps + RESETS * field + q)
+    before = tl.load(at_steps + RESETS * field + q - 1, mask=q > 0, other=0.0)
+    dlog = tl.where(resets == before, dlog, 0.0)
+    draw = (dlog * tl.load(A + head * A_h).to(tl.float32) + dsize) * tl.load(at_steps + SLOPE * field + q)
+    tl.store(ddt + head * ddt_h + step * ddt_l, draw.to(ddt.dtype.element_ty), mask=exists)
+    tl.store(at_sums, tl.sum(dlog * size, 0))
+    tl.store(at_sums + 1, tl.sum(draw, 0))
+    if HAS_D and not D_VARIES:
+        tl.store(at_sums + 2, sum_of_D)
     tl.store(
         dscores + tl.program_id(0).to(tl.int64) * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], dscore.to(OPERAND)
     )  # fmt: skip
@@ -212,6 +208,9 @@ def gradient_of_group(
     head = group * shared + split * each
     kept += ((batch * chunks + chunk) * heads + head) * (BLOCKS * N_PAD * BLOCK)
     steps += (batch * heads + head) * padded + chunk * CHUNK
+    square = q[:, None] + q[None, :] * CHUNK if OF_C else q[:, None] * CHUNK + q[None, :]
+    dscores += ((batch * chunks + chunk) * heads + head) * (CHUNK * CHUNK)
+    dscore = tl.zeros([CHUNK, CHUNK], tl.float32)
     dB_QN = tl.zeros([CHUNK, N_PAD], tl.float32)
     for i in range(0, each * BLOCKS):
         at_head = head + i // BLOCKS
@@ -227,18 +226,18 @@ def gradient_of_group(
         else:
             weight = tl.load(at_steps + SIZE * field + q) * tl.load(at_steps + END * field + q)
         state = tl.load(kept + i * (N_PAD * BLOCK) + tile)
+        at_dscore = dscores + i // BLOCKS * (CHUNK * CHUNK) + square
+        if BLOCKS == 1:
+            dscore += tl.load(at_dscore).to(tl.float32)
+        else:
+            dscore += tl.load(at_dscore, mask=(i % BLOCKS == 0) & (square >= 0), other=0.0).to(tl.float32)
         x_QP *= weight[:, None]
         dB_QN = tl.dot(x_QP.to(OPERAND), tl.trans(state), dB_QN, input_precision=PRECISION)
 
-    dscores += program.to(tl.int64) * (CHUNK * CHUNK)
-    if OF_C:
-        dscore = tl.load(dscores + q[:, None] + q[None, :] * CHUNK)
-    else:
-        dscore = tl.load(dscores + q[:, None] * CHUNK + q[None, :])
     B_QN = load_tile(
         B + batch * B_b + group * B_g + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N
     ).to(OPERAND)  # fmt: skip
-    dB_QN = tl.dot(dscore, B_QN, dB_QN, input_precision=PRECISION)
+    dB_QN = tl.dot(dscore.to(OPERAND), B_QN, dB_QN, input_precision=PRECISION)
     dB += split * dB_s + batch * dB_b + group * dB_g + first * dB_l
     store_tile(dB, dB_QN, step, dB_l, at_n, dB_n, exists, on_n, ALL_N)
 

@@ -210,29 +210,30 @@ def _plan_backward(
         carry = _plan_carry(sizes, 2, enters, denters)
     keep = _plan_walk(sizes, walking, x, B, dout, C, z, options, keep=True, enters=enters, denters=denters)
     groups = sizes.batch * sizes.chunks * sizes.groups
-    splits = triton_plan.splits(groups, sizes.shared, multiprocessors(x.device))
+    splits = triton_plan.splits(2 * groups, sizes.shared, multiprocessors(x.device))
     if splits == 1:
         dB, dC = ((*_dense(M), 0) for M in (B, C))
     else:
         step = sizes.length * sizes.groups * sizes.states
         dB = dC = (step, sizes.groups * sizes.states, sizes.states, 1, sizes.batch * step)
     common = (
-        sizes.length, sizes.heads, sizes.groups, splits, sizes.shared, sizes.width, sizes.states, sizes.padded,
-        sizes.field, sizes.programs * sizes.chunks * sizes.tiles.state * sizes.tiles.block,
-        *x.stride(), *B.stride(), *C.stride(),
+        sizes.shared, sizes.width, sizes.states, sizes.padded, sizes.field,
+        sizes.programs * sizes.chunks * sizes.tiles.state * sizes.tiles.block, *x.stride(), *B.stride(), *C.stride(),
     )  # fmt: skip
     constants = {
         "HAS_Z": z is not None, "HAS_MARKS": options.has_marks, "REVERSE": options.reverse, **sizes.constants()
     }  # fmt: skip
     heads = Launch(
-        gradients_of_heads, launch_grid("ssd", groups * splits), *common,
+        gradients_of_heads, launch_grid("ssd", sizes.batch * sizes.chunks * sizes.heads),
+        sizes.length, sizes.heads, *common,
         A.stride(0), *_skip_strides(D), *_strides(z), *dout.stride(), *_dense(x), *_dense(x), *_dense(dt),
         *((0, 0, 0, 0) if z is None else _dense(z)),
         HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, **constants,
         num_warps=of_heads.warps, num_stages=of_heads.stages,
     )  # fmt: skip
     matrices = Launch(
-        gradients_of_groups, launch_grid("ssd", groups * splits, 2), *common, *_strides(z), *dout.stride(), *dB, *dC,
+        gradients_of_groups, launch_grid("ssd", groups * splits, 2),
+        sizes.length, sizes.heads, sizes.groups, splits, *common, *_strides(z), *dout.stride(), *dB, *dC,
         **constants, num_warps=of_groups.warps, num_stages=of_groups.stages,
     )  # fmt: skip
     varies = D is not None and D.dim() == 2
@@ -364,9 +365,7 @@ def backward(
     split = plan.splits > 1
     dB_parts, dC_parts = (_new(x, plan.splits, *M.shape) if split else gradient for M, gradient in ((B, dB), (C, dC)))
     sums = _new(x, sizes.batch * sizes.chunks, sizes.heads, plan.terms)
-    dscores = _new(
-        x, sizes.batch * sizes.chunks * sizes.groups * plan.splits, sizes.chunk**2, dtype=OPERANDS[tiles.operand][1]
-    )
+    dscores = _new(x, sizes.batch * sizes.chunks * sizes.heads, sizes.chunk**2, dtype=OPERANDS[tiles.operand][1])
     plan.of_heads(
         x, B, C, A, x if D is None else D, given_z, given_marks, steps, kept, grad_out, ungated, dx, ddt, dz, dscores,
         sums,

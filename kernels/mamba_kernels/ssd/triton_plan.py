@@ -66,13 +66,13 @@ def tiles(x: Tensor, B: Tensor, C: Tensor) -> Tiles:
 def parts(programs: int, length: int, chunk: int, processors: int) -> int:
     """Return how many chunks a part of a sequence has, so that there are enough programs to fill a GPU."""
     chunks = ceil_divide(length, chunk)
-    wanted = ceil_divide(processors * PROGRAMS_WANTED, programs)
+    wanted = processors * PROGRAMS_WANTED // programs
     return ceil_divide(chunks, max(1, min(wanted, chunks // SHORTEST_PART)))
 
 
 def splits(programs: int, shared: int, processors: int) -> int:
     """Return into how many programs the heads of a group are split, a divisor of their number."""
-    wanted = ceil_divide(processors * PROGRAMS_WANTED, programs)
+    wanted = max(1, processors * PROGRAMS_WANTED // programs)
     return next(n for n in range(min(wanted, shared), 0, -1) if shared % n == 0)
 
 
@@ -80,7 +80,7 @@ def forward_configs(operand: str, state: int) -> list[Config]:
     """Return the configurations of the forward pass, the fastest first."""
     if operand == "fp32":
         return [Config(32 if state <= 128 else 16, 4, 1)]
-    return [Config(64, 8 if state > 128 else 4, 2), Config(32, 4, 1)]
+    return [Config(64, 8 if state > 128 else 4, 1), Config(32, 4, 1)]
 
 
 def backward_configs(operand: str, state: int) -> list[tuple[Config, Config, Config]]:
@@ -88,7 +88,8 @@ def backward_configs(operand: str, state: int) -> list[tuple[Config, Config, Con
     if operand == "fp32":
         return [(Config(32 if state <= 128 else 16, 4, 1),) * 3]
     warps = 8 if state > 128 else 4
-    return [(Config(64, warps, 2), Config(64, warps, 1), Config(64, warps, 2)), (Config(32, 4, 1),) * 3]
+    walking = Config(64, warps, 3 if state <= 128 else 2)
+    return [(walking, Config(64, warps, 1), walking), (Config(32, 4, 1),) * 3]
 
 
 def needs_64_bits(chunk: int, *layouts: tuple[int, int, int]) -> bool:
