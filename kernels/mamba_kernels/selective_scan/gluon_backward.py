@@ -17,6 +17,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from mamba_kernels.selective_scan import triton_plan
 from mamba_kernels.selective_scan.gluon_steps import (
     LN2,
     LOG2E,
@@ -30,11 +31,14 @@ from mamba_kernels.selective_scan.gluon_steps import (
     real_rows,
     rows_at_once,
     rows_of,
+    rows_of_tile,
     sigmoid,
     softplus,
     store_tile,
     tile_layout,
 )
+
+KEPT_STATES = gl.constexpr(triton_plan.KEPT_STATES)
 
 
 @gluon.jit
@@ -186,21 +190,27 @@ def scan_backward(
     tiles = gl.cdiv(stop - first, STEPS)
 
     t0 = first + (tiles - 1) * STEPS
-    next_delta = load_tile(delta, t0, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
-    next_dout = load_tile(dout, t0, d0, dout_l, dout_d, stop, channels, length, order, WALK, DOUT_TILE)
-    next_C = load_tile(C, t0, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
+    rows = rows_of_tile(order, t0, stop, length, WALK, TILE)
+    rows_bc = rows_of_tile(order, t0, stop, length, WALK, BC_TILE)
+    t1 = gl.maximum(t0 - STEPS, first)
+    next_rows = rows_of_tile(order, t1, stop, length, WALK, TILE)
+    next_rows_bc = rows_of_tile(order, t1, stop, length, WALK, BC_TILE)
+    next_delta = load_tile(delta, rows, t0, d0, delta_l, delta_d, stop, channels, DELTA_TILE)
+    next_dout = load_tile(dout, rows, t0, d0, dout_l, dout_d, stop, channels, DOUT_TILE)
+    next_C = load_tile(C, rows_bc, t0, 0, C_l, C_n, stop, states, C_TILE)
     if HAS_Z:
-        next_z = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
+        next_z = load_tile(z, rows, t0, d0, z_l, z_d, stop, channels, Z_TILE)
     if not ENDS:
-        next_u = load_tile(u, t0, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
-        next_B = load_tile(B, t0, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
+        next_u = load_tile(u, rows, t0, d0, u_l, u_d, stop, channels, U_TILE)
+        next_B = load_tile(B, rows_bc, t0, 0, B_l, B_n, stop, states, B_TILE)
     for j in range(0, tiles):
         real = real_rows(marks, t0, stop, HAS_MARKS, TILE)
         real_bc = real_rows(marks, t0, stop, HAS_MARKS, BC_TILE)
         if not ENDS:
             chunk = sequence * gl.cdiv(length, STEPS) + t0 // STEPS
             h = gl.load(checkpoints + chunk * state_size + check_at, mask=on, other=0.0)
-        dt = gl.convert_layout(next_delta, LAYOUT).to(gl.float32)
+        raw = gl.convert_layout(next_delta, LAYOUT).to(gl.float32)
+        dt = raw
         if HAS_BIAS:
             dt += bias_d[None, :]
         if SOFTPLUS:
@@ -219,15 +229,20 @@ def scan_backward(
             Bs.store(gl.where(real_bc, gl.convert_layout(next_B, BC_LAYOUT).to(gl.float32), 0.0))
         # The loads of the tile before are in flight while this one is walked.
         t1 = t0 - STEPS
+        rows_here = rows
         if j < tiles - 1:
-            next_delta = load_tile(delta, t1, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
-            next_dout = load_tile(dout, t1, d0, dout_l, dout_d, stop, channels, length, order, WALK, DOUT_TILE)
-            next_C = load_tile(C, t1, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
+            next_delta = load_tile(delta, next_rows, t1, d0, delta_l, delta_d, stop, channels, DELTA_TILE)
+            next_dout = load_tile(dout, next_rows, t1, d0, dout_l, dout_d, stop, channels, DOUT_TILE)
+            next_C = load_tile(C, next_rows_bc, t1, 0, C_l, C_n, stop, states, C_TILE)
             if HAS_Z:
-                next_z = load_tile(z, t1, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
+                next_z = load_tile(z, next_rows, t1, d0, z_l, z_d, stop, channels, Z_TILE)
             if not ENDS:
-                next_u = load_tile(u, t1, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
-                next_B = load_tile(B, t1, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
+                next_u = load_tile(u, next_rows, t1, d0, u_l, u_d, stop, channels, U_TILE)
+                next_B = load_tile(B, next_rows_bc, t1, 0, B_l, B_n, stop, states, B_TILE)
+            rows = next_rows
+            t2 = gl.maximum(t1 - STEPS, first)
+            next_rows = rows_of_tile(order, t2, stop, length, WALK, TILE)
+            next_rows_bc = rows_of_tile(order, t2, stop, length, WALK, BC_TILE)
         if ENDS:
             for k in range(STEPS // 4):
                 four = STEPS // 4 - 1 - k
@@ -293,11 +308,12 @@ def scan_backward(
                 in_groups(pulls).index(four).store(rows_of(pulls_i))
                 in_groups(drives).index(four).store(rows_of(drives_i))
                 dBCs.index(four).store(matrices_of(dBCs_i))
-            # The inputs are read again (from the cache): kept, they would take the registers of the recurrence.
-            x = load_tile(u, t0, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
-            x = gl.convert_layout(x, LAYOUT).to(gl.float32)
-            raw = load_tile(delta, t0, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
-            raw = gl.convert_layout(raw, LAYOUT).to(gl.float32)
+            if N_PAD > KEPT_STATES:
+                # The inputs are read again (from the cache): kept, they would take the registers of the recurrence.
+                x = load_tile(u, rows_here, t0, d0, u_l, u_d, stop, channels, U_TILE)
+                x = gl.convert_layout(x, LAYOUT).to(gl.float32)
+                raw = load_tile(delta, rows_here, t0, d0, delta_l, delta_d, stop, channels, DELTA_TILE)
+                raw = gl.convert_layout(raw, LAYOUT).to(gl.float32)
             if HAS_MARKS:
                 x = gl.where(real, x, 0.0)
             dy = dys.load(LAYOUT)
@@ -316,19 +332,19 @@ def scan_backward(
                 dbias_sum += sum_in_thread(ddt, ROWS)
             if HAS_MARKS:
                 dx = gl.where(real, dx, 0.0)
-            store_tile(du, dx, t0, d0, du_l, du_d, stop, channels, length, order, WALK, U_TILE)
-            store_tile(ddelta, ddt, t0, d0, ddelta_l, ddelta_d, stop, channels, length, order, WALK, DELTA_TILE)
+            store_tile(du, dx, rows_here, t0, d0, du_l, du_d, stop, channels, U_TILE)
+            store_tile(ddelta, ddt, rows_here, t0, d0, ddelta_l, ddelta_d, stop, channels, DELTA_TILE)
             if HAS_Z:
                 y = outs.load(LAYOUT)
                 if HAS_D:
                     y += skip_d[None, :] * x
-                g = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
+                g = load_tile(z, rows_here, t0, d0, z_l, z_d, stop, channels, Z_TILE)
                 g = gl.convert_layout(g, LAYOUT).to(gl.float32)
-                dgate = load_tile(dout, t0, d0, dout_l, dout_d, stop, channels, length, order, WALK, DOUT_TILE)
+                dgate = load_tile(dout, rows_here, t0, d0, dout_l, dout_d, stop, channels, DOUT_TILE)
                 dgate = gl.convert_layout(dgate, LAYOUT).to(gl.float32) * y
                 open_g = sigmoid(g)
                 dgate = gl.where(real, dgate * open_g * (1.0 + g * (1.0 - open_g)), 0.0)
-                store_tile(dz, dgate, t0, d0, dz_l, dz_d, stop, channels, length, order, WALK, Z_TILE)
+                store_tile(dz, dgate, rows_here, t0, d0, dz_l, dz_d, stop, channels, Z_TILE)
             dBC = dBCs._reinterpret(gl.float32, [STEPS * num_warps, 2 * N_PAD], FLAT).load(WARPS)
             dBC = gl.convert_layout(gl.sum(dBC.reshape([STEPS, num_warps, 2 * N_PAD]), axis=1), BOTH)
             t = t0 + gl.arange(0, STEPS, gl.SliceLayout(1, BOTH))

@@ -21,6 +21,7 @@ from mamba_kernels.selective_scan.gluon_steps import (
     read_layout,
     real_rows,
     rows_of,
+    rows_of_tile,
     sigmoid,
     softplus,
     store_tile,
@@ -104,11 +105,15 @@ def scan_forward(
     first = part * part_length
     stop = gl.minimum(first + part_length, length)
 
-    next_u = load_tile(u, first, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
-    next_delta = load_tile(delta, first, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
-    next_B = load_tile(B, first, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
+    rows = rows_of_tile(order, first, stop, length, WALK, TILE)
+    rows_bc = rows_of_tile(order, first, stop, length, WALK, BC_TILE)
+    next_rows = rows_of_tile(order, first + STEPS, stop, length, WALK, TILE)
+    next_rows_bc = rows_of_tile(order, first + STEPS, stop, length, WALK, BC_TILE)
+    next_u = load_tile(u, rows, first, d0, u_l, u_d, stop, channels, U_TILE)
+    next_delta = load_tile(delta, rows, first, d0, delta_l, delta_d, stop, channels, DELTA_TILE)
+    next_B = load_tile(B, rows_bc, first, 0, B_l, B_n, stop, states, B_TILE)
     if not ENDS:
-        next_C = load_tile(C, first, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
+        next_C = load_tile(C, rows_bc, first, 0, C_l, C_n, stop, states, C_TILE)
     for t0 in range(first, stop, STEPS):
         if SAVE:
             chunk = sequence * gl.cdiv(length, STEPS) + t0 // STEPS
@@ -131,14 +136,18 @@ def scan_forward(
         if not ENDS:
             Cs.store(gl.where(real_bc, gl.convert_layout(next_C, BC_LAYOUT).to(gl.float32), 0.0))
             if HAS_Z:
-                gate = load_tile(z, t0, d0, z_l, z_d, stop, channels, length, order, WALK, Z_TILE)
+                gate = load_tile(z, rows, t0, d0, z_l, z_d, stop, channels, Z_TILE)
         # The next tile's loads are in flight while this one is walked.
         t1 = t0 + STEPS
-        next_u = load_tile(u, t1, d0, u_l, u_d, stop, channels, length, order, WALK, U_TILE)
-        next_delta = load_tile(delta, t1, d0, delta_l, delta_d, stop, channels, length, order, WALK, DELTA_TILE)
-        next_B = load_tile(B, t1, 0, B_l, B_n, stop, states, length, order, WALK, B_TILE)
+        next_u = load_tile(u, next_rows, t1, d0, u_l, u_d, stop, channels, U_TILE)
+        next_delta = load_tile(delta, next_rows, t1, d0, delta_l, delta_d, stop, channels, DELTA_TILE)
+        next_B = load_tile(B, next_rows_bc, t1, 0, B_l, B_n, stop, states, B_TILE)
         if not ENDS:
-            next_C = load_tile(C, t1, 0, C_l, C_n, stop, states, length, order, WALK, C_TILE)
+            next_C = load_tile(C, next_rows_bc, t1, 0, C_l, C_n, stop, states, C_TILE)
+        rows_here = rows
+        rows = next_rows
+        next_rows = rows_of_tile(order, t1 + STEPS, stop, length, WALK, TILE)
+        next_rows_bc = rows_of_tile(order, t1 + STEPS, stop, length, WALK, BC_TILE)
         for four in range(STEPS // 4):
             ys = ()
             for i in gl.static_range(4):
@@ -168,7 +177,7 @@ def scan_forward(
                 y = y * g * sigmoid(g)
             if HAS_MARKS:
                 y = gl.where(real, y, 0.0)
-            store_tile(out, y, t0, d0, out_l, out_d, stop, channels, length, order, WALK, U_TILE)
+            store_tile(out, y, rows_here, t0, d0, out_l, out_d, stop, channels, U_TILE)
     here = ((batch * parts + part) * readings + reading) * state_size
     if ENDS:
         gl.store(leaving + here + state_at, h, mask=on)

@@ -60,27 +60,33 @@ def position(order, t, stop, length, WALK: gl.constexpr):
 
 
 @gluon.jit
-def load_tile(
-    base, t0, c0, row_stride, column_stride, stop, columns, length, order, WALK: gl.constexpr, TILE: gl.constexpr
-):
-    """Return the tile (positions, columns) at ``t0`` and ``c0``, zero outside; TILE is its shape and layout."""
+def rows_of_tile(order, t0, stop, length, WALK: gl.constexpr, TILE: gl.constexpr):
+    """Return where in memory the positions of the tile at ``t0`` are; TILE is its shape and layout.
+
+    Where they are looked up, that takes as long as a tile's own loads, which cannot begin before: rows are asked for a
+    tile earlier than what lies there.
+    """
+    t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
+    return position(order, t, stop, length, WALK)
+
+
+@gluon.jit
+def load_tile(base, rows, t0, c0, row_stride, column_stride, stop, columns, TILE: gl.constexpr):
+    """Return the tile (positions, columns) at ``rows`` and ``c0``, zero outside; its positions begin at ``t0``."""
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
-    row = position(order, t, stop, length, WALK)
-    at = row.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
+    rows = gl.convert_layout(rows, gl.SliceLayout(1, TILE[2]))
+    at = rows.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
     return gl.load(base + at, mask=(t < stop)[:, None] & (c < columns)[None, :], other=0.0)
 
 
 @gluon.jit
-def store_tile(
-    base, tile, t0, c0, row_stride, column_stride, stop, columns, length, order, WALK: gl.constexpr,
-    TILE: gl.constexpr,
-):  # fmt: skip
+def store_tile(base, tile, rows, t0, c0, row_stride, column_stride, stop, columns, TILE: gl.constexpr):
     """Write a tile where `load_tile` would read it."""
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
-    row = position(order, t, stop, length, WALK)
-    at = row.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
+    rows = gl.convert_layout(rows, gl.SliceLayout(1, TILE[2]))
+    at = rows.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
     tile = gl.convert_layout(tile.to(base.dtype.element_ty), TILE[2])
     gl.store(base + at, tile, mask=(t < stop)[:, None] & (c < columns)[None, :])
 
