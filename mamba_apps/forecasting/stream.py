@@ -159,9 +159,7 @@ class SeriesStream:
 
     def _scaled(self, values: np.ndarray, first: int) -> np.ndarray:
         """Scale columns (T, C) of a step, from the ``first`` on."""
-        columns = slice(first, first + values.shape[1])
-        scaled = (values - self._scaler.x_mean[0, columns]) / self._scaler.x_scale[0, columns]
-        return scaled.astype(np.float32)
+        return self._scaler.scaled_x(values, 0, slice(first, first + values.shape[1]))
 
 
 class _Columns:

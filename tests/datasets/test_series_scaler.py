@@ -163,3 +163,21 @@ def test_series_without_training_part_is_refused() -> None:
     late = made[(made["unique_id"] == "a") | (made["ds"] >= CUT)].reset_index(drop=True)
     with pytest.raises(DataError, match=r"series 'b': at least one observed target in the training part"):
         Scaler.fit(read(late).before(CUT))
+
+
+def test_a_covariate_counts_up_to_five_deviations() -> None:
+    steps = np.arange(100)
+    rain = np.where(steps % 25 == 3, 0.1, 0.0)
+    rain[95] = 50.0
+    frame = pd.DataFrame(
+        {"ds": pd.date_range("2024", periods=100, freq="D"), "y": steps + 1.0, "rain": rain, "snow": 0.0}
+    )
+    frame.loc[96, "snow"] = 30.0
+    read = read_series(frame, freq="D", past=["rain"], future=["snow"])
+    scaler = Scaler.fit(read.without_last(10))
+    scaled = scaler.transform(read)
+    assert scaled.x[95].tolist() == [5.0, 0.0]
+    assert scaled.x[96, 1] == 5.0
+    assert 4 < scaled.x[28, 0] <= 5  # what was seen while training stays about what it was
+    assert scaled.y[99] > scaled.y[90]
+    np.testing.assert_array_equal(scaler.scaled_x(read.x[95:97, 1:], 0, slice(1, 2)), scaled.x[95:97, 1:])

@@ -14,6 +14,9 @@ from mamba_datasets.report import nearest
 from mamba_datasets.series.data import SeriesSet
 
 _FORMAT = 1
+# A covariate that was nearly always zero while training can come a hundred deviations later: no model has learned what
+# that means, and a linear one would take it at its word.
+_FURTHEST = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +24,7 @@ class Scaler:
     """Mean and population standard deviation of each series' target and covariates; a constant has scale 1.
 
     Targets, past and known-future covariates are scaled a series each, static covariates over all series. Covariates
-    that are 0 or 1 and calendar features stay as they are.
+    count up to five deviations from their mean, and those that are 0 or 1 and calendar features stay as they are.
 
     Args:
         ids: The ids of the series it was fitted on.
@@ -107,14 +110,29 @@ class Scaler:
             )
         rows = self._rows(series_set.ids, series_set.source)
         # Columns that are never scaled, such as the calendar's, need no copy where they are all there is.
-        scales_x = bool((self.x_mean != 0).any() or (self.x_scale != 1).any())
+        scales_x = any(name not in series_set.binary for name in names)
         y, x = series_set.y.copy(), series_set.x.copy() if scales_x else series_set.x
         for number, (first, last) in zip(rows, series_set.bounds, strict=True):
             y[first:last] = (series_set.y[first:last] - self.y_mean[number]) / self.y_scale[number]
             if scales_x:
-                x[first:last] = (series_set.x[first:last] - self.x_mean[number]) / self.x_scale[number]
-        static = ((series_set.static - self.static_mean) / self.static_scale).astype(np.float32)
+                x[first:last] = self.scaled_x(series_set.x[first:last], int(number))
+        static = (series_set.static - self.static_mean) / self.static_scale
+        static = np.clip(static, -_FURTHEST, _FURTHEST).astype(np.float32)
         return dataclasses.replace(series_set, y=y, x=x, static=static)
+
+    def scaled_x(self, values: np.ndarray, series: int, columns: slice = slice(None)) -> np.ndarray:
+        """Scale covariates of one series.
+
+        Args:
+            values: (T, C) past covariates, then known-future ones, or some columns of them.
+            series: Its position in `ids`.
+            columns: Which columns they are.
+
+        Returns:
+            float32 (T, C).
+        """
+        scaled = (values - self.x_mean[series, columns]) / self.x_scale[series, columns]
+        return np.clip(scaled, -_FURTHEST, _FURTHEST).astype(np.float32)
 
     def inverse_y(self, values: Any, series: Any) -> Any:
         """Bring scaled targets, forecasts or quantiles back to the data's unit.
