@@ -1,9 +1,10 @@
-"""The anchored forecaster: a linear map in closed form, and what a network with a sequence mixer changes in it.
+"""The anchored forecaster: a network with a sequence mixer, and a linear map in closed form that it answers to.
 
-A window is read relative to its level, the mean of what was observed in it. From there a linear map forecasts, which is
-solved before training. A network forecasts what is left: a linear map of its own, and what a causal mixer makes of the
-patches of the window (target, mask, covariates), which are its tokens; from the last token it also reads what the
-covariates known ahead will change. Validation windows decide how much of this counts, down to nothing.
+A window is read relative to its level, the mean of what was observed in it. Where the level itself goes is solved in
+closed form before training, and so is a linear map from the window to its future. A network forecasts beside that map:
+a linear map of its own, and what a causal mixer makes of the patches of the window (target, mask, covariates), which
+are its tokens; from the last token it also reads what the covariates known ahead will change. Validation windows decide
+where between the two the forecast lies. Two forecasts that err differently are often better halfway than either.
 
 Nothing in a token looks ahead: it is relative to the level of the lookback up to its own end. Live, a token ends at
 every observation, and as many sequences as a patch has steps take turns, one token each; a step costs one token.
@@ -60,7 +61,7 @@ class LiveState:
 
 @register("anchor")
 class AnchoredForecaster(ForecastModel):
-    """A linear map in closed form, and what a network with any causal mixer over patches changes in it.
+    """A network with any causal mixer over patches, and a linear map in closed form that it answers to.
 
     Args:
         sizes: The shape of the problem.
@@ -128,7 +129,7 @@ class AnchoredForecaster(ForecastModel):
         self.register_buffer("solved", torch.tensor(False))
         self.register_buffer("gain", torch.ones(()))
         with torch.no_grad():
-            # Training starts near the closed form.
+            # Training starts near the level.
             self.linear.weight.zero_()
             lasts = [self.correct, *([] if self.effect is None else [self.effect.layers[-1]])]
             for last in lasts + ([] if self.decode is None else [self.decode.head]):
@@ -158,12 +159,12 @@ class AnchoredForecaster(ForecastModel):
         if self.spread_HQ is not None:
             past_BL, level_B1, future_BH = (part[:: len(part) // _SPREAD_OF + 1] for part in known)
             levels_Q = torch.tensor(self.quantiles, dtype=past_BL.dtype, device=past_BL.device)
-            error_BH = future_BH - self.anchor(past_BL, level_B1)
+            error_BH = future_BH + level_B1 - self.anchor(past_BL) - self.anchor.level(level_B1)
             self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
 
     @torch.no_grad()
     def calibrate(self, val: Iterable[Batch]) -> None:
-        """Choose how much of the network's forecast counts; see `ForecastModel.calibrate`.
+        """Choose where between closed form and network the forecast lies; see `ForecastModel.calibrate`.
 
         It is the gain in [0, 1] with the lowest squared error, or pinball loss of quantiles: 0 is the closed form.
         """
@@ -310,9 +311,10 @@ class AnchoredForecaster(ForecastModel):
         y_BHQ = y_BHQ + self.linear(past_BL / scale_B1)[..., None]
         if self.decode is not None:
             y_BHQ = y_BHQ + self.decode(token_BD, future_x_BHF)
+        y_BHQ = scale_B1[..., None] * y_BHQ
         if not self.training:
-            y_BHQ = self.gain * y_BHQ
-        y_BHQ = scale_B1[..., None] * y_BHQ + (self.anchor(past_BL, level_B1) + level_B1 + ahead)[..., None]
+            y_BHQ = torch.lerp(self.anchor(past_BL)[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
+        y_BHQ = y_BHQ + (self.anchor.level(level_B1) + ahead)[..., None]
         if self.spread_HQ is None:
             return y_BHQ
         return increasing(y_BHQ + self.spread_HQ)[:, :, None]
