@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -352,6 +353,39 @@ def test_a_resumed_run_is_the_unbroken_one(stop_at: int, dataset: Path, plan_fil
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_pictures_in_colours_are_learned_from(tmp_path: Path) -> None:
+    from PIL import Image
+
+    root = tmp_path / "pictures"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        label = np.zeros((20, 26), np.uint8)
+        label[4:14, 3 + 5 * number : 12 + 5 * number] = 1
+        colours = (100 + 100 * label[..., None] * (1, 0, 1) + generator.integers(0, 30, (20, 26, 3))).astype(np.uint8)
+        Image.fromarray(colours).save(root / f"imagesTr/cell{number}_0000.png")
+        Image.fromarray(label).save(root / f"labelsTr/cell{number}.png")
+    description = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"},
+        "labels": {"background": 0, "cell": 1},
+        "file_ending": ".png",
+    }
+    (root / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
+    made = VolumeData(str(root), folds=3).plan
+    assert made.network.dim == 2
+    dataclasses.replace(made, network=FLAT, batch_size=4).to_json(root / "plan.json")
+    data = data_of(root, root / "plan.json", steps=20)
+    trainer = make_trainer(run_dir=tmp_path / "run", max_steps=60, accelerator="cpu", progress=False)
+    task = VolumeSegmentationTask("plain_unet", optimiser="adamw", lr=1e-2, scores=str(tmp_path / "scores"))
+    trainer.fit(task, datamodule=data)
+    (found,) = trainer.test(task, datamodule=data, verbose=False)
+    assert found["test/dice_cell"] > 0.6
+    assert (tmp_path / f"scores/plain_unet-seed{torch.initial_seed()}/median.png").is_file()
+    segmenter = Segmenter.load(save_model(tmp_path / "model", task, task.model_card(data, {})), device="cpu")
+    assert segmenter.predict(root / "imagesTr/cell0_0000.png").shape == (20, 26)
 
 
 def saved(folder: Path, data: VolumeData, network: str = "umamba_bot") -> Path:

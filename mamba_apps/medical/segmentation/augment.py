@@ -7,7 +7,7 @@ much of the volume a rotated patch needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class Augmentation:
         resampled = []
         for part, mode in ((image, "bilinear"), (labels[None], "nearest")):
             affine = Affine(affine=matrix, spatial_size=self.patch, mode=mode, padding_mode="border", image_only=True)
-            resampled.append(affine(torch.from_numpy(part).float()).as_subclass(Tensor))
+            resampled.append(cast(Tensor, affine(torch.from_numpy(part).float())).as_subclass(Tensor))
         return resampled[0], resampled[1][0]
 
 

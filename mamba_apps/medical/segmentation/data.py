@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -16,7 +17,7 @@ from mamba_apps.medical.segmentation.augment import Augmentation
 from mamba_apps.medical.segmentation.patches import Patches
 from mamba_apps.medical.segmentation.saving import load_plan
 from mamba_apps.training import ResumableLoader
-from mamba_datasets.volumes import CachedCase, Plan, Prepared, RawDataset, Volume, folds, preprocess
+from mamba_datasets.volumes import Plan, Prepared, RawDataset, Volume, folds, preprocess
 from mamba_datasets.volumes.fingerprints import fingerprint
 from mamba_datasets.volumes.json_files import read_json
 from mamba_datasets.volumes.planning import make_plan
@@ -92,7 +93,7 @@ class VolumeData(pl.LightningDataModule):
         self.cache = Path(root, CACHE) if cache is None else Path(cache)
         self._batch_size, self.steps, self.foreground = batch_size, steps, foreground
         self.augment, self.mirror = augment, mirror
-        self.workers = min(len(os.sched_getaffinity(0)), _MOST_WORKERS) if workers is None else workers
+        self.workers = min(_cores(), _MOST_WORKERS) if workers is None else workers
 
     @cached_property
     def dataset(self) -> RawDataset:
@@ -142,10 +143,10 @@ class VolumeData(pl.LightningDataModule):
         """The names of the cases that are held out."""
         return self.split[1]
 
-    def held_out_case(self, number: int) -> CachedCase:
-        """Return a held-out case as the network takes it."""
-        case: CachedCase = self.prepared[self.held_out[number]]
-        return case
+    def held_out_arrays(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image (C, ...) and the labels (...) of a case as the network takes them, mapped from the disk."""
+        prepared = self.prepared[case]
+        return prepared.image, prepared.label
 
     def held_out_files(self, case: str) -> tuple[Volume, Volume]:
         """Return the image and the label of a case as their files have them."""
@@ -212,3 +213,8 @@ class VolumeData(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the numbers of the held-out cases."""
         return self.test_dataloader()
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -92,8 +92,8 @@ class Predictor:
             for at, scores in _placed(self.scores(case.image, on_window)):
                 labels[at] = scores.argmax(dim=0).cpu().numpy()
             return restore_case(labels, case.geometry, self.plan)
-        with self._held_scores(case, on_window) as scores:
-            return restore_case(scores, case.geometry, self.plan)
+        with self._held_scores(case, on_window) as held:
+            return restore_case(held, case.geometry, self.plan)
 
     def segment_with_probabilities(
         self, volume: Volume, on_window: Callable[[int, int], None] | None = None

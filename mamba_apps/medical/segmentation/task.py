@@ -157,12 +157,12 @@ class VolumeSegmentationTask(pl.LightningModule):
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         """Count, on the plan's grid, how a held-out case's mask overlaps its truth."""
-        case = self._data.held_out_case(int(batch))
+        image, label = self._data.held_out_arrays(self._data.held_out[int(batch)])
         counts = torch.zeros(3, self._plan.num_classes, dtype=torch.int64, device=self.device)
         first = 0
-        for scores in self._predictor(mirror=False).scores(case.image):
+        for scores in self._predictor(mirror=False).scores(image):
             found = scores.argmax(dim=0)
-            truth = torch.from_numpy(case.label[first : first + found.shape[0]].astype(np.int64)).to(found.device)
+            truth = torch.from_numpy(label[first : first + found.shape[0]].astype(np.int64)).to(found.device)
             first += found.shape[0]
             known = truth != self._ignored
             for row, values in enumerate((found[known], truth[known], truth[known & (found == truth)])):

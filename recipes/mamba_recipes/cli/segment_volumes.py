@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
         for number, job in enumerate(jobs):
             try:
                 volume = segmenter.read(job.images)
-                mask, probabilities = _predict(segmenter, volume, job, lambda part, done=number: show(done + part))
+                mask, probabilities = _predict(segmenter, volume, job, partial(_show, show, number))
             except DataError as error:
                 if len(jobs) == 1:
                     raise
@@ -103,12 +104,13 @@ def _jobs(arguments: Namespace, segmenter: Segmenter) -> list[_Job]:
     return jobs
 
 
-def _predict(
-    segmenter: Segmenter, volume: Any, job: _Job, show: Callable[[float], None]
-) -> tuple[np.ndarray, np.ndarray | None]:
-    def on_window(done: int, of: int) -> None:
-        show(done / of)
+def _show(show: Callable[[float], None], before: int, done: int, of: int) -> None:
+    show(before + done / of)
 
+
+def _predict(
+    segmenter: Segmenter, volume: Any, job: _Job, on_window: Callable[[int, int], None]
+) -> tuple[np.ndarray, np.ndarray | None]:
     if job.probabilities is None:
         return segmenter.predict(volume, on_window=on_window), None
     return segmenter.predict_with_probabilities(volume, on_window=on_window)
