@@ -23,13 +23,13 @@ class LiveState(NamedTuple):
         waiting: What each layer of the stem has seen and not yet used up.
         blocks: The blocks' states.
         sum_BD: The sum of the outputs, for their mean; in float64, since a day has millions of them.
-        tokens: How many they were.
+        tokens: How many they were; in a tensor where steps are replayed from a captured graph.
     """
 
     waiting: tuple[Tensor, ...]
     blocks: tuple[State, ...]
     sum_BD: Tensor
-    tokens: int
+    tokens: int | Tensor
 
 
 class LiveMamba(Vim):
@@ -96,7 +96,9 @@ class LiveMamba(Vim):
             class_B1D = self.get_parameter("cls_token").expand(token_BLD.shape[0], -1, -1)
             pooled_BD = self._read(class_B1D, state.blocks)[0][:, 0]
         else:
-            pooled_BD = (state.sum_BD / max(state.tokens, 1)).to(token_BLD.dtype)
+            # A captured graph has the count on its device.
+            count = state.tokens.clamp(min=1) if isinstance(state.tokens, Tensor) else max(state.tokens, 1)
+            pooled_BD = (state.sum_BD / count).to(token_BLD.dtype)
         return self.head(self.head_drop(pooled_BD)), state
 
     @property

@@ -25,12 +25,15 @@ class AttentionState(NamedTuple):
     Args:
         key_BHMP: Room for ``max_length`` keys, of which the first ``length`` are filled.
         value_BHMP: The same for values.
-        length: Number of tokens read.
+        bias_BM: What is added to the scores of these keys: 0 where filled, minus infinity elsewhere.
+        length: Number of tokens read; an integer tensor on the device of the keys where steps are captured in a graph,
+            whose kernels alone then know it: ``step`` attends to all the room, with the bias.
     """
 
     key_BHMP: Tensor
     value_BHMP: Tensor
-    length: int
+    bias_BM: Tensor
+    length: int | Tensor
 
 
 @register("attention")
@@ -122,14 +125,16 @@ class AttentionMixer(Mixer):
         weight = self.qkv_proj.weight
         shape = (batch_size, self.heads, max_length, self.d_model // self.heads)
         key_BHMP = torch.zeros(shape, dtype=dtype or weight.dtype, device=device or weight.device)
-        return AttentionState(key_BHMP, torch.zeros_like(key_BHMP), 0)
+        bias_BM = key_BHMP.new_full((batch_size, max_length), -math.inf)
+        return AttentionState(key_BHMP, torch.zeros_like(key_BHMP), bias_BM, 0)
 
     def prefill(self, x_BLD: Tensor, state: State) -> tuple[Tensor, AttentionState]:
         """Read several tokens at once; see ``Mixer.prefill``."""
         x_BLD = self.checked(x_BLD)
-        key_BHMP, value_BHMP, start = self._room(state, x_BLD.shape[1])
+        key_BHMP, value_BHMP, bias_BM, start = self._room(state, x_BLD.shape[1])
         query_BHLP, new_key_BHLP, new_value_BHLP = self._project(x_BLD, start)
         length = start + x_BLD.shape[1]
+        bias_BM = torch.cat([torch.zeros_like(bias_BM[:, :length]), bias_BM[:, length:]], dim=1)
         key_BHMP = _extended(key_BHMP, new_key_BHLP, start)
         value_BHMP = _extended(value_BHMP, new_value_BHLP, start)
         if start == 0:
@@ -137,31 +142,47 @@ class AttentionMixer(Mixer):
         else:
             mask_LM = torch.ones(length - start, length, dtype=torch.bool, device=x_BLD.device).tril(start)
             y_BHLP = self._attend(query_BHLP, key_BHMP[:, :, :length], value_BHMP[:, :, :length], mask=mask_LM)
-        return self._merge(y_BHLP), AttentionState(key_BHMP, value_BHMP, length)
+        return self._merge(y_BHLP), AttentionState(key_BHMP, value_BHMP, bias_BM, length)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, AttentionState]:
         """Read one token; see ``Mixer.step``."""
-        key_BHMP, value_BHMP, start = self._room(state, 1)
+        if self.causal and isinstance(state[-1], Tensor):
+            return self._step_anywhere(x_BD, *state)
+        key_BHMP, value_BHMP, bias_BM, start = self._room(state, 1)
         query_BHLP, new_key_BHLP, new_value_BHLP = self._project(x_BD[:, None], start)
         key_BHMP[:, :, start] = new_key_BHLP[:, :, 0].to(key_BHMP.dtype)
         value_BHMP[:, :, start] = new_value_BHLP[:, :, 0].to(value_BHMP.dtype)
+        bias_BM[:, start] = 0
         length = start + 1
         y_BHLP = self._attend(query_BHLP, key_BHMP[:, :, :length], value_BHMP[:, :, :length])
-        return self._merge(y_BHLP)[:, 0], AttentionState(key_BHMP, value_BHMP, length)
+        return self._merge(y_BHLP)[:, 0], AttentionState(key_BHMP, value_BHMP, bias_BM, length)
 
-    def _room(self, state: State, tokens: int) -> tuple[Tensor, Tensor, int]:
+    def _step_anywhere(
+        self, x_BD: Tensor, key_BHMP: Tensor, value_BHMP: Tensor, bias_BM: Tensor, length: Tensor
+    ) -> tuple[Tensor, AttentionState]:
+        """Read one token at a place that the device alone knows, which is advanced in place."""
+        query_BHLP, new_key_BHLP, new_value_BHLP = self._project(x_BD[:, None], length)
+        at = length[None]
+        key_BHMP.index_copy_(2, at, new_key_BHLP.to(key_BHMP.dtype))
+        value_BHMP.index_copy_(2, at, new_value_BHLP.to(value_BHMP.dtype))
+        bias_BM.index_fill_(1, at, 0)
+        length += 1
+        y_BHLP = self._attend(query_BHLP, key_BHMP, value_BHMP, mask=bias_BM[:, None, None].to(query_BHLP.dtype))
+        return self._merge(y_BHLP)[:, 0], AttentionState(key_BHMP, value_BHMP, bias_BM, length)
+
+    def _room(self, state: State, tokens: int) -> tuple[Tensor, Tensor, Tensor, int]:
         if not self.causal:
             raise self._not_causal("prefill and step")
-        key_BHMP, value_BHMP, length = state
-        max_length = key_BHMP.shape[2]
+        key_BHMP, value_BHMP, bias_BM, length = state
+        length, max_length = int(length), key_BHMP.shape[2]
         if length + tokens > max_length:
             raise UserError(
                 f"attention's cache is full: {length} tokens read, {tokens} more do not fit max_length {max_length}",
                 "give init_state a larger max_length",
             )
-        return key_BHMP, value_BHMP, length
+        return key_BHMP, value_BHMP, bias_BM, length
 
-    def _project(self, x_BLD: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BLD: Tensor, start: int | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads_BLHP = self.qkv_proj(x_BLD).unflatten(-1, (3 * self.heads, -1))
         query_BHLP, key_BHLP, value_BHLP = heads_BLHP.transpose(1, 2).chunk(3, dim=1)
         if self.rotary_base is not None:
@@ -182,7 +203,8 @@ class AttentionMixer(Mixer):
         if causal:
             mask = torch.ones(score_BHLM.shape[-2:], dtype=torch.bool, device=score_BHLM.device).tril()
         if mask is not None:
-            score_BHLM = score_BHLM.masked_fill(~mask, float("-inf"))
+            kept = mask.dtype == torch.bool
+            score_BHLM = score_BHLM.masked_fill(~mask, float("-inf")) if kept else score_BHLM + mask
         return F.dropout(score_BHLM.softmax(-1), dropout) @ value_BHMP
 
     def _merge(self, y_BHLP: Tensor) -> Tensor:

@@ -208,13 +208,14 @@ class Mamba1Mixer(Mixer):
             ssm_state,
             u_BE,
             F.linear(dt_BR, self.dt_proj.weight),
-            _rates(self.A_log),
+            self.A_log,
             B_BN,
             C_BN,
-            _wide(self.D),
+            self.D,
             z_BE,
-            _wide(self.dt_proj.bias),
+            self.dt_proj.bias,
             True,
+            A_is_log=True,
             backend=self.backend,
         )
         return self.out_proj(y_BE), Mamba1State(conv_state, ssm_state)

@@ -230,12 +230,13 @@ class Mamba2Mixer(Mixer):
             ssm_state,
             x_BHP,
             dt_BH[..., None].expand_as(x_BHP),
-            self._rates()[:, None, None].expand(ssm_state.shape[1:]),
+            self.A_log[:, None, None].expand(ssm_state.shape[1:]),
             B_BGN,
             C_BGN,
             self._skips().expand(-1, self.headdim),
             dt_bias=None if limited else self.dt_bias[:, None].expand(-1, self.headdim),
             dt_softplus=not limited,
+            A_is_log=True,
             backend=self.backend,
         )
         return self._merge(projected, y_BHP.flatten(1)), Mamba2State(conv_state, ssm_state)

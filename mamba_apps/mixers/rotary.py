@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 
-def rotation(start: int, length: int, width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotation(start: int | Tensor, length: int, width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cosine and sine (L, P/2) of the angles at positions ``start`` to ``start + length - 1``.
 
     Args:
-        start: The first position.
+        start: The first position; in a tensor where only the device knows it.
         length: Number of positions.
         width: Channels of a head, even.
         base: The longest wavelength is ``2 pi base``.
         like: A tensor on the device wanted; the result has its dtype, or float32 where that is narrower.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    position_L = torch.arange(start, start + length, device=like.device, dtype=dtype)
+    position_L = start + torch.arange(length, device=like.device, dtype=dtype)
     power_P = torch.arange(0, width, 2, device=like.device, dtype=dtype) / width
     angle_LP = position_L[:, None] * base**-power_P
     return angle_LP.cos(), angle_LP.sin()

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mamba_apps.audio import AudioModel, create_model
+from mamba_kernels.graph_steps import ReplayedStep
 
 RATE = 16000
 
@@ -51,6 +53,31 @@ def test_pieces_of_100_ms_equal_the_sound_so_far_at_every_time(name: str) -> Non
         torch.testing.assert_close(found[count - 1], expected, rtol=0, atol=1e-4)
     spread = max(float(logits.max() - logits.min()) for logits in found)
     assert spread > 5  # else a difference of 1e-4 would be none
+
+
+GPU = torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu])])
+@pytest.mark.parametrize("name", ["aum_nano_causal", "wave_nano_causal"])
+def test_pieces_of_whole_tokens_can_be_replayed(name: str, device: str) -> None:
+    if device == "cuda" and not GPU:
+        pytest.skip("needs a GPU")
+    model, piece = network(name).to(device), 2 * 16 * 160
+    pieces = sound(4.0).to(device).split(piece, dim=1)[:6]
+    expected = live(model, torch.cat(pieces, dim=1), piece)
+    with torch.no_grad():
+        # The first pieces fill what waits in the stem.
+        _, state = model.step(pieces[0], model.init_state(1))
+        _, state = model.step(pieces[1], state)
+        count = torch.tensor(state.backbone.tokens, device=device)
+        counted = state._replace(backbone=state.backbone._replace(tokens=count))
+        torch.testing.assert_close(model.step(pieces[2], counted)[0], expected[2])
+    replayed = ReplayedStep(model.step, [pieces[2]], state)
+    for at in range(2, 6):
+        torch.testing.assert_close(replayed(pieces[at]), expected[at], rtol=0, atol=1e-4)
+    shapes = [[tuple(x.shape) for x in pytree.tree_leaves(s) if isinstance(x, Tensor)] for s in (state, replayed.state)]
+    assert shapes[0] == shapes[1][: len(shapes[0])]
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ from mamba_apps.text import (
     to_mamba_ssm,
     to_transformers,
 )
+from mamba_apps.text.generation import Continuation, Sampler
+from mamba_kernels.errors import KernelInputError
 
 MIXERS: list[dict[str, Any]] = [
     {"mixer": "mamba1", "mixer_options": {"d_state": 4}},
@@ -69,6 +71,112 @@ def test_prefill_and_step_give_the_logits_of_the_whole(options: dict[str, Any]) 
         for t in (5, 6):
             logits, states = model.step(text[:, t], states)
             torch.testing.assert_close(logits, whole[:, t])
+
+
+def on_device(states: list[Any]) -> list[Any]:
+    """Return states whose whole numbers are tensors, as a captured graph keeps them."""
+    return [type(s)(*(x if isinstance(x, Tensor) else torch.tensor(x) for x in s)) for s in states]
+
+
+@over_mixers
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_steps_decide_nothing_by_numbers_of_the_state(options: dict[str, Any], backend: str | None) -> None:
+    torch.manual_seed(0)
+    model = MambaLM(MambaLMConfig(21, 16, 2, **options), backend).double()
+    text = ids(2, 9)
+    with torch.no_grad():
+        whole = model(text)
+        _, states = model.prefill(text[:, :4], model.init_state(2, max_length=9))
+        states = on_device(states)
+        for t in range(4, 9):
+            logits, states = model.step(text[:, t], states)
+            torch.testing.assert_close(logits, whole[:, t])
+        if options["mixer"] == "attention":
+            with pytest.raises(IndexError):
+                model.step(text[:, 0], states)
+
+
+@over_mixers
+def test_drawn_tokens(options: dict[str, Any]) -> None:
+    model = small(**options)
+    text = ids(3, 4)
+    greedy = model.generate(text, 6)
+    assert torch.equal(model.generate(text, 6, temperature=1e-6), greedy)
+    assert torch.equal(model.generate(text, 6, temperature=5.0, top_k=1), greedy)
+
+    def draw(seed: int, **how: Any) -> Tensor:
+        made = torch.Generator().manual_seed(seed)
+        return model.generate(text, 6, temperature=2.0, generator=made, **how)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert torch.equal(draw(1, top_k=5), draw(1, top_k=5, cache=False))
+    assert torch.equal(draw(1, replay=True), draw(1, replay=False))
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0, 9.0]).expand(20000, -1)
+    for how, kept in (({}, 4), ({"top_k": 2}, 2)):
+        sampler = Sampler(4, 1.5, generator=torch.Generator().manual_seed(0), **how)
+        found = sampler(logits).bincount(minlength=5) / 20000
+        wanted = torch.zeros(5)
+        likely = logits[0, :4].topk(kept)
+        wanted[likely.indices] = (likely.values / 1.5).softmax(0)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.012)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "the temperature is -1.0"),
+        ({"temperature": math.nan}, "the temperature is nan"),
+        ({"top_k": 0}, "top_k is 0; give 1 to 21"),
+        ({"top_k": 22}, "top_k is 22"),
+        ({"replay": True, "cache": False}, "only where there is a state"),
+    ],
+)
+def test_ways_to_choose_that_are_none_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small(mixer_options={"d_state": 2}).generate(ids(1, 3), 2, **options)
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_a_continuation_starts_again(replay: bool) -> None:
+    model = small(mixer_options={"d_state": 4}).eval()
+    texts = Continuation(model, ids(2, 3), 5, Sampler(21), replay=replay)
+    first = torch.stack([texts.next() for _ in range(5)], dim=1)
+    other = ids(2, 4)[:, 1:]
+    texts.restart(other)
+    again = torch.stack([texts.next() for _ in range(5)], dim=1)
+    assert torch.equal(first, model.generate(ids(2, 3), 5)[:, 3:])
+    assert torch.equal(again, model.generate(other, 5)[:, 3:])
+    if replay:
+        with pytest.raises(KernelInputError, match="called more than 4 times"):
+            texts.next()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@over_mixers
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_replayed_step_gives_the_same_tokens(options: dict[str, Any], mixed: bool) -> None:
+    model = small(**options).cuda()
+    text = ids(3, 7).cuda()
+    for how in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 4}):
+        found = []
+        for replay in (False, True, None):
+            torch.manual_seed(5)
+            with torch.autocast("cuda", torch.float16, enabled=mixed):
+                found.append(model.generate(text, 40, replay=replay, **how))
+        # Attention's two ways of rounding in 16 bits may part ways somewhere.
+        parts = 12 if mixed and options["mixer"] == "attention" else 47
+        assert torch.equal(found[0][:, :parts], found[1][:, :parts])
+        assert torch.equal(found[1], found[2])
+    generator = torch.Generator("cuda")
+    drawn = [
+        model.generate(text, 20, temperature=1.0, generator=generator.manual_seed(1), replay=r) for r in (False, True)
+    ]
+    assert torch.equal(*drawn)
 
 
 def test_a_mixer_that_looks_ahead_generates_without_a_cache_only() -> None:

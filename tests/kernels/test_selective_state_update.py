@@ -12,6 +12,7 @@ from torch import Tensor
 from mamba_kernels import selective_scan, selective_state_update
 from mamba_kernels.errors import KernelInputError
 from mamba_kernels.selective_state_update.op import registered_update
+from mamba_kernels.selective_state_update.reference import rates
 
 pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
 
@@ -113,6 +114,17 @@ def test_inputs_tied_within_a_head_may_be_expanded(backend: str) -> None:
         step[name] = step[name][..., :1].expand_as(step[name])
     dense = {name: x.contiguous() for name, x in step.items()}
     torch.testing.assert_close(run(step, backend=backend), run(dense, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_rates_may_be_given_by_their_logarithms(tied: bool, backend: str) -> None:
+    step = make_step(4, 20, groups=(2,), state=32)
+    A_log = draw(4, 20, 32, seed=10)
+    A_log = A_log[:, :1, :1].expand(4, 20, 32) if tied else A_log
+    wanted = run({**step, "A": -A_log.exp()}, backend=backend)
+    torch.testing.assert_close(run({**step, "A": A_log}, A_is_log=True, backend=backend), wanted)
+    assert rates(A_log).stride()[1:] == ((0, 0) if tied else (32, 1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

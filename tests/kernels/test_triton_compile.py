@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
             "HAS_Z": True,
             "HAS_BIAS": True,
             "HAS_ROWS": True,
+            "LOG_RATES": True,
             "BLOCK": 32,
             "N_PAD": 16,
         },

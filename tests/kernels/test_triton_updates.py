@@ -55,6 +55,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "bare": {"channels": (3, 70), "absent": ("D", "z", "dt_bias"), "states": 3, "softplus": False},
     "large_state": {"channels": (2, 3), "states": 256},
     "pool": {"channels": (20,), "rows": [4, -1, 0]},
+    "log": {"channels": (20,), "log": True},
+    "log_heads": {"channels": (4, 20), "groups": (2,), "states": 32, "log": True},
 }
 
 
@@ -78,11 +80,14 @@ class TestStateUpdate:
             "z": draw(dtype, batch, *channels),
             "dt_bias": draw(torch.float32, *channels),
         }
+        if options.get("log"):
+            step["A"] = (-step["A"]).log()
         if not options.get("softplus", True):
             step["dt"] = step["dt"].abs()  # steps back in time overflow
         step |= dict.fromkeys(options.get("absent", ()))
         state = draw(torch.float32, 6 if rows is not None else batch, *channels, states)
         more = {"dt_softplus": options.get("softplus", True), "state_batch_indices": rows}
+        more["A_is_log"] = options.get("log", False)
         expected, got = state.double(), state.clone()
         exact = {name: None if x is None else x.double() for name, x in step.items()}
         wanted = selective_state_update(expected, **exact, **more, backend="reference")

@@ -9,7 +9,7 @@ from torch import Tensor
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.selective_state_update.cpu_kernels import Inputs, Plan, View, update
-from mamba_kernels.selective_state_update.reference import check_indices, with_heads
+from mamba_kernels.selective_state_update.reference import check_indices, rates, with_heads
 from mamba_kernels.simd import LANES
 from mamba_kernels.threads import run_workers
 from mamba_kernels.tiles import flat
@@ -38,9 +38,11 @@ def selective_state_update(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
+    A_is_log: bool = False,
 ) -> Tensor:
     """Advance ``state`` in place and return the output."""
     dtype = compute_dtype(state, x, dt, A, B, C)
+    A = rates(A.to(dtype)) if A_is_log else A
     indices = None if state_batch_indices is None else state_batch_indices.long()
     if indices is not None:
         check_indices(indices, state.shape[0])

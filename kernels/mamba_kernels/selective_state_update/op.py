@@ -28,10 +28,13 @@ def registered_update(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
+    A_is_log: bool = False,
 ) -> Tensor:
     """Advance ``state`` in place and return the output."""
     kernels = backends.kernels("mamba_kernels.selective_state_update", state.device)
-    return kernels.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
+    return kernels.selective_state_update(
+        state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, A_is_log
+    )
 
 
 @registered_update.register_fake
@@ -47,6 +50,7 @@ def _(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
+    A_is_log: bool = False,
 ) -> Tensor:
     return empty_in_order(x)
 
@@ -155,6 +159,7 @@ def selective_state_update(
     dt_softplus: bool = False,
     *,
     state_batch_indices: Tensor | None = None,
+    A_is_log: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """Advance the state of the selective scan by one position, in place, and return the output there.
@@ -178,6 +183,7 @@ def selective_state_update(
         dt_softplus: Whether to apply softplus (the identity above 20) to dt.
         state_batch_indices: Row of the pool (B,) int32 for each entry, all different; a negative one is padding, whose
             output is 0.
+        A_is_log: Whether A holds log(-A), as models keep it: a GPU's kernel then derives the rates on its way.
         backend: "auto", "reference", "cpu" or "triton"; None for the environment's choice.
 
     Returns:
@@ -194,4 +200,4 @@ def selective_state_update(
         run = selective_state_update_reference
     else:
         run = registered_update
-    return run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
+    return run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, A_is_log)

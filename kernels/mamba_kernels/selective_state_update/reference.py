@@ -50,6 +50,15 @@ def with_heads(
     return Step(state[:, None], x[:, None], dt[:, None], A[None], B, C, D, z, dt_bias)
 
 
+def rates(A_log: Tensor) -> Tensor:
+    """Return -exp(A_log), expanded where the input is."""
+    tied = A_log
+    for dim, stride in enumerate(A_log.stride()):
+        if stride == 0:
+            tied = tied.narrow(dim, 0, 1)
+    return (-tied.exp()).expand_as(A_log)
+
+
 def check_indices(indices: Tensor, pool: int) -> None:
     """Refuse indices outside the pool and states that two entries would advance."""
     present = indices[indices >= 0]
@@ -77,11 +86,13 @@ def selective_state_update_reference(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
+    A_is_log: bool = False,
 ) -> Tensor:
     """Advance ``state`` in place and return the output; the arguments are those of `selective_state_update`."""
     if state_batch_indices is not None and not torch.compiler.is_compiling():
         check_indices(state_batch_indices, state.shape[0])
     dtype = compute_dtype(state, x, dt, A, B, C)
+    A = rates(A.to(dtype)) if A_is_log else A
     step = with_heads(state, x, dt, A, B, C, D, z, dt_bias)
     heads, width, _ = step.A_HPN.shape
 

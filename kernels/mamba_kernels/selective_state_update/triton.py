@@ -29,6 +29,7 @@ def _plan(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     indexed: bool,
+    A_is_log: bool,
     y: Tensor,
 ) -> Launch:
     refuse_float64("selective_state_update", state, x, dt, A, B, C, D, z, dt_bias)
@@ -48,7 +49,7 @@ def _plan(
         *step.B_BGN.stride(), *step.C_BGN.stride(), *strides(step.D_HP, 2), *strides(step.z_BHP, 3),
         *strides(step.dt_bias_HP, 2), *(y if y.dim() == 3 else y[:, None]).stride(),
         SOFTPLUS=dt_softplus, HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=dt_bias is not None,
-        HAS_ROWS=indexed, BLOCK=block, N_PAD=state_pad, num_warps=1,
+        HAS_ROWS=indexed, LOG_RATES=A_is_log, BLOCK=block, N_PAD=state_pad, num_warps=1,
     )  # fmt: skip
 
 
@@ -65,6 +66,7 @@ def selective_state_update(
     dt_bias: Tensor | None,
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
+    A_is_log: bool = False,
 ) -> Tensor:
     """Advance ``state`` in place and return the output.
 
@@ -74,7 +76,8 @@ def selective_state_update(
     if state_batch_indices is not None and not (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         check_indices(state_batch_indices, state.shape[0])
     y = empty_in_order(x)
-    plan = _plan(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices is not None, y)
+    indexed = state_batch_indices is not None
+    plan = _plan(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, indexed, A_is_log, y)
     rows = x if state_batch_indices is None else state_batch_indices.contiguous()
     plan(state, x, dt, A, B, C, *(x if part is None else part for part in (D, z, dt_bias)), rows, y)
     return y

@@ -15,7 +15,7 @@ def state_update(
     state_s, state_h, state_p, state_n, x_b, x_h, x_p, dt_b, dt_h, dt_p, A_h, A_p, A_n, B_b, B_g, B_n, C_b, C_g, C_n,
     D_h, D_p, z_b, z_h, z_p, bias_h, bias_p, y_b, y_h, y_p,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr, N_PAD: tl.constexpr,
+    LOG_RATES: tl.constexpr, BLOCK: tl.constexpr, N_PAD: tl.constexpr,
 ):  # fmt: skip
     """Advance the states and write the output; see `triton.py` for the arguments."""
     blocks = tl.cdiv(width, BLOCK)
@@ -37,6 +37,8 @@ def state_update(
         step = softplus(step)
     u = tl.load(x + batch * x_b + h * x_h + p * x_p, mask=on_p, other=0.0).to(tl.float32)
     rates = tl.load(A + h * A_h + p[:, None] * A_p + n[None, :] * A_n, mask=on, other=0.0).to(tl.float32)
+    if LOG_RATES:
+        rates = -exp2(rates * LOG2E)
     at = batch * B_b + (channel // B_rows)[:, None] * B_g + n[None, :] * B_n
     drive = tl.load(B + at, mask=on, other=0.0).to(tl.float32)
     at = batch * C_b + (channel // C_rows)[:, None] * C_g + n[None, :] * C_n
