@@ -44,18 +44,20 @@ class WaveStem(PatchEmbed):
         self.strides = tuple(strides)
         total = math.prod(strides)
         self.patch_size, self.stride = (1, 2 * total), (1, total)
+        # The first has no bias: sound is small, and a bias would drown it ahead of the norm; in silence its gradient
+        # would be all there is.
         self.convs = nn.ModuleList(
-            nn.Conv2d(width if i else 1, width, (1, 2 * stride), (1, stride)) for i, stride in enumerate(early)
+            nn.Conv2d(width if i else 1, width, (1, 2 * stride), (1, stride), bias=i > 0)
+            for i, stride in enumerate(early)
         )
         self.norms = nn.ModuleList(LayerNorm(width, backend=backend) for _ in early)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the convolutions anew, without biases: sound is small, and they would drown it before the first norm."""
+        """Draw the convolutions anew."""
         super().reset_parameters()
         for conv in self.convs:
             lecun_normal_(conv.weight)
-            conv.bias.zero_()  # type: ignore[operator]
 
     def grid(self, img_size: Grid) -> Grid:
         """Return how many tokens sounds of that many samples have, in one row.

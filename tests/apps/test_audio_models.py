@@ -376,3 +376,16 @@ def test_the_backbone_compiles_without_a_break() -> None:
     compiled = torch.compile(model.backbone, fullgraph=True, backend="aot_eager")
     x = model.frontend(waves(8000))
     torch.testing.assert_close(compiled(x), model.backbone(x))
+
+
+def test_waves_in_silence_have_gradients_of_a_size() -> None:
+    torch.manual_seed(0)
+    model = create_model("wave_nano", 5, seconds=0.5, depth=2)
+    wave_BS = torch.zeros(2, 8000)
+    wave_BS[:, :2000] = 0.05 * torch.randn(2, 2000)
+    tokens_BLD = model.backbone.patch_embed(wave_BS[:, None, None]).flatten(2).mT  # type: ignore[operator]
+    heard_BLD = tokens_BLD[:, :10]
+    # What differs from moment to moment is as large as what does not.
+    assert heard_BLD.std(dim=1).mean() > 0.5 * heard_BLD.std()
+    model(wave_BS).logsumexp(dim=1).sum().backward()
+    assert max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None) < 100
