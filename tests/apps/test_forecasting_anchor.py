@@ -148,6 +148,10 @@ def test_a_network_that_knows_more_counts() -> None:
     model.gain.zero_()
     model.calibrate([batch])
     assert float(model.gain) == 1
+    # Halfway, where the other places are hardly better.
+    batch["future_y"] = batch["future_y"] + 5 * torch.randn_like(batch["future_y"])
+    model.calibrate([batch])
+    assert float(model.gain) == 0.5
 
 
 def test_quantiles_begin_at_those_of_the_closed_forms_errors() -> None:

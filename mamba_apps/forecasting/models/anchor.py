@@ -1,10 +1,11 @@
 """The anchored forecaster: a network with a sequence mixer, and a linear map in closed form that it answers to.
 
-A window is read relative to its level, the mean of what was observed in it. Where the level itself goes is solved in
-closed form before training, and so is a linear map from the window to its future. A network forecasts beside that map:
+A window is read relative to its level, the mean of what was observed in it. From there two forecast. One is a linear
+map, solved in closed form before training, which may let the level return to its long-run mean. The other is a network:
 a linear map of its own, and what a causal mixer makes of the patches of the window (target, mask, covariates), which
-are its tokens; from the last token it also reads what the covariates known ahead will change. Validation windows decide
-where between the two the forecast lies. Two forecasts that err differently are often better halfway than either.
+are its tokens; from the last token it also reads what the covariates known ahead will change. The forecast lies halfway
+between the two, as forecasts that err differently are often better together than either, unless validation windows
+clearly say otherwise.
 
 Nothing in a token looks ahead: it is relative to the level of the lookback up to its own end. Live, a token ends at
 every observation, and as many sequences as a patch has steps take turns, one token each; a step costs one token.
@@ -35,6 +36,7 @@ from mamba_apps.mixers.base import State
 
 _NORMS = ("mean", "standard")
 _GAINS = 11
+_HALFWAY, _CLEARLY = 0.5, 1.01
 _SPREAD_OF = 4096
 
 
@@ -124,6 +126,8 @@ class AnchoredForecaster(ForecastModel):
         self.correct = nn.Linear(d_model, sizes.horizon * outputs)
         self.decode = _Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
         self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
+        # Whether the level is let return to its mean, which only the closed form knows.
+        self.returning = True
         self.gain: Tensor
         self.solved: Tensor
         self.register_buffer("solved", torch.tensor(False))
@@ -156,20 +160,24 @@ class AnchoredForecaster(ForecastModel):
             return
         self.anchor.solve(known, windows_of(self._relative_windows(val)))
         self.solved.fill_(True)
+        self.gain.fill_(_HALFWAY)
         if self.spread_HQ is not None:
             past_BL, level_B1, future_BH = (part[:: len(part) // _SPREAD_OF + 1] for part in known)
             levels_Q = torch.tensor(self.quantiles, dtype=past_BL.dtype, device=past_BL.device)
-            error_BH = future_BH + level_B1 - self.anchor(past_BL) - self.anchor.level(level_B1)
+            error_BH = future_BH - self.anchor(past_BL, level_B1)
             self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
 
     @torch.no_grad()
     def calibrate(self, val: Iterable[Batch]) -> None:
         """Choose where between closed form and network the forecast lies; see `ForecastModel.calibrate`.
 
-        It is the gain in [0, 1] with the lowest squared error, or pinball loss of quantiles: 0 is the closed form.
+        That is halfway, unless the squared error, or the pinball loss of quantiles, is clearly lower somewhere else
+        from the closed form, a gain of 0, to the network, 1. Neither lets the level return meanwhile: one validation
+        period would decide by that alone, and `LinearPath` has asked more of them.
         """
         training, before = self.training, self.gain.clone()
         self.eval()
+        self.returning = False
         gain_G = torch.linspace(0, 1, _GAINS, device=before.device)
         error_G = torch.zeros(_GAINS, dtype=torch.float64, device=before.device)
         for batch in val:
@@ -184,7 +192,9 @@ class AnchoredForecaster(ForecastModel):
                 each = error.square() if self.quantiles is None else _pinball(error, self.quantiles)
                 error_G[place] += each.masked_fill(~batch["future_observed"][..., None], 0.0).sum(dtype=torch.float64)
         # Where there was nothing to choose on, it stays; decided on the device, which nothing waits for.
-        self.gain.copy_(torch.where(error_G.any(), gain_G[error_G.argmin()], before))
+        chosen = torch.where(error_G[_GAINS // 2] <= _CLEARLY * error_G.min(), _HALFWAY, gain_G[error_G.argmin()])
+        self.gain.copy_(torch.where(error_G.any(), chosen, before))
+        self.returning = True
         self.train(training)
 
     def init_state(self, static_BS: Tensor) -> Any:
@@ -313,8 +323,9 @@ class AnchoredForecaster(ForecastModel):
             y_BHQ = y_BHQ + self.decode(token_BD, future_x_BHF)
         y_BHQ = scale_B1[..., None] * y_BHQ
         if not self.training:
-            y_BHQ = torch.lerp(self.anchor(past_BL)[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
-        y_BHQ = y_BHQ + (self.anchor.level(level_B1) + ahead)[..., None]
+            closed_BH = self.anchor(past_BL, level_B1 if self.returning else torch.zeros_like(level_B1))
+            y_BHQ = torch.lerp(closed_BH[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
+        y_BHQ = y_BHQ + (level_B1 + ahead)[..., None]
         if self.spread_HQ is None:
             return y_BHQ
         return increasing(y_BHQ + self.spread_HQ)[:, :, None]

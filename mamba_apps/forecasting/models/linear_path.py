@@ -70,13 +70,9 @@ class LinearPath(nn.Module):
         self.weight_HD: Tensor
         self.register_buffer("weight_HD", torch.zeros(horizon, lookback + 1))
 
-    def forward(self, past_BL: Tensor) -> Tensor:
-        """Return what a window less its level tells of its future (B, H)."""
-        return past_BL @ self.weight_HD[:, :-1].T
-
-    def level(self, level_B1: Tensor) -> Tensor:
-        """Return what the level tells of the future (B, H): itself, and where it goes from there."""
-        return level_B1 + level_B1 * self.weight_HD[:, -1]
+    def forward(self, past_BL: Tensor, level_B1: Tensor) -> Tensor:
+        """Return the future (B, H) less the level."""
+        return past_BL @ self.weight_HD[:, :-1].T + level_B1 * self.weight_HD[:, -1]
 
     def solve(self, train: Windows, val: Windows | None) -> None:
         """Take the closed form.
