@@ -15,12 +15,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.medical.segmentation import Segmenter, VolumeData, VolumeSegmentationTask
 from mamba_apps.medical.segmentation import predictor as predictor_module
 from mamba_apps.medical.segmentation.predictor import Predictor
+from mamba_apps.medical.segmentation.results import Results
 from mamba_apps.training import make_trainer, save_model
 from mamba_datasets.errors import DataError
 from mamba_datasets.volumes import NetworkPlan, Plan, Volume, read_label, read_volume, write_mask
@@ -412,6 +413,10 @@ def test_models_of_another_plan_are_refused(dataset: Path, plan_file: Path, tmp_
     other_plan = tmp_path / "other.json"
     dataclasses.replace(data.plan, spacing=(1.5, 1.0, 1.0)).to_json(other_plan)
     other = data_of(dataset, other_plan)
+    renamed = tmp_path / "renamed.json"
+    dataclasses.replace(data.plan, dataset="another name", batch_size=7).to_json(renamed)
+    twin = saved(tmp_path / "twin", data_of(dataset, renamed))  # what differs does not matter to a network
+    assert len(Segmenter.load([folder, twin], device="cpu").predictor.networks) == 2
     with pytest.raises(UserError, match=r"two was trained with another plan than .*one"):
         Segmenter.load([folder, saved(tmp_path / "two", other)], device="cpu")
     task, same = VolumeSegmentationTask("umamba_bot"), VolumeSegmentationTask("umamba_bot")
@@ -465,3 +470,19 @@ def test_bfloat16_on_a_gpu_stays_finite(network: str, dataset: Path, plan_file: 
     on_gpu, on_cpu = (Segmenter.load(folder, device=device).predict(image) for device in ("cuda", "cpu"))
     assert (on_gpu == on_cpu).mean() > 0.98
     assert 0 <= found["test/dice"] <= 1
+
+
+def test_processes_hand_their_scores_to_each_other(tmp_path: Path) -> None:
+    results = Results(plan_of(), tolerance=1.0)
+    path = write(tmp_path / "label.nii", scene(), np.eye(4))
+    truth = read_label(path)
+    results.add("one", truth.array[0], truth)
+    before = results.means()
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        results.gather()
+    finally:
+        distributed.destroy_process_group()
+    assert list(results.scores) == ["one"]
+    assert results.means() == before
+    assert before["dice"] == 1

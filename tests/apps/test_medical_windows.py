@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -276,3 +277,10 @@ def test_means_leave_out_what_a_case_has_not() -> None:
     other[:2] = 9
     (score,) = score_case(truth, other, {"a": 1}, (1, 1, 1), ignored=9).values()
     assert np.isnan(score.dice)
+
+
+def test_monai_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "monai", None)
+    with pytest.raises(UserError, match=r"MONAI, which is not installed; pip install 'mamba-apps\[medical\]'"):
+        Augmentation((8, 8), mirror=())
+    Augmentation((8, 8), mirror=(), resample=False, intensity=False)  # needs none

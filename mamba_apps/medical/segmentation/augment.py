@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mamba_apps.errors import UserError
+
+_INSTALL = "pip install 'mamba-apps[medical]'"
 _ROTATED, _SCALED = 0.2, 0.2  # of all patches
 _SCALES = (0.7, 1.4)
 _TILT, _FLAT_TILT, _TURN = np.deg2rad([30.0, 15.0, 180.0])
@@ -103,7 +106,10 @@ class Augmentation:
 
 def _values(dim: int) -> Any:
     """Return the changes of values; made before processes are started, which then need not import MONAI each."""
-    from monai import transforms as t
+    try:
+        from monai import transforms as t
+    except ImportError as error:
+        raise UserError("patches are changed by MONAI, which is not installed", _INSTALL) from error
 
     upsample = "trilinear" if dim == 3 else "bilinear"
     return t.Compose(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import distributed
 
 from mamba_apps.medical.segmentation.page import case_picture, ranked_cases, write_csv, write_page
 from mamba_apps.medical.segmentation.scores import LabelScore, mean_scores, score_case
@@ -34,6 +35,12 @@ class Results:
         self.scores[case] = score_case(
             found, truth.array[0], self.labels, truth.spacing, tolerance=self.tolerance, ignored=self.ignored
         )
+
+    def gather(self) -> None:
+        """Take in what the other processes of a group have scored."""
+        parts: list[dict[str, Mapping[str, LabelScore]]] = [{} for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(parts, self.scores)
+        self.scores = {case: part[case] for part in parts for case in part}
 
     def means(self) -> dict[str, float]:
         """Return the means over the cases, as `mean_scores` does."""

@@ -16,6 +16,8 @@ from mamba_datasets.volumes import Plan
 
 TASK, DOMAIN = "segmentation", "volume"
 _NETWORK = "network."
+# what of a plan a trained network does not depend on
+_INDIFFERENT = ("dataset", "configuration", "batch_size", "batch_dice", "median_shape", "file_ending")
 
 
 def make_network(
@@ -106,5 +108,6 @@ def _plan(folder: Path, card: ModelCard) -> Plan:
 
 
 def plan_digest(plan: Plan) -> bytes:
-    """Return 32 bytes that tell plans apart."""
-    return hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).digest()
+    """Return 32 bytes that tell plans apart by what a network's input, shape and labels depend on."""
+    content = {name: value for name, value in plan.to_dict().items() if name not in _INDIFFERENT}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()

@@ -11,7 +11,7 @@ import torch
 from mamba_apps.errors import UserError
 from mamba_apps.medical.segmentation.inputs import find_cases
 from mamba_apps.medical.segmentation.predictor import Predictor
-from mamba_apps.medical.segmentation.saving import load_segmenter
+from mamba_apps.medical.segmentation.saving import load_segmenter, plan_digest
 from mamba_datasets.volumes import Plan, Volume, read_case, write_mask
 
 Image = str | Path | Sequence[str | Path] | Volume
@@ -55,7 +55,7 @@ class Segmenter:
         loaded = [load_segmenter(each) for each in directories]
         _, plan, card = loaded[0]
         for each, (_, other, _) in zip(directories, loaded, strict=True):
-            if other != plan:
+            if plan_digest(other) != plan_digest(plan):
                 raise UserError(
                     f"{each} was trained with another plan than {directories[0]}",
                     "give models of one plan, such as the folds of one recipe",

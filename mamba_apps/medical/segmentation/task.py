@@ -197,6 +197,8 @@ class VolumeSegmentationTask(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the means of Dice, NSD and HD95, and write the table and the page."""
+        if self.trainer.world_size > 1:
+            self._results.gather()
         for name, value in self._results.means().items():
             self.log(f"test/{name}", value, sync_dist=True)
         rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
