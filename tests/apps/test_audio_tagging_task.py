@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import soundfile
 import timm
@@ -20,7 +21,7 @@ from mamba_apps.audio.tagging.network import make_network
 from mamba_apps.audio.tagging.policy import ClipPolicy
 from mamba_apps.audio.tagging.scores import ClipScores, clip_loss, d_prime, per_class
 from mamba_apps.errors import UserError
-from mamba_apps.training import load_weights, make_trainer, save_model
+from mamba_apps.training import load_weights, make_trainer, save_model, seed_everything
 from mamba_datasets.audio import ClipSet, Place
 from mamba_datasets.errors import DataError
 from mamba_datasets.samples.sounds import make_sound
@@ -370,3 +371,29 @@ def test_parts_of_its_own_are_a_set_s_test(folder: Path, tmp_path: Path, caplog:
     assert "own part 'test' is used" in caplog.text
     parts = data_of(folder, val=0.2, test=0.5).parts
     assert {name: len(part) for name, part in parts.items()} == {"train": 6, "val": 4, "test": 10}
+
+
+class _Interrupt(pl.Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
+    found = []
+    for name, callbacks in (("whole", []), ("broken", [_Interrupt()])):
+        seed_everything(1)
+        everything = {"mixup": 0.5, "mask_frequency": 4, "mask_time": 4, "shift": 3, "gain": 6.0, "speed": 0.1}
+        task = task_of(ema=0.9, **everything)
+        limits = {"max_steps": 6, "accelerator": "cpu", "progress": False, "seed": 1}
+        trainer = make_trainer(run_dir=tmp_path / name, callbacks=callbacks, **limits)
+        if callbacks:
+            with pytest.raises(KeyboardInterrupt):
+                trainer.fit(task, datamodule=data_of(folder))
+            torch.manual_seed(7)
+            task = task_of(ema=0.9, **everything)
+            trainer = make_trainer(run_dir=tmp_path / name, resume=True, **limits)
+        trainer.fit(task, datamodule=data_of(folder))
+        found.append(task.state_dict())
+    for key, value in found[0].items():
+        assert torch.equal(value, found[1][key]), key
