@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("mamba_recipes.cli.evaluate", "measure a trained model on the test data"),
     "predict": ("mamba_recipes.cli.evaluate", "write a trained model's predictions for the recipe's data"),
     "forecast": ("mamba_recipes.cli.forecast", "forecast the series of a CSV or Parquet file"),
-    "classify": ("mamba_recipes.cli.classify", "say what an image shows or a sound is, or each of a folder; what is heard when"),
+    "classify": ("mamba_recipes.cli.classify", "say what images show or sounds are, and what is heard when"),
     "segment": ("mamba_recipes.cli.segment", "write masks for an image or volume, or a folder of them"),
     "recipes": ("mamba_recipes.cli.listing", "list the recipes, or show one"),
     "models": ("mamba_recipes.cli.listing", "list the models and what they take"),
