@@ -77,10 +77,7 @@ def forecast_ahead(fitted: Fitted, past: SeriesSet, futr_df: FutureFrame) -> pd.
     ahead = past.last(sizes.lookback).extend_future(futr_df, sizes.horizon)
     windows = WindowDataset(scaler.transform(ahead), sizes.lookback, sizes.horizon, origins="last")
     values = forecast_windows(fitted, windows, scaler)
-    frame = past.future_frame(sizes.horizon)
-    for place, name in enumerate(level_names(fitted.levels, fitted.name)):
-        frame[name] = values[..., place].reshape(-1)
-    return frame
+    return _with_forecasts(past.future_frame(sizes.horizon), fitted, values)
 
 
 def with_past(fitted: Fitted, series_set: SeriesSet, steps: int) -> SeriesSet:
@@ -176,6 +173,9 @@ def forecasts_within(fitted: Fitted, part: SeriesSet, step_size: int) -> pd.Data
             columns["target_col"]: np.where(part.observed[rows], part.y[rows], np.nan),
         }
     )
-    for place, name in enumerate(level_names(fitted.levels, fitted.name)):
-        found[name] = values_WHV[..., place].reshape(-1)
-    return found
+    return _with_forecasts(found, fitted, values_WHV)
+
+
+def _with_forecasts(frame: pd.DataFrame, fitted: Fitted, values_WHV: np.ndarray) -> pd.DataFrame:
+    columns = level_names(fitted.levels, fitted.name)
+    return pd.concat([frame, pd.DataFrame(values_WHV.reshape(-1, len(columns)), columns=columns)], axis=1)
