@@ -1,11 +1,11 @@
 """The anchored forecaster: a network with a sequence mixer, and a linear map in closed form that it answers to.
 
-A window is read relative to its level, the mean of what was observed in it. From there two forecast. One is a linear
-map, solved in closed form before training, which may let the level return to its long-run mean. The other is a network:
-a linear map of its own, and what a causal mixer makes of the patches of the window (target, mask, covariates), which
-are its tokens; from the last token it also reads what the covariates known ahead will change. The forecast lies halfway
-between the two, as forecasts that err differently are often better together than either, unless validation windows
-clearly say otherwise.
+A window is read relative to its level, the mean of what was observed in it. Closed forms, solved before training, say
+where the level goes from there, if anywhere, and forecast the rest by a linear map. A network forecasts the rest too:
+by a linear map of its own, and by what a causal mixer makes of the patches of the window (target, mask, covariates),
+which are its tokens; from the last token it also reads what the covariates known ahead will change. The forecast lies
+halfway between the two, as forecasts that err differently are often better together than either, unless validation
+windows clearly say otherwise. In training the network forecasts alone.
 
 Nothing in a token looks ahead: it is relative to the level of the lookback up to its own end. Live, a token ends at
 every observation, and as many sequences as a patch has steps take turns, one token each; a step costs one token.
@@ -126,8 +126,6 @@ class AnchoredForecaster(ForecastModel):
         self.correct = nn.Linear(d_model, sizes.horizon * outputs)
         self.decode = _Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
         self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
-        # Whether the level is let return to its mean, which only the closed form knows.
-        self.returning = True
         self.gain: Tensor
         self.solved: Tensor
         self.register_buffer("solved", torch.tensor(False))
@@ -164,7 +162,7 @@ class AnchoredForecaster(ForecastModel):
         if self.spread_HQ is not None:
             past_BL, level_B1, future_BH = (part[:: len(part) // _SPREAD_OF + 1] for part in known)
             levels_Q = torch.tensor(self.quantiles, dtype=past_BL.dtype, device=past_BL.device)
-            error_BH = future_BH - self.anchor(past_BL, level_B1)
+            error_BH = future_BH - self.anchor(past_BL) - self.anchor.drift(level_B1)
             self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
 
     @torch.no_grad()
@@ -172,12 +170,10 @@ class AnchoredForecaster(ForecastModel):
         """Choose where between closed form and network the forecast lies; see `ForecastModel.calibrate`.
 
         That is halfway, unless the squared error, or the pinball loss of quantiles, is clearly lower somewhere else
-        from the closed form, a gain of 0, to the network, 1. Neither lets the level return meanwhile: one validation
-        period would decide by that alone, and `LinearPath` has asked more of them.
+        from the closed form, a gain of 0, to the network, 1.
         """
         training, before = self.training, self.gain.clone()
         self.eval()
-        self.returning = False
         gain_G = torch.linspace(0, 1, _GAINS, device=before.device)
         error_G = torch.zeros(_GAINS, dtype=torch.float64, device=before.device)
         for batch in val:
@@ -194,7 +190,6 @@ class AnchoredForecaster(ForecastModel):
         # Where there was nothing to choose on, it stays; decided on the device, which nothing waits for.
         chosen = torch.where(error_G[_GAINS // 2] <= _CLEARLY * error_G.min(), _HALFWAY, gain_G[error_G.argmin()])
         self.gain.copy_(torch.where(error_G.any(), chosen, before))
-        self.returning = True
         self.train(training)
 
     def init_state(self, static_BS: Tensor) -> Any:
@@ -323,8 +318,8 @@ class AnchoredForecaster(ForecastModel):
             y_BHQ = y_BHQ + self.decode(token_BD, future_x_BHF)
         y_BHQ = scale_B1[..., None] * y_BHQ
         if not self.training:
-            closed_BH = self.anchor(past_BL, level_B1 if self.returning else torch.zeros_like(level_B1))
-            y_BHQ = torch.lerp(closed_BH[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
+            y_BHQ = torch.lerp(self.anchor(past_BL)[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
+            ahead = ahead + self.anchor.drift(level_B1)
         y_BHQ = y_BHQ + (level_B1 + ahead)[..., None]
         if self.spread_HQ is None:
             return y_BHQ

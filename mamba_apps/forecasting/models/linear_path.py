@@ -70,9 +70,13 @@ class LinearPath(nn.Module):
         self.weight_HD: Tensor
         self.register_buffer("weight_HD", torch.zeros(horizon, lookback + 1))
 
-    def forward(self, past_BL: Tensor, level_B1: Tensor) -> Tensor:
-        """Return the future (B, H) less the level."""
-        return past_BL @ self.weight_HD[:, :-1].T + level_B1 * self.weight_HD[:, -1]
+    def forward(self, past_BL: Tensor) -> Tensor:
+        """Return what a window less its level tells of its future less that level (B, H)."""
+        return past_BL @ self.weight_HD[:, :-1].T
+
+    def drift(self, level_B1: Tensor) -> Tensor:
+        """Return where a level goes from where it is (B, H)."""
+        return level_B1 * self.weight_HD[:, -1]
 
     def solve(self, train: Windows, val: Windows | None) -> None:
         """Take the closed form.
