@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class GraphedTraining(Callback):
     """Replay the forward and backward passes of the task's ``network``; see `ReplayedTraining` for what can be.
 
-    Without a GPU there are no graphs, and training runs as ever.
+    A task that calls something else in its training step names it ``captured``. Without a GPU there are no graphs, and
+    training runs as ever.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class GraphedTraining(Callback):
         Raises:
             UserError: If there is no network to capture, or several processes train.
         """
-        network = getattr(pl_module, "network", None)
+        network = getattr(pl_module, "captured", None) or getattr(pl_module, "network", None)
         if not isinstance(network, nn.Module):
             raise UserError(f"{type(pl_module).__name__} has no network to capture", "leave out trainer.graph")
         if trainer.world_size > 1:

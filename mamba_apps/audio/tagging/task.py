@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mamba_apps.audio.filterbank import FilterBank
@@ -164,6 +164,11 @@ class AudioTask(pl.LightningModule):
     def forward(self, wave_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Return the classes' scores (B, K) of windows of sound."""
         return self.network(wave_BS, lengths_B)
+
+    @property
+    def captured(self) -> nn.Module:
+        """What ``trainer.graph`` captures: the network after the augmentation, which draws anew each time."""
+        return self.network.backbone
 
     def training_step(self, batch: SoundBatch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
