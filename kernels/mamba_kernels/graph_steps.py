@@ -143,7 +143,8 @@ class ReplayedStep:
                     self._step(*self._inputs, self._state)
                     self._restore(state)
             torch.cuda.current_stream().wait_stream(beside)
-            with torch.cuda.graph(graph), mixed:
+            # A capture that fails leaves its stream the current one; the outer context goes back.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph), mixed:
                 self._output, after = self._step(*self._inputs, self._state)
                 self._keep(after)
         except BackendError:

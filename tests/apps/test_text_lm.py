@@ -173,10 +173,9 @@ def test_a_replayed_step_gives_the_same_tokens(options: dict[str, Any], mixed: b
         assert torch.equal(found[0][:, :parts], found[1][:, :parts])
         assert torch.equal(found[1], found[2])
     generator = torch.Generator("cuda")
-    drawn = [
-        model.generate(text, 20, temperature=1.0, generator=generator.manual_seed(1), replay=r) for r in (False, True)
-    ]
-    assert torch.equal(*drawn)
+    how = {"temperature": 1.0, "generator": generator}
+    first, second = (model.generate(text, 20, replay=r, **how) for r in (False, True) if generator.manual_seed(1))
+    assert torch.equal(first, second)
 
 
 def test_a_mixer_that_looks_ahead_generates_without_a_cache_only() -> None:

@@ -50,8 +50,9 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "what",
-        choices=["ops", "stack", "models"],
-        help="operators; layers of a model made of them (GPU); whole image models beside timm's (GPU)",
+        choices=["ops", "stack", "models", "decode", "scaling"],
+        help="operators; and on a GPU: layers of a model made of them; whole image models beside timm's; steps of "
+        "decoding and text a second; time and memory against length",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
@@ -61,6 +62,7 @@ def _parser() -> Parser:
         help="on a GPU, run the cases whose row has all these words, such as 'selective_scan vim' or '128,768,197'; "
         "may be repeated",
     )  # fmt: skip
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="also draw the figures of scaling into this file")
     parser.add_argument("--against", type=Path, metavar="FILE", help="a document of --out to be no worse than")
     parser.add_argument(
         "--tolerance", type=against.fraction, default=0.1, metavar="PART",
@@ -74,9 +76,11 @@ def _parser() -> Parser:
 def _refuse_what_cannot_run(parser: Parser, arguments: argparse.Namespace) -> None:
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
+    if arguments.figure and arguments.what != "scaling":
+        parser.error("--figure belongs to scaling")
     if arguments.device == "cpu":
         if arguments.what != "ops" or arguments.only:
-            parser.error("stacks, models and --only need --device cuda")
+            parser.error("everything but ops, and --only, needs --device cuda")
         if not sys.platform.startswith("linux"):
             parser.error("the memory figures need Linux's /proc; run the benchmark there")
         return
@@ -97,7 +101,10 @@ def _run(arguments: argparse.Namespace, document: dict[str, Any]) -> tuple[str, 
     if arguments.what != "ops":
         module = importlib.import_module(f"mamba_recipes.bench.gpu.{arguments.what}")
         document["rows"] = module.run(_talk, arguments.only)
-        return module.render(document["rows"]), []
+        if arguments.figure:
+            module.draw(document["rows"], arguments.figure)
+        wrong = getattr(module, "wrong", None)  # Stacks and models stop at what is wrong.
+        return module.render(document["rows"]), wrong(document["rows"]) if wrong else []
     from mamba_recipes.bench import gpu
 
     document["rows"], ceilings = gpu.run(_talk, arguments.only)

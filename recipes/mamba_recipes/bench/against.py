@@ -22,6 +22,11 @@ FIGURES = (
     "training_peak_mib",
     "inference_ms",
     "inference_peak_mib",
+    "step_ms",
+    "prefill_ms",
+    "peak_mib",
+    "forward_extra_mib",
+    "forward_backward_extra_mib",
 )
 # Differences below these are noise, whatever part they are of a small figure.
 SLACK = {"ms": 0.003, "mib": 1.0}
