@@ -247,6 +247,7 @@ class AudioTagger:
                     if hearing.samples < self.policy.samples:
                         filled = "followed by silence" if self.policy.short == "silence" else "repeated"
                         hearing.notes.append(f"{filled} up to the {self.policy.seconds:g} s that the model hears")
+                    hearing.pieces = iter(())  # which hold on to the last of the sound
                     hearings[number] = hearing
             except DataError as error:
                 if len(sounds) == 1:
