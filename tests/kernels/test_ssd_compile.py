@@ -51,10 +51,11 @@ def plans(
     tensors = (x, tensor(1, length, heads), A, B, B, D, z, bias)
     options = triton_launch._Options(everything, (0.0, 1.0), everything, everything)
     tiles = triton_plan.tiles(x, B, B)
-    config = triton_plan.forward_configs(tiles.operand, tiles.state)[choice]
-    forward = triton_launch._plan_forward(config, *tensors, options, everything, everything)
-    configs = triton_plan.backward_configs(tiles.operand, tiles.state)[choice]
-    backward = triton_launch._plan_backward(configs, x, *tensors, options, everything, everything)
+    configs = triton_plan.forward_configs(tiles.operand, tiles.state)[choice]
+    forward = triton_launch._plan_forward(configs, *tensors, options, everything, everything)
+    backward = triton_launch._plan_backward(
+        triton_plan.backward_configs(tiles.operand, tiles.state)[choice], x, *tensors, options, everything, everything
+    )
     for plan in (forward, backward):
         for launch in plan:
             if isinstance(launch, Launch):

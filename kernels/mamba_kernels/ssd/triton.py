@@ -33,11 +33,11 @@ def forward(
     """
     tensors = (x, dt, A, B, C, D, z, dt_bias)
     refuse_float64("ssd", *tensors)
-    config = triton_choices.forward_config(
+    configs = triton_choices.forward_configs(
         *tensors, dt_softplus, initial_states is not None, False, seq_idx is not None, reverse, out_dtype
     )
     return triton_launch.forward(
-        *tensors, dt_softplus, dt_limit, initial_states, seq_idx, reverse, out_dtype, save, config
+        *tensors, dt_softplus, dt_limit, initial_states, seq_idx, reverse, out_dtype, save, configs
     )
 
 

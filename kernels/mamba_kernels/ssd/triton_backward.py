@@ -34,6 +34,19 @@ from mamba_kernels.triton_math import silu_slope
 
 
 @triton.jit
+def load_dy(
+    dout, z, row, dout_l, z_l, column, dout_p, z_p, on_row, on_column, HAS_Z: tl.constexpr, ALL_P: tl.constexpr
+):  # fmt: skip
+    """Return a tile of the gradient of the output before the gate."""
+    dy_QP = load_tile(dout, row, dout_l, column, dout_p, on_row, on_column, ALL_P)
+    if HAS_Z:
+        dy_QP = dy_QP.to(tl.float32) * silu(
+            load_tile(z, row, z_l, column, z_p, on_row, on_column, ALL_P).to(tl.float32)
+        )
+    return dy_QP
+
+
+@triton.jit
 def gradients_of_heads(
     x, B, C, A, D, z, marks, steps, kept, dout, ungated, dx, ddt, dz, dscores, sums,
     length, heads, shared, width, states, padded, field, direction_kept,
@@ -62,76 +75,85 @@ def gradients_of_heads(
     if HAS_MARKS:
         marks += batch * length
     first, exists, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
-    at = B + batch * B_b + group * B_g + first * B_l
-    B_QN = load_tile(at, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
-    at = C + batch * C_b + group * C_g + first * C_l
-    C_QN = load_tile(at, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
-    # Rows are the earlier positions here, columns the later ones: so the products below need no transposed score.
-    score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
-    x += batch * x_b + first * x_l
-    dout += batch * dout_b + first * dout_l
-    dx += batch * dx_b + first * dx_l
-    ddt += batch * ddt_b + first * ddt_l
+    x += batch * x_b + head * x_h + first * x_l
+    dout += batch * dout_b + head * dout_h + first * dout_l
+    dx += batch * dx_b + head * dx_h + first * dx_l
+    ddt += batch * ddt_b + head * ddt_h + first * ddt_l
     if HAS_Z:
-        z += batch * z_b + first * z_l
-        dz += batch * dz_b + first * dz_l
-        ungated += batch * y_b + first * y_l
-    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    at_chunk = (batch * chunks + chunk) * heads
-
+        z += batch * z_b + head * z_h + first * z_l
+        dz += batch * dz_b + head * dz_h + first * dz_l
+        ungated += batch * y_b + head * y_h + first * y_l
+    at_head = (batch * chunks + chunk) * heads + head
     at_steps = steps + (batch * heads + head) * padded + chunk * CHUNK
-    at_sums = sums + (at_chunk + head) * (2 + (width if D_VARIES else 1))
+    at_sums = sums + at_head * (2 + (width if D_VARIES else 1))
     size = tl.load(at_steps + SIZE * field + q)
-    from_start = tl.load(at_steps + START * field + q)
+
+    # Rows are the earlier positions here, columns the later ones: so no product needs a transposed score.
+    p = tl.arange(0, BLOCK)
+    at_p = offsets(BLOCK, False, WIDE)
+    x_QP = load_tile(x, step, x_l, at_p, x_p, real, p < width, ALL_P).to(OPERAND)
+    dy_QP = load_dy(dout, z, step, dout_l, z_l, at_p, dout_p, z_p, real, p < width, HAS_Z, ALL_P).to(OPERAND)
+    pairs = tl.dot(x_QP, tl.trans(dy_QP), input_precision=PRECISION)
+    for block in range(1, BLOCKS):
+        on_p = block * BLOCK + p < width
+        x_QP = load_tile(x, step, x_l, block * BLOCK + at_p, x_p, real, on_p, ALL_P).to(OPERAND)
+        dy_QP = load_dy(dout, z, step, dout_l, z_l, block * BLOCK + at_p, dout_p, z_p, real, on_p, HAS_Z, ALL_P)
+        dy_QP = dy_QP.to(OPERAND)
+        pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
+    decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
+    pairs *= decay * size[:, None]
+    tl.store(dscores + at_head * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], pairs.to(OPERAND))
+    B += batch * B_b + group * B_g + first * B_l
+    C += batch * C_b + group * C_g + first * C_l
+    B_QN = load_tile(B, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
+    C_QN = load_tile(C, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
+    score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
+    pairs = (pairs * score).to(OPERAND)
+    score = (score * decay).to(OPERAND)
+
     to_end = tl.load(at_steps + END * field + q)
-    pairs = tl.zeros([CHUNK, CHUNK], tl.float32)
     entered = tl.zeros([CHUNK], tl.float32)
     leaving = tl.zeros([CHUNK], tl.float32)
     dsize = tl.zeros([CHUNK], tl.float32)
     passing = tl.zeros([], tl.float32)
     sum_of_D = tl.zeros([], tl.float32)
-    decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
+    tile = n[:, None] * BLOCK + p[None, :]
     for block in range(BLOCKS):
-        p = block * BLOCK + tl.arange(0, BLOCK)
-        on_p = p < width
-        at_p = p.to(tl.int64) if WIDE else p
-        x_QP = load_tile(x + head * x_h, step, x_l, at_p, x_p, real, on_p, ALL_P).to(OPERAND)
-        dy_QP = load_tile(dout + head * dout_h, step, dout_l, at_p, dout_p, real, on_p, ALL_P)
+        on_p = block * BLOCK + p < width
+        here = block * BLOCK + at_p
+        if BLOCKS > 1:
+            x_QP = load_tile(x, step, x_l, here, x_p, real, on_p, ALL_P).to(OPERAND)
+            dy_QP = load_dy(dout, z, step, dout_l, z_l, here, dout_p, z_p, real, on_p, HAS_Z, ALL_P).to(OPERAND)
         if HAS_Z:
-            gate = load_tile(z + head * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32)
-            y_QP = load_tile(ungated + head * y_h, step, y_l, at_p, y_p, real, on_p, ALL_P).to(tl.float32)
-            dgate = dy_QP.to(tl.float32) * y_QP * silu_slope(gate)
-            store_tile(dz + head * dz_h, dgate, step, dz_l, at_p, dz_p, exists, on_p, ALL_P)
-            dy_QP = dy_QP.to(tl.float32) * silu(gate)
-        dy_QP = dy_QP.to(OPERAND)
-        at = kept + ((at_chunk + head) * BLOCKS + block) * (N_PAD * BLOCK)
-        state = tl.load(at + tile)
-        dstate = tl.load(at + direction_kept + tile)
-
-        pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
-        given = tl.dot(B_QN, dstate, input_precision=PRECISION) * to_end[:, None]
+            gate = load_tile(z, step, z_l, here, z_p, real, on_p, ALL_P).to(tl.float32)
+            dgate = load_tile(dout, step, dout_l, here, dout_p, real, on_p, ALL_P).to(tl.float32)
+            dgate *= load_tile(ungated, step, y_l, here, y_p, real, on_p, ALL_P).to(tl.float32)
+            store_tile(dz, dgate * silu_slope(gate), step, dz_l, here, dz_p, exists, on_p, ALL_P)
+        at = kept + (at_head * BLOCKS + block) * (N_PAD * BLOCK) + tile
+        state = tl.load(at)
         taken = tl.dot(C_QN, state, input_precision=PRECISION)
-        x32_QP, dy32_QP = x_QP.to(tl.float32), dy_QP.to(tl.float32)
-        leaving += tl.sum(given * x32_QP, 1) * size
-        entered += tl.sum(taken * dy32_QP, 1) * from_start
-        passing += tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
-        dx_QP = tl.dot((score * decay).to(OPERAND), dy_QP, given, input_precision=PRECISION)
-        dsize += tl.sum(dx_QP * x32_QP, 1)
+        entered += tl.sum(taken * dy_QP.to(tl.float32), 1)
+        dstate = tl.load(at + direction_kept)
+        products = tl.dot(tl.trans(state), dstate, input_precision=PRECISION)
+        passing += tl.sum(tl.sum(tl.where(p[:, None] == p[None, :], products, 0.0), 1), 0)
+        given = tl.dot(B_QN, dstate, input_precision=PRECISION) * to_end[:, None]
+        leaving += tl.sum(given * x_QP.to(tl.float32), 1) * size
+        dx_QP = tl.dot(score, dy_QP, given, input_precision=PRECISION)
+        dsize += tl.sum(dx_QP * x_QP.to(tl.float32), 1)
         dx_QP *= size[:, None]
         if HAS_D:
-            skip = tl.load(D + head * D_h + at_p * D_p, mask=on_p, other=0.0).to(tl.float32)
-            dx_QP += dy32_QP * skip[None, :]
-            skipped = tl.sum(dy32_QP * x32_QP, 0)
+            skip = tl.load(D + head * D_h + here * D_p, mask=on_p, other=0.0).to(tl.float32)
+            dx_QP += dy_QP.to(tl.float32) * skip[None, :]
+            skipped = tl.sum(dy_QP.to(tl.float32) * x_QP.to(tl.float32), 0)
             if D_VARIES:
-                tl.store(at_sums + 2 + p, skipped, mask=on_p)
+                tl.store(at_sums + 2 + here, skipped, mask=on_p)
             else:
                 sum_of_D += tl.sum(skipped, 0)
-        store_tile(dx + head * dx_h, dx_QP, step, dx_l, at_p, dx_p, exists, on_p, ALL_P)
+        store_tile(dx, dx_QP, step, dx_l, here, dx_p, exists, on_p, ALL_P)
 
-    pairs *= decay * size[:, None]
-    dscore = pairs
+    entered *= tl.load(at_steps + START * field + q)
     later = tl.where(q[:, None] >= q[None, :], 1.0, 0.0).to(OPERAND)
-    crossing = tl.dot((pairs * score).to(OPERAND), later, input_precision=PRECISION)
+    crossing = tl.dot(pairs, later, input_precision=PRECISION)
     dlog = tl.sum(tl.where(q[:, None] < q[None, :], crossing + leaving[:, None], entered[:, None]), 0)
     dlog += passing * tl.load(at_steps + START * field + CHUNK - 1)
     # Resets do not depend on step sizes.
@@ -139,14 +161,11 @@ def gradients_of_heads(
     before = tl.load(at_steps + RESETS * field + q - 1, mask=q > 0, other=0.0)
     dlog = tl.where(resets == before, dlog, 0.0)
     draw = (dlog * tl.load(A + head * A_h).to(tl.float32) + dsize) * tl.load(at_steps + SLOPE * field + q)
-    tl.store(ddt + head * ddt_h + step * ddt_l, draw.to(ddt.dtype.element_ty), mask=exists)
+    tl.store(ddt + step * ddt_l, draw.to(ddt.dtype.element_ty), mask=exists)
     tl.store(at_sums, tl.sum(dlog * size, 0))
     tl.store(at_sums + 1, tl.sum(draw, 0))
     if HAS_D and not D_VARIES:
         tl.store(at_sums + 2, sum_of_D)
-    tl.store(
-        dscores + tl.program_id(0).to(tl.int64) * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], dscore.to(OPERAND)
-    )  # fmt: skip
 
 
 @triton.jit

@@ -37,7 +37,7 @@ def _class(
     """Return what decides the kernels' compile-time constants, as plain numbers and strings."""
     batch, length, heads, width = x.shape
     tiles = triton_plan.tiles(x, B, C)
-    chunk = triton_plan.forward_configs(tiles.operand, tiles.state)[0].chunk
+    chunk = triton_plan.forward_configs(tiles.operand, tiles.state)[0][0].chunk
     part = triton_plan.parts(batch * heads * tiles.blocks, length, chunk, multiprocessors(x.device))
     # Whether there are parts, and what Triton makes of the lengths: multiples of 16 have loads of their own.
     in_parts = part * chunk < length
@@ -106,21 +106,21 @@ def _tolerance(arguments: list[Any]) -> float:
     return TOLERANCE["bf16" if tiles.operand == "bf16" else tiles.precision]
 
 
-def forward_config(*arguments: Any) -> Config:
-    """Return the configuration of a forward pass from what `_class` takes."""
+def forward_configs(*arguments: Any) -> tuple[Config, Config]:
+    """Return the configurations of a forward pass from what `_class` takes."""
     device = arguments[0].device
-    return _forward(_class(*arguments), device) if device.type == "cuda" else INTERPRETED
+    return _forward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED,) * 2
 
 
 def backward_configs(*arguments: Any) -> tuple[Config, Config, Config]:
     """Return the configurations of a backward pass, from what `_class` takes."""
     device = arguments[0].device
-    return _backward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED, INTERPRETED, INTERPRETED)
+    return _backward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED,) * 3
 
 
-def _check_forward(shapes: tuple, config: Config, device: torch.device) -> bool:
+def _check_forward(shapes: tuple, configs: tuple[Config, Config], device: torch.device) -> bool:
     arguments, _, _ = _problem(shapes, device)
-    y, final, _ = triton_launch.forward(*arguments, False, config)
+    y, final, _ = triton_launch.forward(*arguments, False, configs)
     _, *exact = _exact(arguments)
     tolerance = _tolerance(arguments)
     return all(_agree(a, b, tolerance) for a, b in zip((y, final), exact, strict=True))

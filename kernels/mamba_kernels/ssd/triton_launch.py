@@ -178,13 +178,14 @@ def _plan_carry(sizes: _Sizes, directions: int, enters: bool, denters: bool) -> 
 
 @per_layout
 def _plan_forward(
-    config: Config, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-    bias: Tensor | None, options: _Options, enters: bool, save: bool,
+    configs: tuple[Config, Config], x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    z: Tensor | None, bias: Tensor | None, options: _Options, enters: bool, save: bool,
 ) -> _Forward:  # fmt: skip
-    sizes = _sizes(x, B, C, config.chunk, z)
+    walking, config = configs
+    sizes = _sizes(x, B, C, walking.chunk, z)
     ends = carry = None
     if sizes.parts > 1:
-        ends = _plan_walk(sizes, config, x, B, None, C, None, options, keep=False, enters=False, denters=False)
+        ends = _plan_walk(sizes, walking, x, B, None, C, None, options, keep=False, enters=False, denters=False)
         carry = _plan_carry(sizes, 1, enters, False)
     run = Launch(
         ssd_forward, launch_grid("ssd", sizes.programs, sizes.parts),
@@ -278,15 +279,15 @@ def forward(
     reverse: bool,
     out_dtype: torch.dtype,
     save: bool,
-    config: Config,
+    configs: tuple[Config, Config],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, the final states, and the output before the gate (nothing unless ``save`` and a gate).
 
-    The arguments are those of `ssd`, already checked, and a configuration.
+    The arguments are those of `ssd`, already checked, and its configurations.
     """
     options = _Options(dt_softplus, dt_limit, seq_idx is not None, reverse)
     save = save and z is not None
-    plan = _plan_forward(config, x, dt, A, B, C, D, z, dt_bias, options, initial_states is not None, save)
+    plan = _plan_forward(configs, x, dt, A, B, C, D, z, dt_bias, options, initial_states is not None, save)
     sizes = plan.sizes
     y = empty_in_order(x, out_dtype)
     ungated = torch.empty_like(y) if save else y.new_empty(0)

@@ -76,20 +76,22 @@ def splits(programs: int, shared: int, processors: int) -> int:
     return next(n for n in range(min(wanted, shared), 0, -1) if shared % n == 0)
 
 
-def forward_configs(operand: str, state: int) -> list[Config]:
-    """Return the configurations of the forward pass, the fastest first."""
-    if operand == "fp32":
-        return [Config(32 if state <= 128 else 16, 4, 1)]
-    return [Config(64, 8 if state > 128 else 4, 1), Config(32, 4, 1)]
+def forward_configs(operand: str, state: int) -> list[tuple[Config, Config]]:
+    """Return the configurations of the forward pass, of its walk for parts and of the output, the fastest first."""
+    return [(walking, Config(walking.chunk, walking.warps, 1)) for walking in _walks(operand, state)]
 
 
 def backward_configs(operand: str, state: int) -> list[tuple[Config, Config, Config]]:
     """Return the configurations of the backward pass, of its walk, heads and groups, the fastest first."""
+    return [(w, Config(w.chunk, w.warps, 1), w) for w in _walks(operand, state)]
+
+
+def _walks(operand: str, state: int) -> list[Config]:
+    """Return the configurations of loops over tiles that are loaded ahead."""
     if operand == "fp32":
-        return [(Config(32 if state <= 128 else 16, 4, 1),) * 3]
-    warps = 8 if state > 128 else 4
-    walking = Config(64, warps, 3 if state <= 128 else 2)
-    return [(walking, Config(64, warps, 1), walking), (Config(32, 4, 1),) * 3]
+        return [Config(32 if state <= 128 else 16, 4, 1)]
+    fast = Config(64, 4, 3) if state <= 128 else Config(64, 8, 2)
+    return [fast, Config(32, 4, 1)]
 
 
 def needs_64_bits(chunk: int, *layouts: tuple[int, int, int]) -> bool:
