@@ -128,6 +128,17 @@ def test_rates_may_be_given_by_their_logarithms(tied: bool, backend: str) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_step_sizes_may_be_given_by_a_low_rank_factor(mixed: bool, backend: str) -> None:
+    step = make_step(20)
+    factor, weight = draw(3, 5, seed=10), draw(20, 5, seed=11)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        whole = {**step, "dt": torch.nn.functional.linear(factor, weight)}
+        wanted = run(whole, backend=backend)
+        torch.testing.assert_close(run({**step, "dt": factor}, dt_weight=weight, backend=backend), wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])
 def test_indices_choose_states_of_a_pool(integer: torch.dtype, dtype: torch.dtype, backend: str) -> None:
@@ -221,6 +232,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "z of another shape": ({"z": draw(3, 20, 1)}, r"z must have shape"),
     "D of another shape": ({"D": draw(3, 20)}, r"D must have shape \(D,\)"),
     "integers": ({"x": torch.ones(3, 20, dtype=torch.int64)}, "x must be a real floating point tensor"),
+    "a weight of another width": ({"dt": draw(3, 5), "dt_weight": draw(19, 5)}, r"dt_weight must have shape \(D, R\)"),
+    "a factor of another rank": ({"dt": draw(3, 4), "dt_weight": draw(20, 5)}, r"dt must have shape \(B, R\)"),
+    "a weight of one dimension": ({"dt_weight": draw(20)}, "for a state without heads"),
     "a gradient": ({"dt": draw(3, 20).requires_grad_()}, "dt requires a gradient"),
     "float indices": ({"state_batch_indices": draw(3)}, "must be int32"),
     "too few indices": ({"state_batch_indices": torch.tensor([0])}, r"state_batch_indices must have shape \(B,\)"),

@@ -55,6 +55,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "bare": {"channels": (3, 70), "absent": ("D", "z", "dt_bias"), "states": 3, "softplus": False},
     "large_state": {"channels": (2, 3), "states": 256},
     "pool": {"channels": (20,), "rows": [4, -1, 0]},
+    "low_rank": {"channels": (70,), "rank": 5},
     "log": {"channels": (20,), "log": True},
     "log_heads": {"channels": (4, 20), "groups": (2,), "states": 32, "log": True},
 }
@@ -80,6 +81,8 @@ class TestStateUpdate:
             "z": draw(dtype, batch, *channels),
             "dt_bias": draw(torch.float32, *channels),
         }
+        if "rank" in options:
+            step["dt"], step["dt_weight"] = draw(dtype, batch, 2 * options["rank"])[:, ::2], draw(dtype, *channels, 5)
         if options.get("log"):
             step["A"] = (-step["A"]).log()
         if not options.get("softplus", True):

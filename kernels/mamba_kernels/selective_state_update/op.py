@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_kernels import backend as backends
@@ -29,8 +30,15 @@ def registered_update(
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
     A_is_log: bool = False,
+    dt_weight: Tensor | None = None,
 ) -> Tensor:
-    """Advance ``state`` in place and return the output."""
+    """Advance ``state`` in place and return the output; ``dt_weight`` is for the GPU's kernel alone."""
+    if dt_weight is not None:
+        from mamba_kernels.selective_state_update import triton
+
+        return triton.selective_state_update(
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, A_is_log, dt_weight
+        )
     kernels = backends.kernels("mamba_kernels.selective_state_update", state.device)
     return kernels.selective_state_update(
         state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, A_is_log
@@ -51,6 +59,7 @@ def _(
     dt_softplus: bool,
     state_batch_indices: Tensor | None,
     A_is_log: bool = False,
+    dt_weight: Tensor | None = None,
 ) -> Tensor:
     return empty_in_order(x)
 
@@ -83,8 +92,10 @@ def _check(
     z: Tensor | None,
     dt_bias: Tensor | None,
     state_batch_indices: Tensor | None,
+    dt_weight: Tensor | None,
 ) -> None:
     named = {"state": state, "x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
+    named["dt_weight"] = dt_weight
     require(
         not A.is_complex(),
         f"{NAME}: complex A ({A.dtype}) is not supported",
@@ -134,7 +145,16 @@ def _check(
         )
         require_device(NAME, "state_batch_indices", indices, state.device)
         require_shape(NAME, "state_batch_indices", indices, (batch,), "(B,)")
-    require_shape(NAME, "dt", dt, x.shape, letters)
+    if dt_weight is None:
+        require_shape(NAME, "dt", dt, x.shape, letters)
+    else:
+        require(
+            state.dim() == 3 and dt_weight.dim() == 2,
+            f"{NAME}: dt_weight must have shape (D, R), for a state without heads, got {tuple(dt_weight.shape)}",
+            "project dt to the shape of x instead",
+        )
+        require_shape(NAME, "dt_weight", dt_weight, (*channels, dt_weight.shape[1]), "(D, R)")
+        require_shape(NAME, "dt", dt, (batch, dt_weight.shape[1]), "(B, R)")
     require_shape(NAME, "A", A, (*channels, size), "(D, N)" if state.dim() == 3 else "(H, P, N)")
     of_what = "channels" if state.dim() == 3 else "heads"
     _check_matrix("B", B, batch, size, channels[0], of_what)
@@ -159,6 +179,7 @@ def selective_state_update(
     dt_softplus: bool = False,
     *,
     state_batch_indices: Tensor | None = None,
+    dt_weight: Tensor | None = None,
     A_is_log: bool = False,
     backend: str | None = None,
 ) -> Tensor:
@@ -173,7 +194,7 @@ def selective_state_update(
         state: State (B, D, N) or (B, H, P, N) of any floating point dtype, replaced by the next one; with
             ``state_batch_indices`` a pool of states (S, ...).
         x: Input (B, D) or (B, H, P).
-        dt: Step sizes of the shape of x, before bias and softplus.
+        dt: Step sizes of the shape of x, before bias and softplus; with ``dt_weight`` their low-rank factor (B, R).
         A: Real decay rates (D, N) or (H, P, N).
         B: Input matrix (B, N) or (B, G, N) with G dividing H (or D).
         C: Output matrix, as B.
@@ -183,6 +204,7 @@ def selective_state_update(
         dt_softplus: Whether to apply softplus (the identity above 20) to dt.
         state_batch_indices: Row of the pool (B,) int32 for each entry, all different; a negative one is padding, whose
             output is 0.
+        dt_weight: Weight (D, R) that makes step sizes of the low-rank factor; a GPU's kernel does it on its way.
         A_is_log: Whether A holds log(-A), as models keep it: a GPU's kernel then derives the rates on its way.
         backend: "auto", "reference", "cpu" or "triton"; None for the environment's choice.
 
@@ -193,11 +215,16 @@ def selective_state_update(
         KernelInputError: If a shape, dtype, device or index is refused, or an input requires a gradient.
         BackendError: If the backend cannot run on the tensors' device.
     """
-    _check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
+    _check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices, dt_weight)
     x, dt, B, C = (cast_for_autocast(t) for t in (x, dt, B, C))
     z = None if z is None else cast_for_autocast(z)
-    if backends.choose(NAME, state.device, backend, has_triton=True) == "reference":
-        run = selective_state_update_reference
-    else:
-        run = registered_update
-    return run(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, A_is_log)
+    by_reference = backends.choose(NAME, state.device, backend, has_triton=True) == "reference"
+    if dt_weight is not None and (by_reference or not backends.runs_gpu_kernels(state.device)):
+        dt, dt_weight = F.linear(dt, dt_weight.to(dt.dtype)), None
+    if by_reference:
+        return selective_state_update_reference(
+            state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, A_is_log
+        )
+    return registered_update(
+        state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices, A_is_log, dt_weight
+    )

@@ -10,12 +10,12 @@ from mamba_kernels.triton_math import LOG2E, exp2, sigmoid, softplus
 
 @triton.jit
 def state_update(
-    state, x, dt, A, B, C, D, z, bias, chosen, y,
-    heads, width, states, B_rows, C_rows,
+    state, x, dt, A, B, C, D, z, bias, dt_weight, chosen, y,
+    heads, width, states, rank, B_rows, C_rows,
     state_s, state_h, state_p, state_n, x_b, x_h, x_p, dt_b, dt_h, dt_p, A_h, A_p, A_n, B_b, B_g, B_n, C_b, C_g, C_n,
-    D_h, D_p, z_b, z_h, z_p, bias_h, bias_p, y_b, y_h, y_p,
+    D_h, D_p, z_b, z_h, z_p, bias_h, bias_p, y_b, y_h, y_p, weight_p, weight_r,
     SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_ROWS: tl.constexpr,
-    LOG_RATES: tl.constexpr, BLOCK: tl.constexpr, N_PAD: tl.constexpr,
+    LOG_RATES: tl.constexpr, LOW_RANK: tl.constexpr, R_PAD: tl.constexpr, BLOCK: tl.constexpr, N_PAD: tl.constexpr,
 ):  # fmt: skip
     """Advance the states and write the output; see `triton.py` for the arguments."""
     blocks = tl.cdiv(width, BLOCK)
@@ -30,7 +30,14 @@ def state_update(
         row = tl.load(chosen + batch).to(tl.int64)
     present = row >= 0
     channel = h * width + p
-    step = tl.load(dt + batch * dt_b + h * dt_h + p * dt_p, mask=on_p, other=0.0).to(tl.float32)
+    if LOW_RANK:
+        r = tl.arange(0, R_PAD)
+        factor = tl.load(dt + batch * dt_b + r * dt_p, mask=r < rank, other=0.0).to(tl.float32)
+        place = dt_weight + p[:, None] * weight_p + r[None, :] * weight_r
+        weight = tl.load(place, mask=on_p[:, None] & (r < rank)[None, :], other=0.0).to(tl.float32)
+        step = tl.sum(weight * factor[None, :], axis=1)
+    else:
+        step = tl.load(dt + batch * dt_b + h * dt_h + p * dt_p, mask=on_p, other=0.0).to(tl.float32)
     if HAS_BIAS:
         step += tl.load(bias + h * bias_h + p * bias_p, mask=on_p, other=0.0).to(tl.float32)
     if SOFTPLUS:
