@@ -36,6 +36,13 @@ class MambaForecaster(BaseForecaster):
         patience: Stop after so many validations without a better one.
         seed: Of all randomness.
         accelerator: As in Lightning: "auto", "cpu", "gpu", ...
+
+    Examples:
+        >>> from sktime.datasets import load_airline
+        >>> from mamba_apps.forecasting.sktime_adapter import MambaForecaster
+        >>> forecaster = MambaForecaster("ridge").fit(load_airline(), fh=[1, 2, 3])
+        >>> forecast = forecaster.predict()
+        >>> intervals = forecaster.predict_interval(coverage=[0.8, 0.95])
     """
 
     _tags: ClassVar[dict[str, Any]] = {
@@ -87,6 +94,8 @@ class MambaForecaster(BaseForecaster):
         self.seed = seed
         self.accelerator = accelerator
         super().__init__()
+        # Where somebody lets sktime remember the data too, it begins with none.
+        self._y = self._X = None
 
     def _fit(self, y: Any, X: Any, fh: ForecastingHorizon) -> MambaForecaster:
         clock = _Clock.of(y.index)
