@@ -207,7 +207,7 @@ class Mamba1Mixer(Mixer):
         y_BE = selective_state_update(
             ssm_state,
             u_BE,
-            F.linear(dt_BR, self.dt_proj.weight),
+            dt_BR,
             self.A_log,
             B_BN,
             C_BN,
@@ -215,6 +215,7 @@ class Mamba1Mixer(Mixer):
             z_BE,
             self.dt_proj.bias,
             True,
+            dt_weight=self.dt_proj.weight,
             A_is_log=True,
             backend=self.backend,
         )

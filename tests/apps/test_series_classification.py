@@ -1,0 +1,87 @@
+"""Series of any length, packed into a row: none sees another, and classes are learned."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mamba_apps.errors import UserError
+from mamba_apps.series_classification import SeriesClassifier, SeriesNetwork
+from mamba_apps.series_classification.network import pack
+from mamba_datasets.series.ts_format import LabelledSeries, read_ts
+
+MIXERS = [("mamba1", {"d_state": 4}), ("mamba2", {"d_state": 4, "headdim": 8}), ("attention", {})]
+
+
+def tones(cases: int = 60, seed: int = 0) -> LabelledSeries:
+    """Return noisy waves of 5 to 20 steps, whose third variate lies a little lower or higher by class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, cases)
+    series = []
+    for label in labels:
+        angle_T = rng.uniform(0, 6) + 0.7 * np.arange(rng.integers(5, 21))
+        waves_TC = np.stack([np.sin(angle_T), np.cos(angle_T), 0 * angle_T + 0.2 * label], axis=1)
+        series.append((10 + waves_TC + rng.normal(0, 0.1, waves_TC.shape)).astype(np.float32))
+    return LabelledSeries("tones", tuple(series), labels, ("low", "high"))
+
+
+@pytest.mark.parametrize(("mixer", "options"), MIXERS)
+def test_a_series_alone_is_what_it_is_in_a_pack(mixer: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = SeriesNetwork(3, 4, mixer=mixer, mixer_options=options, d_model=16).eval()
+    series = tones(5).series
+    together = network(*pack(series))
+    alone = torch.cat([network(*pack([one])) for one in series])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    back = network(*pack(series[::-1])).flip(0)
+    torch.testing.assert_close(back, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mixer", "options"), MIXERS)
+def test_both_directions_reach_every_parameter(mixer: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = SeriesNetwork(3, 4, mixer=mixer, mixer_options=options, d_model=16)
+    network(*pack(tones(5).series)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("mixer", ["mamba1", "attention"])
+def test_it_learns(mixer: str) -> None:
+    small = {"options": {"d_model": 16, "layers": 1}, "epochs": 10, "lr": 1e-2}
+    classifier = SeriesClassifier(mixer, **small).fit(tones())
+    assert classifier.score(tones(seed=1)) > 0.9
+    proba = classifier.predict_proba(tones(5, seed=1).series)
+    np.testing.assert_allclose(proba.sum(axis=1), 1, rtol=1e-5)
+    assert set(classifier.predict(tones(seed=1).series)) == {"low", "high"}
+    again = SeriesClassifier(mixer, **small).fit(tones())
+    np.testing.assert_array_equal(again.predict_proba(tones(5, seed=1).series), proba)
+
+
+def test_what_it_cannot_read_is_refused() -> None:
+    with pytest.raises(UserError, match="was not fitted"):
+        SeriesClassifier().predict([np.zeros((4, 3))])
+    classifier = SeriesClassifier(options={"d_model": 8, "layers": 1}, epochs=1).fit(tones(8))
+    for wrong in (np.zeros((4, 2)), np.zeros((0, 3)), np.zeros(3)):
+        with pytest.raises(UserError, match=r"give \(steps, 3\)"):
+            classifier.predict([np.zeros((4, 3)), wrong])
+    for option in ({"epochs": 0}, {"lr": 0.0}, {"batch_size": 0}):
+        with pytest.raises(UserError):
+            SeriesClassifier(**option)
+    for option in ({"layers": 0}, {"dropout": 1.0}, {"classes": 0}):
+        with pytest.raises(UserError):
+            SeriesNetwork(**{"channels": 3, "classes": 2, **option})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["mamba1", "attention"])
+def test_japanese_vowels(mixer: str) -> None:
+    folder = Path(os.environ.get("MAMBA_APPS_DATA", "")) / "JapaneseVowels"
+    if not (folder / "JapaneseVowels_TRAIN.ts").is_file():
+        pytest.skip("JapaneseVowels is not in the folder that MAMBA_APPS_DATA names")
+    known, asked = (read_ts(folder / f"JapaneseVowels_{part}.ts") for part in ("TRAIN", "TEST"))
+    assert SeriesClassifier(mixer).fit(known).score(asked) >= 0.97
