@@ -83,7 +83,9 @@ def compile_for_hopper(launch: Launch, dtype: torch.dtype, operand: str) -> Any:
         {(names.index(n),): v for n, v in constants.items()},
         attributes,
     )
-    options = {name: launch.constants[name] for name in ("num_warps", "num_stages") if name in launch.constants}
+    options = {
+        name: launch.constants[name] for name in ("num_warps", "num_stages", "maxnreg") if name in launch.constants
+    }
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 

@@ -242,6 +242,27 @@ class TestOptions:
         ):  # fmt: skip
             torch.testing.assert_close(found, wanted)
 
+    def test_configurations_are_checked_and_wrong_results_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from mamba_kernels.ssd import triton_choices, triton_launch
+
+        inputs, _ = ssd_case(torch.float32, length=3, heads=2, seq_idx=True, reverse=True)
+        *tensors, _ = inputs.values()
+        shapes = triton_choices._class(*tensors, True, True, True, True, True, torch.float32)
+        device, chosen = torch.device(DEVICE), (triton_choices.INTERPRETED,) * 3
+        checks = {
+            "forward": lambda: triton_choices._check_forward(shapes, chosen[:2], device),
+            "backward": lambda: triton_choices._check_backward(shapes, chosen, device),
+        }
+        for name, check in checks.items():
+            assert check()
+            right = getattr(triton_launch, name)
+
+            def wrong(*arguments: Any, right: Any = right) -> tuple[Tensor, ...]:
+                return tuple(x * 1.001 for x in right(*arguments))
+
+            monkeypatch.setattr(triton_launch, name, wrong)
+            assert not check()
+
     def test_the_second_derivative_names_the_switch(self) -> None:
         inputs, options = ssd_case(torch.float32, length=3, last_state=False)
         x = inputs["x"].requires_grad_()

@@ -87,7 +87,7 @@ def _problem(shapes: tuple, device: torch.device) -> tuple[list[Any], Tensor, Te
 def _exact(arguments: list[Any]) -> tuple[list[Any], Tensor, Tensor]:
     """Return the tensors in float64, and the exact results."""
     exact = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
-    tensors = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in exact]
+    tensors: list[Any] = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in exact]
     x, dt, A, B, C, D, z, bias, softplus, limit, initial, ids, reverse, _ = tensors
     with torch.enable_grad():
         y, final = cpu.ssd(
@@ -120,7 +120,8 @@ def backward_configs(*arguments: Any) -> tuple[Config, Config, Config]:
 
 def _check_forward(shapes: tuple, configs: tuple[Config, Config], device: torch.device) -> bool:
     arguments, _, _ = _problem(shapes, device)
-    y, final, _ = triton_launch.forward(*arguments, False, configs)
+    given: Any = (*arguments, False, configs)
+    y, final, _ = triton_launch.forward(*given)
     _, *exact = _exact(arguments)
     tolerance = _tolerance(arguments)
     return all(_agree(a, b, tolerance) for a, b in zip((y, final), exact, strict=True))
@@ -133,7 +134,8 @@ def _check_backward(shapes: tuple, configs: tuple[Config, Config, Config], devic
     if arguments[6] is not None:
         _, before_gate, _ = _exact([*arguments[:6], None, *arguments[7:]])
         ungated = before_gate.detach().to(dout.dtype)
-    got = triton_launch.backward(dout, dfinal, *arguments[:13], ungated, configs)
+    given: Any = (dout, dfinal, *arguments[:13], ungated, configs)
+    got = triton_launch.backward(*given)
     total = (y * dout).sum() if dfinal is None else (y * dout).sum() + (final * dfinal).sum()
     pairs = [(a, x) for a, x in zip(got, (*tensors[:8], tensors[10]), strict=True) if x is not None]
     wanted = torch.autograd.grad(total, [x for _, x in pairs])

@@ -161,7 +161,7 @@ def _plan_walk(
         *x.stride(), *B.stride(), *_strides(dout), *C.stride(), *_strides(z),
         KEEP=keep, HAS_Z=z is not None and dout is not None, HAS_MARKS=options.has_marks, HAS_ENTERING=enters,
         HAS_DLEAVING=denters, IN_PARTS=sizes.parts > 1, REVERSE=options.reverse, **sizes.constants(),
-        num_warps=config.warps, num_stages=config.stages,
+        **config.options(),
     )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _plan_forward(
         sizes.part_chunks, *x.stride(), *B.stride(), *C.stride(), *_skip_strides(D), *_strides(z), *_dense(x),
         HAS_D=D is not None, HAS_Z=z is not None, HAS_MARKS=options.has_marks, HAS_ENTERING=enters,
         IN_PARTS=sizes.parts > 1, SAVE=save, REVERSE=options.reverse, **sizes.constants(),
-        num_warps=config.warps, num_stages=config.stages,
+        **config.options(),
     )  # fmt: skip
     return _Forward(sizes, _plan_prepare(sizes, dt, A, bias, options, False), ends, carry, run)
 
@@ -230,12 +230,12 @@ def _plan_backward(
         A.stride(0), *_skip_strides(D), *_strides(z), *dout.stride(), *_dense(x), *_dense(x), *_dense(dt),
         *((0, 0, 0, 0) if z is None else _dense(z)),
         HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, **constants,
-        num_warps=of_heads.warps, num_stages=of_heads.stages,
+        **of_heads.options(),
     )  # fmt: skip
     matrices = Launch(
         gradients_of_groups, launch_grid("ssd", groups * splits, 2),
         sizes.length, sizes.heads, sizes.groups, splits, *common, *_strides(z), *dout.stride(), *dB, *dC,
-        **constants, num_warps=of_groups.warps, num_stages=of_groups.stages,
+        **constants, **of_groups.options(),
     )  # fmt: skip
     varies = D is not None and D.dim() == 2
     terms = 2 + (sizes.width if varies else 1)

@@ -20,11 +20,17 @@ SHORTEST_PART = 4
 
 
 class Config(NamedTuple):
-    """The numbers a kernel may be run with: positions of a chunk, warps, and stages of its loads."""
+    """The numbers a kernel may be run with: positions of a chunk, warps, stages of its loads, registers at most."""
 
     chunk: int
     warps: int
     stages: int
+    registers: int | None = None
+
+    def options(self) -> dict[str, int]:
+        """Return what Triton compiles with."""
+        options = {"num_warps": self.warps, "num_stages": self.stages}
+        return options if self.registers is None else {**options, "maxnreg": self.registers}
 
 
 class Tiles(NamedTuple):
