@@ -52,7 +52,7 @@ def _parser() -> Parser:
         "what",
         choices=["ops", "stack", "models", "decode", "scaling"],
         help="operators; and on a GPU: layers of a model made of them; whole image models beside timm's; steps of "
-        "decoding and text a second; time and memory against length",
+        "decoding and tokens a second; time and memory against length",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
