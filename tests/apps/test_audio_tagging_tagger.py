@@ -28,11 +28,11 @@ LABELS = ["tone", "noise", "sweep"]
 
 
 def make(
-    name: str = "aum_nano_bibi", seconds: float = 0.5, *, long: str = "windows", binary: bool = False
+    name: str = "aum_nano_bibi", seconds: float = 0.5, *, long: str = "windows", binary: bool = False, depth: int = 2
 ) -> AudioTagger:
     torch.manual_seed(0)
     heard = None if name.endswith("causal") else seconds
-    network = create_model(name, len(LABELS), seconds=heard, mels=32, depth=2)
+    network = create_model(name, len(LABELS), seconds=heard, mels=32, depth=depth)
     policy = ClipPolicy(RATE, seconds, long)  # type: ignore[arg-type]
     return AudioTagger(name, network, policy, LABELS, binary=binary, device="cpu")
 
@@ -327,18 +327,18 @@ def test_an_hour_is_tagged(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_three_hours_are_tagged_in_the_memory_of_a_few_windows(tmp_path: Path) -> None:
     path = long_wav(tmp_path / "long.wav", 3.0)
-    tagger = make(seconds=10.0)
+    tagger = make(seconds=10.0, depth=1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     timeline = tagger.timeline(path, every=10.0)
     assert len(timeline) == 1080
-    assert tagger.tag(path).seconds == 3 * 3600
+    assert timeline.seconds == 3 * 3600
     # The whole would be 700 MB of samples (ru_maxrss is in KiB).
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 * 1024
 
 
 @pytest.mark.slow
 def test_the_ten_thousandth_live_piece_costs_what_the_first_did() -> None:
-    live, piece, seconds = make("aum_nano_causal").stream(RATE), noise(0.1), []
+    live, piece, seconds = make("aum_nano_causal", depth=1).stream(RATE), noise(0.1), []
     for _ in range(10_000):
         start = time.perf_counter()
         live.feed(piece)

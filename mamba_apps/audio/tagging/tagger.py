@@ -29,7 +29,9 @@ from mamba_apps.training import load_card
 from mamba_datasets.audio.read import SOUND
 from mamba_datasets.errors import DataError
 
-_BATCH = 32
+# Seconds of sound that are heard at once: what keeps a GPU busy, and a CPU's memory small.
+_BATCH_SECONDS = {"cuda": 640.0, "cpu": 80.0}
+_MOST_WINDOWS = 64
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class AudioTagger:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = network.to(self.device).eval()
         self.binary, self.channel = binary, channel
+        together = _BATCH_SECONDS.get(self.device.type, _BATCH_SECONDS["cpu"]) / policy.seconds
+        self._batch = max(1, min(_MOST_WINDOWS, int(together)))
         self.metrics = dict(metrics or {})
 
     @classmethod
@@ -225,7 +229,7 @@ class AudioTagger:
         windows = self._windows(sounds, hearings, problems)
         sums: dict[int, Tensor] = {}
         counts: dict[int, int] = {}
-        while batch := list(islice(windows, _BATCH)):
+        while batch := list(islice(windows, self._batch)):
             out_BX = self._run(work, [window.wave_S for window in batch], [window.length for window in batch])
             for window, out_X in zip(batch, out_BX, strict=True):
                 sums[window.number] = sums.get(window.number, 0) + out_X
@@ -257,7 +261,7 @@ class AudioTagger:
     def _in_batches(self, windows: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the probabilities (K,) of one window (S,) after the other."""
         rest = iter(windows)
-        while batch := [self.policy.window(cut_S, 0) for cut_S in islice(rest, _BATCH)]:
+        while batch := [self.policy.window(cut_S, 0) for cut_S in islice(rest, self._batch)]:
             yield from self._run(self._probabilities, *zip(*batch, strict=True))
 
     @torch.inference_mode()
