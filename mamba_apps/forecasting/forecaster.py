@@ -386,6 +386,7 @@ class Forecaster:
         return fitted
 
     def _fit(self, series_set: SeriesSet, start: Fitted | None = None) -> Fitted:
+        device_for(self.accelerator)  # before hours of training, not after
         lookback, pads = self.lookback if start is None else start.network.sizes.lookback, self.short == "pad"
         _check_long_enough(series_set, 1 if pads else (lookback or 1), self.horizon)
         val_steps = default_val_steps(series_set, self.horizon) if self.val_steps is None else self.val_steps

@@ -130,6 +130,7 @@ def test_options_are_refused_before_any_data(options: dict[str, Any], words: tup
         ({"past": ["wind"]}, ("wind",)),
         ({"missing": "drop"}, ("drop",)),
         ({"holidays": "FR"}, ("FR",)),
+        ({"accelerator": "abacus"}, ("abacus", "auto")),
     ],
     ids=str,
 )
