@@ -13,6 +13,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.mixers import Mixer, RoutedMixer, create, names, spec
 from mamba_apps.mixers.base import ROUTE_NAMES
 from mamba_kernels import Route
+from mamba_kernels.graph_steps import ReplayedStep
 
 D = 12
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -121,6 +122,35 @@ def test_prefill_then_steps_equals_parallel(case: tuple[str, dict[str, Any]]) ->
             y, state = mixer.step(x[:, t], state)
             ys.append(y[:, None])
         torch.testing.assert_close(torch.cat(ys, dim=1), mixer(x), rtol=1e-10, atol=1e-12)
+
+
+@over_causal
+def test_steps_decide_nothing_by_the_numbers_of_their_state(case: tuple[str, dict[str, Any]]) -> None:
+    mixer = build(case).double()
+    x = sample(2, 9, D)
+    with torch.no_grad():
+        _, state = mixer.prefill(x[:, :5], mixer.init_state(2, max_length=9))
+        # As a captured graph keeps it: whole numbers are known to the device alone.
+        state = type(state)(*(torch.as_tensor(part) for part in state))
+        for t in range(5, 9):
+            places = [part.data_ptr() for part in state]
+            y, state = mixer.step(x[:, t], state)
+            torch.testing.assert_close(y, mixer(x)[:, t], rtol=1e-10, atol=1e-12)
+            assert [part.data_ptr() for part in state] == places, "a step updates its state in place"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@over_causal
+def test_replayed_steps_equal_parallel(case: tuple[str, dict[str, Any]]) -> None:
+    mixer = build(case).cuda()
+    x = sample(2, 9, D, dtype=torch.float32).cuda()
+    with torch.no_grad():
+        expected = mixer(x)
+        _, state = mixer.prefill(x[:, :5], mixer.init_state(2, max_length=9))
+        step = ReplayedStep(mixer.step, [x[:, 5].contiguous()], state, steps=4)
+        ys = torch.stack([step(x[:, t].contiguous()) for t in range(5, 9)], dim=1)
+    torch.testing.assert_close(ys, expected[:, 5:], rtol=1e-4, atol=1e-5)
 
 
 @over_causal
