@@ -100,6 +100,7 @@ def test_update_goes_on_from_new_observations() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore")  # sktime's checks provoke warnings of sktime, pandas and Lightning on purpose
 def test_sktime_own_checks() -> None:
     from sktime.utils.estimator_checks import check_estimator
 
