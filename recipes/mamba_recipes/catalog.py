@@ -15,6 +15,10 @@ _MIXER_WIDTH = 64
 _SETTLED = ("img_size", "in_chans", "dynamic_img_size", "num_classes", "frames", "samples")
 
 
+# Importing MONAI takes seconds; docs/medical.md has the sizes of its networks.
+_MONAIS = ("segresnet", "swin_unetr")
+
+
 def listing(wanted: str | None = None) -> list[dict[str, Any]]:
     """Return one entry per model: model, domain, parameters, at, takes, options, summary.
 
@@ -137,9 +141,45 @@ def _audio() -> list[dict[str, Any]]:
     return found
 
 
+def _medical() -> list[dict[str, Any]]:
+    import torch
+
+    from mamba_apps.medical import build_network, network_names
+    from mamba_apps.medical.zoo import network_options
+    from mamba_datasets.volumes import NetworkPlan
+
+    wide, all_ways = ((1, 2, 2), (2, 2, 2))
+    plan = NetworkPlan(
+        patch_size=(40, 224, 192),
+        features=(32, 64, 128, 256, 320, 320),
+        kernel_sizes=((1, 3, 3), *((3, 3, 3),) * 5),
+        strides=((1, 1, 1), wide, *(all_ways,) * 3, wide),
+        encoder_blocks=(2,) * 6,
+        decoder_blocks=(2,) * 5,
+    )
+    found = []
+    for name in network_names():
+        if name in _MONAIS:
+            continue
+        with torch.device("meta"):
+            network = build_network(name, plan, 1, 14)
+        found.append(
+            {
+                "model": name,
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "at": "patches of 40 x 224 x 192, 14 classes",
+                "takes": "slices or volumes, by a plan",
+                "options": network_options(name),
+                "summary": (inspect.getdoc(type(network)) or "").partition("\n")[0],
+            }
+        )
+    return found
+
+
 _DOMAINS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "forecasting": _forecasting,
     "vision": _vision,
     "audio": _audio,
+    "medical": _medical,
     "mixers": _mixers,
 }
