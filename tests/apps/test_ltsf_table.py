@@ -69,13 +69,16 @@ def test_the_best_epoch_is_the_one_that_is_tested(root: Path) -> None:
 
     def watched() -> None:
         score()
-        seen.append((float(training.total / len(training.val_W)), training.task.network.seasonal[0].weight.clone()))
+        seen.append(
+            (float(training.total_2[0] / len(training.val_W)), training.task.network.seasonal[0].weight.clone())
+        )
 
     training._score = watched
     list(training.run())
     row = training.result()
     best, weight = min(seen, key=lambda pair: pair[0])
     assert row["val_mse"] == best
+    assert 0 < row["val_mae"] < 1
     assert torch.equal(training.task.network.seasonal[0].weight, weight)
 
 
@@ -88,10 +91,7 @@ def test_a_captured_step_is_the_step(root: Path, model: str) -> None:
         options = {} if model == "dlinear" else {"dropout": 0.0}
         overrides = {"model_options": options} | ({"mix": 0.0} if model == "anchor" else {})
         row = {"model": model, "seed": 0}
-        training = Training(data, row, 2, overrides, torch.device("cuda"), steps=8)
-        if not captured:
-            training.train_step = training._train
-            training.val_step = training._validate
+        training = Training(data, row, 2, overrides, torch.device("cuda"), steps=8, eager=not captured)
         torch.manual_seed(1)
         list(training.run())
         weights.append(torch.cat([p.detach().flatten() for p in training.learned]))

@@ -63,7 +63,8 @@ def read_ts(path: str | Path) -> LabelledSeries:
     classes = tuple(head.get("classlabel", "").split()[1:])
     if not classes:
         raise DataError(path, "@classLabel", "names of classes were expected, found none", "give a file with classes")
-    series, labels = [], []
+    series: list[np.ndarray] = []
+    labels: list[int] = []
     for number, line in enumerate(lines[start:], start=start + 1):
         if line.strip():
             values, label = _case(path, number, line, classes)

@@ -76,7 +76,7 @@ _PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "timemachine": {"lr": 1e-3, "decay": 0.9},
     "dlinear": {"lr": 5e-3},
-    "anchor": {"lr": 1e-3, "decay": 0.8},
+    "anchor": {"lr": 1e-3, "decay": 0.8, "loss": "mae"},
     "patch": {"lr": 1e-3, "decay": 0.9},
 }
 

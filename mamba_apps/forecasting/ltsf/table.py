@@ -42,14 +42,14 @@ class Step:
     """A function without arguments that is captured as a CUDA graph when it is first called, and replayed after.
 
     Args:
-        function: What to do; on a CPU it is simply called.
-        device: Where it runs.
+        function: What to do.
         reset: Undoes what the calls before the capture did.
+        capture: Whether to; otherwise it is simply called.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device, reset: Callable[[], None]) -> None:
+    def __init__(self, function: Callable[[], None], reset: Callable[[], None], capture: bool) -> None:
         self._function, self._reset = function, reset
-        self._graph = torch.cuda.CUDAGraph() if device.type == "cuda" else None
+        self._graph = torch.cuda.CUDAGraph() if capture else None
         self._captured = False
 
     def __call__(self) -> None:
@@ -80,6 +80,7 @@ class Training:
         device: Where it runs.
         model: The network's name; None for the row's.
         steps: At most so many steps an epoch; None for all.
+        eager: Whether to capture no graph.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Training:
         *,
         model: str | None = None,
         steps: int | None = None,
+        eager: bool = False,
     ) -> None:
         torch.manual_seed(row["seed"])
         self.data, self.row, self.epochs, self.device = data, row, epochs, device
@@ -108,11 +110,15 @@ class Training:
         self.batches = min(len(self.train_W) // data.batch_size, steps or sys.maxsize)
         self.order_W = self.train_W.clone()
         self.place = torch.zeros((), dtype=torch.int64, device=device)
-        self.total, self.best = (torch.full((), value, dtype=torch.float64, device=device) for value in (0, torch.inf))
+        # Squared and absolute error of the validation windows.
+        self.total_2, self.best_2 = (
+            torch.full((2,), value, dtype=torch.float64, device=device) for value in (0, torch.inf)
+        )
         self.kept = [tensor.clone() for tensor in self._state()]
         self.first = [tensor.clone() for tensor in self._state()]
-        self.train_step = Step(self._train, device, self._start_over)
-        self.val_step = Step(self._validate, device, self._to_first)
+        capture = on_gpu and not eager
+        self.train_step = Step(self._train, self._start_over, capture)
+        self.val_step = Step(self._validate, self._to_first, capture)
 
     def run(self) -> Iterator[None]:
         """Train; what is done between two turns of the iterator is little."""
@@ -140,7 +146,8 @@ class Training:
                 errors.update(start_B, self.task(batch), batch["future"])
         scores = {name: float(value) for name, value in errors.compute().items()}
         parameters = sum(parameter.numel() for parameter in self.task.parameters())
-        return {**self.row, **scores, "val_mse": float(self.best), "parameters": parameters}
+        val_mse, val_mae = self.best_2.tolist()
+        return {**self.row, **scores, "val_mse": val_mse, "val_mae": val_mae, "parameters": parameters}
 
     def _state(self) -> list[Tensor]:
         return [*self.task.parameters(), *self.task.buffers()]
@@ -158,8 +165,9 @@ class Training:
     def _validate(self) -> None:
         number_B = self.place * _EVAL + torch.arange(_EVAL, device=self.device)
         batch = self.data.gather(self.val_W[number_B.clamp(max=len(self.val_W) - 1)])
-        error_B = (self.task(batch) - batch["future"]).square().mean((1, 2), dtype=torch.float64)
-        self.total += error_B.where(number_B < len(self.val_W), 0.0).sum()
+        error_BHC = (self.task(batch) - batch["future"]).double()
+        each_B2 = torch.stack([error_BHC.square().mean((1, 2)), error_BHC.abs().mean((1, 2))], dim=1)
+        self.total_2 += each_B2.where((number_B < len(self.val_W))[:, None], 0.0).sum(0)
         self.place += 1
 
     @torch.no_grad()
@@ -173,7 +181,7 @@ class Training:
 
     def _to_first(self) -> None:
         self.place.zero_()
-        self.total.zero_()
+        self.total_2.zero_()
 
     @torch.no_grad()
     def _score(self) -> None:
@@ -183,9 +191,9 @@ class Training:
         self._to_first()
         for _ in range(-(-len(self.val_W) // _EVAL)):
             self.val_step()
-        mse = self.total / len(self.val_W)
-        better = mse < self.best
-        self.best.copy_(torch.where(better, mse, self.best))
+        errors_2 = self.total_2 / len(self.val_W)
+        better = errors_2[0] < self.best_2[0]
+        self.best_2.copy_(torch.where(better, errors_2, self.best_2))
         for kept, tensor in zip(self.kept, self._state(), strict=True):
             kept.copy_(torch.where(better, tensor, kept))
 
@@ -204,6 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--drop-last", type=int, default=512)
     parser.add_argument("--at-once", type=int, default=12, help="so many trainings side by side")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start none after so many seconds")
+    parser.add_argument("--eager", action="store_true", help="capture no graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(argv)
@@ -232,7 +241,14 @@ def main(argv: list[str] | None = None) -> int:
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None
             with torch.cuda.stream(stream):
                 training = Training(
-                    data, row, epochs, arguments.overrides, device, model=arguments.kind, steps=arguments.steps
+                    data,
+                    row,
+                    epochs,
+                    arguments.overrides,
+                    device,
+                    model=arguments.kind,
+                    steps=arguments.steps,
+                    eager=arguments.eager,
                 )
             running.append((training, training.run(), stream))
         if waiting and not running:
