@@ -41,7 +41,7 @@ else:
 slope = np.linspace(-1000, 1000, 512, dtype=np.int16)
 image = np.lib.stride_tricks.as_strided(slope, (512, 512, 600), (2, 0, 0))
 nib.Nifti1Image(image, np.diag([0.8, 0.8, 1.0, 1.0])).to_filename("ct.nii")
-predictor = Predictor([network.to(device).eval()], plan, device=device, mirror=device != "cpu")
+predictor = Predictor([network.to(device).eval()], plan, device=device, mirror=False)
 begin = time.time()
 Segmenter(predictor, name).write("ct.nii", "mask.nii.gz")
 seconds = time.time() - begin
