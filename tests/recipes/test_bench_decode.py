@@ -87,6 +87,15 @@ def test_steps_that_forget_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode.wrong(rows)
 
 
+def test_a_block_whose_state_is_not_advanced_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mamba_apps.mixers import mamba1
+
+    right = mamba1.selective_state_update
+    monkeypatch.setattr(mamba1, "selective_state_update", lambda state, *a, **how: right(state.clone(), *a, **how))
+    rows = decode.run(lambda _: None, ["decode mamba-1 1"], TOY, "cpu")
+    assert decode.wrong(rows)
+
+
 def test_lengths_are_measured_checked_and_drawn(tmp_path: Path) -> None:
     said: list[str] = []
     rows = scaling.run(said.append, [], SHORT, "cpu")

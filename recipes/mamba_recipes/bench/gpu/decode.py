@@ -151,11 +151,13 @@ def _block_row(name: str, mixer: str, options: dict[str, Any], batch: int, sizes
 
 
 def _worst_step(mixer: Mixer, batch: int, device: str) -> float:
-    """Return how far replayed steps are from the same mixer at once, relative to the largest number."""
+    """Return how far replayed steps and their last state are from the same mixer's at once."""
     x_BLD = torch.randn(batch, _CHECKED_STEPS, mixer.d_model, device=device).bfloat16()
     step = ReplayedStep(mixer.step, [x_BLD[:, 0].contiguous()], mixer.init_state(batch))
     ys = torch.stack([step(x_BD.contiguous()) for x_BD in x_BLD.unbind(1)], dim=1)
-    return _difference(ys, mixer(x_BLD))
+    wanted, after = mixer.prefill(x_BLD, mixer.init_state(batch))
+    # The outputs alone would not show: new mixers remember little.
+    return max(_difference(*pair) for pair in zip((ys, *step.state), (wanted, *after), strict=True))
 
 
 def _model_row(name: str, mixer: str, options: dict[str, Any], batch: int, sizes: Sizes, device: str) -> Row:
