@@ -20,6 +20,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State
 from mamba_apps.mixers.registry import register
 from mamba_apps.mixers.route_conv import causal_conv1d_route
+from mamba_apps.mixers.scan_weights import scan_weights, stack_groups
 from mamba_kernels import (
     Route,
     causal_conv1d,
@@ -42,22 +43,26 @@ class Mamba1State(NamedTuple):
     ssm_state: Tensor
 
 
-class ScanParameters(NamedTuple):
-    """What one reading derives its scan from.
+class ReadingParameters(NamedTuple):
+    """What one reading of a route convolves and scans with; or those of K readings, stacked.
 
     Args:
+        conv_weight: (E, 1, W) filters.
         x_weight: (R + 2N, E) the projection to low-rank step sizes, B and C.
         dt_weight: (E, R) the projection from there to step sizes.
         dt_bias: (E,) their bias.
         A_log: (E, N) logarithms of the decay rates.
         D: (E,) skip weights.
+        conv_bias: (E,) the filters' bias, or None.
     """
 
+    conv_weight: Tensor
     x_weight: Tensor
     dt_weight: Tensor
     dt_bias: Tensor
     A_log: Tensor
     D: Tensor
+    conv_bias: Tensor | None
 
 
 @register("mamba1")
@@ -225,20 +230,17 @@ class Mamba1Mixer(Mixer):
         """Project once, convolve and scan along each reading with its own parameters, merge, gate and project once."""
         mixers = cast(Sequence[Mamba1Mixer], sets)
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        biases = None if self.conv1d.bias is None else torch.stack([cast(Tensor, m.conv1d.bias) for m in mixers])
-        u = causal_conv1d_route(
-            u,
-            torch.stack([m.conv1d.weight[:, 0] for m in mixers]),
-            biases,
-            route,
-            activation="silu",
-            backend=self.backend,
-        )
-        return self.out_proj(scan_readings(u, z, [m.scan_parameters() for m in mixers], route, self.backend))
+        stacks = stack_parameters([m.reading_parameters() for m in mixers])
+        conv_KEW = stacks.conv_weight.flatten(2)
+        u = causal_conv1d_route(u, conv_KEW, stacks.conv_bias, route, activation="silu", backend=self.backend)
+        return self.out_proj(scan_readings(u, z, stacks, route, self.backend))
 
-    def scan_parameters(self) -> ScanParameters:
-        """Return what this mixer scans a reading with."""
-        return ScanParameters(self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+    def reading_parameters(self) -> ReadingParameters:
+        """Return what this mixer reads with."""
+        return ReadingParameters(
+            self.conv1d.weight, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D,
+            self.conv1d.bias,
+        )  # fmt: skip
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor]:
         u_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, dim=-1)
@@ -286,39 +288,45 @@ class Mamba1Mixer(Mixer):
         return self.out_proj(y_BEL.transpose(1, 2)), ssm_state
 
 
+def stack_parameters(readings: Sequence[ReadingParameters]) -> ReadingParameters:
+    """Return the parameters of K readings, stacked."""
+    groups = [group for group in zip(*readings, strict=True) if group[0] is not None]
+    return ReadingParameters(*stack_groups(*groups), *([] if len(groups) == len(readings[0]) else [None]))
+
+
 def scan_readings(
-    u: Tensor, z: Tensor, readings: Sequence[ScanParameters], route: Route, backend: str | None = None
+    u: Tensor, z: Tensor, readings: ReadingParameters, route: Route, backend: str | None = None
 ) -> Tensor:
     """Scan a grid along each reading of a route with that reading's own parameters, merge, and gate once.
 
     Args:
         u: What each reading scans, (B, K, *spatial, E).
         z: The gate (B, *spatial, E), before its activation.
-        readings: The parameters of the K readings.
+        readings: The parameters of the K readings, stacked.
         route: The route.
         backend: The scan's implementation to force.
 
     Returns:
         (B, *spatial, E).
     """
-    x_weight_KEO = torch.stack([reading.x_weight.mT for reading in readings])
-    dt_weight_KER = torch.stack([reading.dt_weight for reading in readings])
-    A_KEN = torch.stack([_rates(reading.A_log) for reading in readings])
-    widths = (dt_weight_KER.shape[-1], A_KEN.shape[-1], A_KEN.shape[-1])
-    dt, B, C = (u.flatten(2, -2) @ x_weight_KEO).unflatten(2, u.shape[2:-1]).split(widths, dim=-1)
+    weights = scan_weights(readings.x_weight, readings.dt_weight, readings.A_log, u.dtype, shared=False)
+    # A batch of as many products as there are readings: each has weights of its own.
+    u_KXE = u.transpose(0, 1).flatten(1, -2)
+    parts = torch.bmm(u_KXE, weights.project.mT).split(weights.widths, dim=-1)
+    dt, B, C = (part.unflatten(1, (u.shape[0], *u.shape[2:-1])).transpose(0, 1) for part in parts)
     return selective_scan_route(
         u,
         dt,
-        A_KEN.flatten(0, 1),
+        weights.A,
         B,
         C,
-        torch.cat([_wide(reading.D) for reading in readings]),
+        _wide(readings.D).flatten(),
         z,
         # Apart from its weight: the scan adds it in float32.
-        torch.cat([_wide(reading.dt_bias) for reading in readings]),
+        _wide(readings.dt_bias).flatten(),
         True,
         route=route,
-        delta_weight=dt_weight_KER,
+        delta_weight=weights.delta,
         backend=backend,
     )
 

@@ -33,7 +33,7 @@ def causal_conv1d_route(
         backend: The convolution's implementation to force.
 
     Returns:
-        The grids (B, K, *spatial, E).
+        The grids (B, K, *spatial, E), each reading's beside each other in memory.
     """
     x_BLE = x.flatten(1, -2)
     if route.name == "bidirectional":
@@ -58,7 +58,7 @@ def causal_conv1d_route(
             )
             y_BLE = cast(Tensor, y_BEL).transpose(1, 2)
             ys[k] = y_BLE if row_major else y_BLE.index_select(1, readings.inverse[path])
-    return torch.stack([ys[k] for k in range(readings.K)], dim=1).unflatten(2, x.shape[1:-1])
+    return torch.stack([ys[k] for k in range(readings.K)]).transpose(0, 1).unflatten(2, x.shape[1:-1])
 
 
 def _segments(readings: Readings, k: int, batch: int) -> Tensor | None:

@@ -23,6 +23,7 @@ from mamba_apps.mixers.base import Mixer
 from mamba_apps.mixers.norms import LayerNorm
 from mamba_apps.mixers.registry import create
 from mamba_apps.mixers.routed import RoutedMixer
+from mamba_apps.mixers.scan_weights import scan_weights
 from mamba_kernels import Route, depthwise_conv, selective_scan_route
 
 # What each forward type scans: a route, or "cascade" (rows, then columns of the result). The numbers of v01 to v05 tell
@@ -36,6 +37,7 @@ _SCANS = {
 _OUT_NORMS = ("onnone", "oncnorm", "ondwconv3", "onsoftmax", "onsigmoid")
 _TAGS = (*_OUT_NORMS, "noz", "nozact", "oact", "no32")
 _SETS = 4
+_EVERY_SET = slice(0, None, 1)
 _LINES = Route("bidirectional", merge="concat")
 
 
@@ -232,7 +234,7 @@ class SS2D(Mixer):
         if self.conv2d is None:
             return F.silu(u)
         if self.conv2d.kernel_size == (3, 3):
-            return depthwise_conv(u, self.conv2d.weight[:, 0], self.conv2d.bias, "silu", backend=self.backend)
+            return depthwise_conv(u, self.conv2d.weight.flatten(0, 1), self.conv2d.bias, "silu", backend=self.backend)
         return F.silu(self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
     def _normalise(self, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -265,23 +267,31 @@ class SS2D(Mixer):
 
     def _scan(self, u: Tensor, route: Route, sets: slice) -> Tensor:
         """Scan a grid (B, *spatial, E) along ``route`` with the parameter sets of its readings, in float32 or wider."""
-        weight_KCE = self.x_proj_weight[sets]
-        K = weight_KCE.shape[0]
-        projected = F.linear(u, weight_KCE.flatten(0, 1)).unflatten(-1, (K, -1)).movedim(-2, 1)
-        dt, B, C = projected.split(self._widths, dim=-1)
-        A_KEN, D_KE = (_wide(part).unflatten(0, (-1, self.d_inner))[sets] for part in (self.A_logs, self.Ds))
+        x_weight, dt_weight, dt_bias, A_log, D = (
+            part if sets == _EVERY_SET else part[sets]
+            for part in (
+                self.x_proj_weight,
+                self.dt_projs_weight,
+                self.dt_projs_bias,
+                self.A_logs.unflatten(0, (-1, self.d_inner)),
+                self.Ds.unflatten(0, (-1, self.d_inner)),
+            )
+        )
+        weights = scan_weights(x_weight, dt_weight, A_log, u.dtype, shared=True)
+        parts = F.linear(u, weights.project).split(weights.widths, dim=-1)
+        dt, B, C = (part.unflatten(-1, (dt_weight.shape[0], -1)).movedim(-2, 1) for part in parts)
         return selective_scan_route(
             u,
             dt,
-            -A_KEN.flatten(0, 1).exp(),
+            weights.A,
             B,
             C,
-            D_KE.flatten(),
+            _wide(D).flatten(),
             None,
-            _wide(self.dt_projs_bias[sets]).flatten(),
+            _wide(dt_bias).flatten(),
             True,
             route=route,
-            delta_weight=self.dt_projs_weight[sets],
+            delta_weight=weights.delta,
             out_dtype=torch.promote_types(u.dtype, torch.float32),
             backend=self.backend,
         )

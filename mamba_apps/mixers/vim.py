@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers.mamba1 import Mamba1Mixer, ScanParameters, scan_readings
+from mamba_apps.mixers.mamba1 import Mamba1Mixer, ReadingParameters, scan_readings, stack_parameters
 from mamba_apps.mixers.registry import check
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_kernels import Route
@@ -88,27 +88,25 @@ class VimMixer(Mamba1Mixer):
         if seq_idx_BL is not None:
             raise UserError("packed sequences do not go with Vim's mixer", 'use RoutedMixer with share="all" or "none"')
         x_BLE, z_BLE = self.in_proj(self.checked(x_BLD)).chunk(2, dim=-1)
-        readings = [self.scan_parameters(), self._backward_parameters()]
-        y_BLE = scan_readings(self._convolve(x_BLE), z_BLE, readings, self.route, self.backend)
+        readings = stack_parameters([self.reading_parameters(), self._backward_parameters()])
+        y_BLE = scan_readings(self._convolve(x_BLE, readings), z_BLE, readings, self.route, self.backend)
         return self.out_proj(y_BLE)
 
-    def _convolve(self, x_BLE: Tensor) -> Tensor:
+    def _convolve(self, x_BLE: Tensor, readings: ReadingParameters) -> Tensor:
         """Return what the two readings scan (B, 2, L, E)."""
+        weight_KEW, bias_KE, route = readings.conv_weight.flatten(2), readings.conv_bias, self.route
         if self.bimamba_type == "v1":
-            convolutions, route = [self.conv1d], Route("forward")
-        else:
-            convolutions, route = [self.conv1d, self.conv1d_b], self.route
-        weight_KEW = torch.stack([convolution.weight[:, 0] for convolution in convolutions])
-        biases = [convolution.bias for convolution in convolutions if convolution.bias is not None]
-        bias_KE = torch.stack(biases) if biases else None
+            weight_KEW, bias_KE, route = weight_KEW[:1], None if bias_KE is None else bias_KE[:1], Route("forward")
         u_BKLE = causal_conv1d_route(x_BLE, weight_KEW, bias_KE, route, activation="silu", backend=self.backend)
         return u_BKLE.expand(-1, 2, -1, -1)
 
-    def _backward_parameters(self) -> ScanParameters:
+    def _backward_parameters(self) -> ReadingParameters:
         if self.bimamba_type == "v1":
-            return self.scan_parameters()._replace(A_log=self.A_b_log)
-        dt_proj = self.dt_proj_b
-        return ScanParameters(self.x_proj_b.weight, dt_proj.weight, dt_proj.bias, self.A_b_log, self.D_b)
+            return self.reading_parameters()._replace(A_log=self.A_b_log)
+        conv, dt_proj = self.conv1d_b, self.dt_proj_b
+        return ReadingParameters(
+            conv.weight, self.x_proj_b.weight, dt_proj.weight, dt_proj.bias, self.A_b_log, self.D_b, conv.bias
+        )
 
     def init_state(self, *args: Any, **options: Any) -> NoReturn:
         """Refuse, for the mixer looks ahead."""

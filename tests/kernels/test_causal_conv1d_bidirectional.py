@@ -51,8 +51,8 @@ def test_is_two_convolutions(dtype: torch.dtype, length: int, backend: str) -> N
 def test_results_lie_like_the_input(layout: str, backend: str) -> None:
     inputs = make_inputs(layout)
     found = outcome(causal_conv1d_bidirectional, inputs, activation="silu", backend=backend)
-    assert found["output 0"][:, 1].stride()[1:] == dense_stride(inputs["x"])[1:]
-    assert found["output 0"].stride(0) == 2 * dense_stride(inputs["x"])[0]
+    assert found["output 0"][:, 1].stride() == dense_stride(inputs["x"])
+    assert found["output 0"].stride(1) == inputs["x"].numel()
     if backend == "cpu":  # the reference's gradients are laid out by autograd
         assert all(found[name].stride() == dense_stride(x) for name, x in inputs.items())
 

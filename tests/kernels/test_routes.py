@@ -275,3 +275,11 @@ def test_the_operator_behind_compiled_readings_is_sound(name: str, widths: tuple
     torch.library.opcheck(
         torch.ops.mamba_kernels.route_index_tensors.default, (name, widths, (5, 4), torch.device("cpu"))
     )
+
+
+def test_the_marks_of_segments_are_made_once() -> None:
+    readings = Route("windowed", window=2).readings((4, 4))
+    assert readings.marks is readings.marks
+    assert readings.marks is not None
+    assert readings.marks[0].tolist() == [1, 1, 1, 1] + [3, 1, 1, 1] * 3
+    assert Route("cross").readings((4, 4)).marks is None

@@ -48,8 +48,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | Non
 
 
 def _empty(x: Tensor) -> Tensor:
-    """Return an uninitialised (B, 2, D, L) whose readings lie in the dimension order of x, after the batch."""
-    return empty_in_order(x[:, None].expand(-1, 2, -1, -1))
+    """Return an uninitialised (B, 2, D, L): one reading after the other, each in the dimension order of x."""
+    return empty_in_order(x.expand(2, -1, -1, -1)).transpose(0, 1)
 
 
 def causal_conv1d_bidirectional_reference(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
@@ -58,7 +58,9 @@ def causal_conv1d_bidirectional_reference(x: Tensor, weight: Tensor, bias: Tenso
         causal_conv1d_reference(x, weight[k], None if bias is None else bias[k], silu=silu, reverse=k == 1)[0]
         for k in range(2)
     ]
-    return torch.stack([y.mT for y in readings], 1).mT if x.stride(1) < x.stride(2) else torch.stack(readings, 1)
+    turned = x.stride(1) < x.stride(2)
+    y_KBDL = torch.stack([y.mT for y in readings]).mT if turned else torch.stack(readings)
+    return y_KBDL.transpose(0, 1)
 
 
 @torch.library.custom_op(f"mamba_kernels::{NAME}", mutates_args=(), device_types=("cpu", "cuda"))
@@ -124,7 +126,8 @@ def causal_conv1d_bidirectional(
         backend: "auto", "reference", "cpu" or "triton"; None for the environment's choice.
 
     Returns:
-        The outputs (B, 2, D, L) at the input's positions and in its dtype, each in its dimension order.
+        The outputs (B, 2, D, L) at the input's positions and in its dtype: one after the other in memory, each in its
+        dimension order, so that a batch of two products with weights of their own can follow.
 
     Raises:
         KernelInputError: If a shape, dtype, device or activation is refused.

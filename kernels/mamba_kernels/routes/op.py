@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,6 +36,11 @@ def _empty_out(x: Tensor, delta: Tensor, channels: int, dtype: torch.dtype) -> T
     sizes = [*like.shape[:-1], channels]
     out = torch.empty([sizes[dim] for dim in order], dtype=dtype, device=x.device)
     return out.permute([order.index(dim) for dim in range(like.dim())])
+
+
+def _exactly(kind: str) -> AbstractContextManager[Any]:
+    """Return what keeps autocast off a kind of device; entering it takes a while, and it seldom has to be."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _scan(
@@ -76,7 +82,7 @@ def _scan_route(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the result and what the backward pass needs, if ``save``: the merged result before a gate, checkpoints."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
-    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+    with _exactly(x.device.type), torch.cuda.device_of(x):
         out, merged, checkpoints = scan.forward(z, out_dtype, save)
     ordered = _empty_out(x, delta, out.shape[-1], out_dtype)
     return out if out.stride() == ordered.stride() else ordered.copy_(out), merged, checkpoints
@@ -161,7 +167,7 @@ def _differentiate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight; empty where the input is None."""
     scan = _scan(x, delta, A, B, C, D, delta_bias, delta_weight, delta_softplus, _route(route, merge, widths))
-    with torch.autocast(x.device.type, enabled=False), torch.cuda.device_of(x):
+    with _exactly(x.device.type), torch.cuda.device_of(x):
         if not save:
             _, merged, checkpoints = scan.forward(z, dout.dtype, True)
         return scan.backward(dout, z, merged, checkpoints)
@@ -199,10 +205,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.flags = inputs[_INPUTS:]
     ctx.save_for_backward(*inputs[:_INPUTS], merged, checkpoints)
     ctx.mark_non_differentiable(merged, checkpoints)
+    # What nobody differentiates then costs no gradient of zeros.
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dout: Tensor, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, dout: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: activation checkpointing hands them out a single time
+    if dout is None:
+        return (None,) * (_INPUTS + len(ctx.flags))
     *options, _out_dtype, save = ctx.flags
     gradients = _run_backward(dout, *saved, *options, save)
     wanted = [g if part is not None else None for part, g in zip(saved[:_INPUTS], gradients, strict=True)]

@@ -6,9 +6,12 @@ Dimensions: B batch, K readings, L cells of the grid, D channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from mamba_kernels.segments import segment_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,11 @@ class Readings:
     def L(self) -> int:
         """The number of cells, which is the length of every reading."""
         return self.order.shape[1]
+
+    @cached_property
+    def marks(self) -> Tensor | None:
+        """What GPU kernels read of the segments, (K, L) int8; see `segment_bits`."""
+        return None if self.segment is None else segment_bits(self.segment)
 
     def gather(self, x: Tensor) -> Tensor:
         """Return what each reading reads of a grid that all share: (B, *grid, D) to (B, K, L, D)."""

@@ -21,7 +21,6 @@ from mamba_kernels.memo import per_layout
 from mamba_kernels.routes.cpu import checkpoint_shape
 from mamba_kernels.routes.readings import Readings
 from mamba_kernels.routes.triton_merge import merge, unmerge
-from mamba_kernels.segments import segment_bits
 from mamba_kernels.selective_scan.triton_launch import (
     Pass,
     Scan,
@@ -58,20 +57,20 @@ def _plan_forward(y: Tensor, save: bool, *scanned: Any) -> Pass:
 class _Backward(NamedTuple):
     scan: Pass
     parts: Launch
-    matrices: Launch
+    dB: Launch
+    dC: Launch
 
 
 @per_layout
-def _plan_backward(dy: Tensor, dx: Tensor, ddelta: Tensor, dA: Tensor, dB: Tensor, *scanned: Any) -> _Backward:
+def _plan_backward(
+    dy: Tensor, dx: Tensor, ddelta: Tensor, dA: Tensor, dB: Tensor, dC: Tensor, *scanned: Any
+) -> _Backward:
     """Plan the backward pass from ``dy`` into the gradients of what `_scan` takes."""
     scan = _scan(*scanned)
     planned = plan_backward(scan, dy.device, False, _strides(dy), _strides(dx), _strides(ddelta), _strides(dx))
-    batch, reading, length, state = dB.stride()
-    return _Backward(
-        planned,
-        plan_parts(scan, planned.parts, dA.stride()),
-        plan_blocks(scan, planned.blocks, scan.readings, (batch, reading, state, length)),
-    )
+    strides = [(batch, reading, state, length) for batch, reading, length, state in (dB.stride(), dC.stride())]
+    blocks = [plan_blocks(scan, planned.blocks, scan.readings, each) for each in strides]
+    return _Backward(planned, plan_parts(scan, planned.parts, dA.stride()), *blocks)
 
 
 TILE = 2048
@@ -133,10 +132,13 @@ class RouteScan:
         if delta_weight is not None:
             # Matrix products are several times faster where rows start at multiples of 16 bytes.
             short = -delta.shape[-1] % 8
-            low, weight = steps, delta_weight.to(delta.dtype)
-            self._low_BKLR, self._weight_KDR = (F.pad(M, (0, short)) if short else M for M in (low, weight))
-            steps = self._low_BKLR @ self._weight_KDR.mT
-        marks = None if readings.segment is None else segment_bits(readings.segment)
+            low_BKLR, weight_KDR = steps, delta_weight.to(delta.dtype)
+            if short:
+                low_BKLR, weight_KDR = (F.pad(M, (0, short)) for M in (low_BKLR, weight_KDR))
+            # One product a reading, over all sequences: each has weights of its own.
+            self._low_KXR, self._weight_KDR = low_BKLR.transpose(0, 1).flatten(1, 2), weight_KDR
+            steps = torch.bmm(self._low_KXR, weight_KDR.mT).unflatten(1, low_BKLR.shape[::2]).transpose(0, 1)
+        marks = readings.marks
         self._layout = (x_BKLD, steps, A.float().contiguous(), self._on_cells(B), self._on_cells(C))
         self._options = (D is not None, delta_bias is not None, delta_softplus, marks is not None)
         optional = (
@@ -188,12 +190,19 @@ class RouteScan:
             dy_BKLD = dy_BLX.unflatten(2, (K, channels)).transpose(1, 2)
         else:
             dy_BKLD = dy_BLX[:, None].expand(-1, K, -1, -1)
-        dx_BKLD = torch.empty((batch, K, cells, channels), dtype=x.dtype, device=device)
-        dsteps = torch.empty((batch, K, cells, channels), dtype=self._layout[1].dtype, device=device)
+        if self._shared:
+            dx = dx_BKLD = torch.empty((batch, K, cells, channels), dtype=x.dtype, device=device)
+        else:
+            dx, dx_BKLD = self._gradient_of(x)
+        if self._weight is None:
+            ddelta, dsteps = self._gradient_of(self._delta)
+        else:
+            dsteps_KBLD = torch.empty((K, batch, cells, channels), dtype=self._layout[1].dtype, device=device)
+            dsteps = dsteps_KBLD.transpose(0, 1)
         dA = empty_in_order(self._A)
-        dB, dC = (torch.empty(M.shape, dtype=M.dtype, device=device) for M in self._layout[3:])
+        (dB, dB_BKLN), (dC, dC_BKLN) = self._gradient_of(self._B), self._gradient_of(self._C)
         dD, dbias = (x.new_empty(0) if part is None else torch.empty_like(part) for part in (self._D, self._bias))
-        plan = _plan_backward(dy_BKLD, dx_BKLD, dsteps, dA, dB, *self._layout, *self._options)
+        plan = _plan_backward(dy_BKLD, dx_BKLD, dsteps, dA, dB_BKLN, dC_BKLN, *self._layout, *self._options)
         parts, blocks = plan.scan.parts, plan.scan.blocks
         dA_parts, dD_parts = self._new(batch, parts, K, *self._state_shape), self._new(batch, parts, K, channels)
         dbias_parts = torch.empty_like(dD_parts)
@@ -202,16 +211,18 @@ class RouteScan:
         leaving = self._new(batch, K, *self._state_shape)
         plan.scan.run((*self._inputs, checkpoints, self._new(*plan.scan.scratch), dy_BKLD, *into), leaving, None)
         plan.parts(dA_parts, dD_parts, dbias_parts, dA, dD, dbias)
-        plan.matrices(dB_parts, dB)
-        plan.matrices(dC_parts, dC)
-        dx = dx_BKLD.sum(1) if self._shared else dx_BKLD
-        dweight, ddelta = x.new_empty(0), dsteps
+        plan.dB(dB_parts, dB_BKLN)
+        plan.dC(dC_parts, dC_BKLN)
+        dweight = x.new_empty(0)
         if self._weight is not None:
-            rank = self._weight.shape[-1]
-            dweight = empty_in_order(self._weight).copy_((dsteps.mT @ self._low_BKLR).sum(0)[..., :rank])
-            ddelta = (dsteps @ self._weight_KDR)[..., :rank]
+            dsteps_KXD, rank = dsteps_KBLD.flatten(1, 2), self._weight.shape[-1]
+            dweight = torch.bmm(dsteps_KXD.mT, self._low_KXR)[..., :rank].to(self._weight.dtype)
+            dweight = in_order_of(dweight, self._weight)
+            dlow = torch.bmm(dsteps_KXD, self._weight_KDR)[..., :rank]
+            ddelta = dlow.unflatten(1, (batch, *self._readings.shape)).transpose(0, 1)
+        dx = dx_BKLD.sum(1).unflatten(1, self._readings.shape) if self._shared else dx
         dx, ddelta, dB, dC = (
-            in_order_of(gradient.reshape(part.shape), part)
+            in_order_of(gradient, part)
             for part, gradient in ((x, dx), (self._delta, ddelta), (self._B, dB), (self._C, dC))
         )
         return dx, ddelta, dA, dB, dC, dD, dz, dbias, dweight
@@ -235,3 +246,13 @@ class RouteScan:
     def _on_cells(x: Tensor) -> Tensor:
         """Return (B, K, *grid, X) as (B, K, L, X)."""
         return x.flatten(2, -2)
+
+    @staticmethod
+    def _gradient_of(x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what takes the gradient of (B, K, *grid, X), and the same as (B, K, L, X): in its order if it can."""
+        gradient = empty_in_order(x)
+        cells = gradient.flatten(2, -2)
+        if cells.data_ptr() != gradient.data_ptr():  # Channels lie between the axes of the grid.
+            gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            cells = gradient.flatten(2, -2)
+        return gradient, cells
