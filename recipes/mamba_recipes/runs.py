@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,17 +16,30 @@ from mamba_recipes.recipe import Recipe, load
 RECIPE_NAME = "recipe.yaml"
 MODEL_NAME = "model"
 RUNS = Path("runs")
+# Where training in several processes tells the others, which run the same command, the folder of the run.
+_SHARED = "MAMBA_APPS_RUN"
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is the only one of the command, or the first of those that train together."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def new_run(recipe: Recipe, out: Path | None) -> Path:
-    """Return the folder of a new run: ``out``, or ``runs/<name>-<time>``.
+    """Return the folder of a new run: ``out``, or ``runs/<name>-<time>``; other processes get that of the first.
 
     Raises:
-        UserError: If it already holds a run.
+        UserError: If it already holds a run, or another process cannot know it.
     """
+    if not is_first_process():
+        told = os.environ.get(_SHARED) or out
+        if told is None:
+            raise UserError("several processes train, and this one does not know the run's folder", "give --out")
+        return Path(told)
     folder = out or RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / RECIPE_NAME).exists():
         raise UserError(f"{folder} already holds a run", f"continue it with --resume {folder}, or choose another --out")
+    os.environ[_SHARED] = str(folder)
     return folder
 
 

@@ -221,3 +221,23 @@ def test_an_interrupt_ends_with_130_and_can_be_resumed(tmp_path: Path, monkeypat
     assert leftovers == []
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["fit", "--resume", "run", "--trainer.max_epochs", "2", "--model.pause", "0"]) == 0
+
+
+def test_two_processes_train_one_run(tmp_path: Path) -> None:
+    words = "fit digits --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs null"
+    command = [sys.executable, "-m", "mamba_recipes.cli", *words.split(), "--trainer.max_steps", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "model" / "model.safetensors").is_file()
+    assert done.stderr.count("saved: ") == 1
+
+
+def test_a_process_that_does_not_know_the_run_asks_for_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("MAMBA_APPS_RUN", raising=False)
+    assert main(["fit", "digits"]) == 2
+    assert "give --out" in capsys.readouterr().err

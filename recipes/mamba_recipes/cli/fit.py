@@ -52,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
 
     built = build(config, recipe.path)
     name = recipe.name if arguments.recipe else folder.name
-    header(name, built)
+    first = runs.is_first_process()
+    if first:
+        header(name, built)
     trainer = make_trainer(
         run_dir=folder,
         seed=built.seed,
@@ -60,13 +62,16 @@ def main(argv: Sequence[str]) -> int:
         resume=arguments.resume is not None,
         **built.trainer_options,
     )
-    runs.write_recipe(folder, recipe, config)
+    if first:
+        runs.write_recipe(folder, recipe, config)
     try:
         trainer.fit(built.model, datamodule=built.data)
     except KeyboardInterrupt:
         if (folder / "last.ckpt").exists():
             print(f"continue with: mamba-apps fit --resume {folder}", file=sys.stderr)
         raise
+    if not first:
+        return DONE
     checkpoint = trainer.checkpoint_callback
     best = str(getattr(checkpoint, "best_model_path", "") or "")
     if best:
