@@ -154,6 +154,21 @@ def test_a_network_that_knows_more_counts() -> None:
     assert float(model.gain) == 0.5
 
 
+def test_on_series_that_wander_the_closed_form_forecasts_alone() -> None:
+    g = torch.Generator().manual_seed(0)
+    batch = batches(torch.randn(20, 400, generator=g).cumsum(1) / 3, Sizes(24, 6))
+    later = batches(torch.randn(20, 200, generator=g).cumsum(1) / 3, Sizes(24, 6))
+    model = build()
+    model.prepare([batch], [later])
+    assert model.anchor.wanders
+    model.calibrate([later])
+    assert float(model.gain) == 0
+    tame = build()
+    tame.prepare([batches(waves(600), Sizes(24, 6))], [batches(waves(200), Sizes(24, 6))])
+    assert not tame.anchor.wanders
+    assert float(tame.gain) == 0.5
+
+
 def test_quantiles_begin_at_those_of_the_closed_forms_errors() -> None:
     model, batch = build(quantiles=(0.1, 0.5, 0.9)), batches(waves(2000, noise=0.5), Sizes(24, 6))
     model.prepare([batch])

@@ -126,6 +126,7 @@ class AnchoredForecaster(ForecastModel):
         self.correct = nn.Linear(d_model, sizes.horizon * outputs)
         self.decode = _Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
         self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
+        self.informed = sizes.n_past + sizes.n_future + sizes.n_static > 0
         self.gain: Tensor
         self.solved: Tensor
         self.register_buffer("solved", torch.tensor(False))
@@ -159,6 +160,8 @@ class AnchoredForecaster(ForecastModel):
         self.anchor.solve(known, windows_of(self._relative_windows(val)))
         self.solved.fill_(True)
         self.gain.fill_(_HALFWAY)
+        if not self.informed:
+            self.gain.masked_fill_(self.anchor.wanders, 0.0)
         if self.spread_HQ is not None:
             past_BL, level_B1, future_BH = (part[:: len(part) // _SPREAD_OF + 1] for part in known)
             levels_Q = torch.tensor(self.quantiles, dtype=past_BL.dtype, device=past_BL.device)
@@ -170,7 +173,8 @@ class AnchoredForecaster(ForecastModel):
         """Choose where between closed form and network the forecast lies; see `ForecastModel.calibrate`.
 
         That is halfway, unless the squared error, or the pinball loss of quantiles, is clearly lower somewhere else
-        from the closed form, a gain of 0, to the network, 1.
+        from the closed form, a gain of 0, to the network, 1. Where the past tells little beyond the last value and
+        there are no covariates, it is 0: what a network finds in one period's wandering is not there in the next.
         """
         training, before = self.training, self.gain.clone()
         self.eval()
@@ -190,6 +194,8 @@ class AnchoredForecaster(ForecastModel):
         # Where there was nothing to choose on, it stays; decided on the device, which nothing waits for.
         chosen = torch.where(error_G[_GAINS // 2] <= _CLEARLY * error_G.min(), _HALFWAY, gain_G[error_G.argmin()])
         self.gain.copy_(torch.where(error_G.any(), chosen, before))
+        if not self.informed:
+            self.gain.masked_fill_(self.anchor.wanders, 0.0)
         self.train(training)
 
     def init_state(self, static_BS: Tensor) -> Any:

@@ -57,6 +57,7 @@ class LinearPath(nn.Module):
 
     Both start where they change least, a hundredth toward the level and a level that does nothing. Others are taken if
     they are no worse in any period: each sixth of the training windows, left out in turn, and the validation windows.
+    Where a stronger pull toward the last value is, ``wanders`` says so: the past tells little beyond it.
 
     Args:
         lookback: Steps of the past (L).
@@ -69,6 +70,8 @@ class LinearPath(nn.Module):
         self.season = season
         self.weight_HD: Tensor
         self.register_buffer("weight_HD", torch.zeros(horizon, lookback + 1))
+        self.wanders: Tensor
+        self.register_buffer("wanders", torch.tensor(False))
 
     def forward(self, past_BL: Tensor) -> Tensor:
         """Return what a window less its level tells of its future less that level (B, H)."""
@@ -104,6 +107,7 @@ class LinearPath(nn.Module):
 
         chosen, best = better([(*chosen[:2], pull) for pull in _PULLS], chosen, 1.0)
         chosen, _ = better([(ridge, name, chosen[2]) for ridge in _RIDGES for name in naive], chosen, best)
+        self.wanders.fill_(chosen[0] > _RIDGE and chosen[1] == "last")
         self.weight_HD.copy_(_solved(whole, *chosen, naive).T)
 
     def _naive(self) -> dict[str, Tensor]:
