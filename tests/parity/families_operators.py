@@ -1,6 +1,6 @@
 """Operators of `mamba_kernels` against what mamba-ssm and causal-conv1d compute.
 
-Each card is run in float32 and in float64, through the operator that the device chooses and through the reference.
+Each card is run in float32 and, on a CPU, in float64, through the operator that the device chooses and through the reference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SSD_INPUTS = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 
 
 def _runs(card: Card) -> Iterator[tuple[torch.dtype, str | None, Comparison]]:
-    for dtype in (torch.float32, torch.float64):
+    for dtype in card.dtypes:
         for backend in (None, "reference"):
             comparison = Comparison(card, f"in {dtype}, backend={backend!r}")
             yield dtype, backend, comparison

@@ -22,7 +22,7 @@ _LM_RTOL = 5e-6
 def check_mamba1_block(card: Card) -> None:
     known = ("d_state", "d_conv", "expand", "dt_rank", "bias", "conv_bias")
     options = card.options("options", "d_model", *known)
-    for dtype in (torch.float32, torch.float64):
+    for dtype in card.dtypes:
         mixer = create("mamba1", **options).to(dtype)
         mixer.load_state_dict(card.group("param.", dtype), strict=True)
         comparison = Comparison(card, f"in {dtype}")
@@ -44,7 +44,7 @@ def check_mamba2_block(card: Card) -> None:
     options = card.options("options", "d_model", "use_mem_eff_path", *known)
     # Which of its kernels the reference ran.
     del options["use_mem_eff_path"]
-    for dtype in (torch.float32, torch.float64):
+    for dtype in card.dtypes:
         mixer = create("mamba2", **options).to(dtype)
         mixer.load_state_dict(card.group("param.", dtype), strict=True)
         comparison = Comparison(card, f"in {dtype}")

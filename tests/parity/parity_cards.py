@@ -67,6 +67,11 @@ class Card:
     def expected(self) -> dict[str, Tensor]:
         return {name: x for name, x in self.tensors.items() if not name.startswith(_GIVEN)}
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """What operators are run in: on a GPU float32 alone, in which its kernels compute."""
+        return (torch.float32, torch.float64) if self.device == "cpu" else (torch.float32,)
+
     def group(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return copies of the tensors under ``prefix``, without it; floating ones in ``dtype``."""
         found = {name[len(prefix) :]: x for name, x in self.tensors.items() if name.startswith(prefix)}
