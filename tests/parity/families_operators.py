@@ -1,6 +1,7 @@
 """Operators of `mamba_kernels` against what mamba-ssm and causal-conv1d compute.
 
-Each card is run in float32 and, on a CPU, in float64, through the operator that the device chooses and through the reference.
+Each card is run in float32 and, on a CPU, in float64, through the operator that the device chooses and through the
+reference.
 """
 
 from __future__ import annotations
