@@ -324,7 +324,9 @@ class AnchoredForecaster(ForecastModel):
             y_BHQ = y_BHQ + self.decode(token_BD, future_x_BHF)
         y_BHQ = scale_B1[..., None] * y_BHQ
         if not self.training:
-            y_BHQ = torch.lerp(self.anchor(past_BL)[..., None].expand_as(y_BHQ), y_BHQ, self.gain)
+            anchor_BH1 = self.anchor(past_BL)[..., None]
+            # Under autocast one of the two is in half precision, which lerp refuses.
+            y_BHQ = anchor_BH1 + self.gain * (y_BHQ - anchor_BH1)
             ahead = ahead + self.anchor.drift(level_B1)
         y_BHQ = y_BHQ + (level_B1 + ahead)[..., None]
         if self.spread_HQ is None:
