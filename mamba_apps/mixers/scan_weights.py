@@ -56,7 +56,8 @@ def scan_weights(
     each = readings if shared else 1
     widths = (each * padded, each * state, each * state)
     made: Any = _ScanWeights.apply if is_eager(project_KOE, delta_KER, A_log_KEN) else _in_graph
-    return ScanWeights(*made(project_KOE, delta_KER, A_log_KEN, dtype, shared), widths)
+    project, delta_KEP, A = made(project_KOE, delta_KER, A_log_KEN, dtype, shared)
+    return ScanWeights(project, delta_KEP, A, widths)
 
 
 def stack_groups(*groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -71,7 +72,7 @@ def stack_groups(*groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
     parts = [part for group in groups for part in group]
     if not is_eager(*parts):
         return tuple([torch.stack(list(group)) for group in groups])
-    return cast(tuple[Tensor, ...], _StackGroups.apply(len(groups[0]), *parts))  # type: ignore[no-untyped-call]
+    return cast(tuple[Tensor, ...], _StackGroups.apply(len(groups[0]), *parts))
 
 
 class _StackGroups(torch.autograd.Function):

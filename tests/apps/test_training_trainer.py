@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -79,6 +80,8 @@ def fit(run_dir: Path, task: Task | None = None, **options: Any) -> pl.Trainer:
         ({"max_epochs": 1, "accelerator": "abacus"}, "these trainer options do not work: .*abacus"),
         ({"max_epochs": 1, "val_check_interval": "often"}, "these trainer options do not work"),
         ({"max_epochs": 1, "speed": 3}, "these trainer options do not work: .*speed"),
+        ({"max_epochs": 1, "strategy": "fsdp"}, 'the strategy fsdp shards the model .* use strategy "ddp"'),
+        ({"max_epochs": 1, "strategy": FSDPStrategy()}, "the strategy FSDPStrategy shards the model"),
     ],
 )
 def test_options_out_of_range(tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ import timm
 
 from mamba_apps.audio import model_names
 from mamba_apps.forecasting import models
+from mamba_apps.forecasting.ltsf.networks import NAMES
 from mamba_apps.medical import network_names
 from mamba_apps.mixers import names as mixer_names
 from mamba_recipes import recipe as recipes
@@ -35,21 +36,34 @@ def test_one_recipe_is_printed_as_its_file(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_models_lists_every_registered_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models"]) == 0
-    out = capsys.readouterr().out
-    images = [name for family in ("mambavision", "vim", "vmamba") for name in timm.list_models(module=family)]
-    assert [line.split()[0] for line in out.splitlines()] == [
-        "model",
-        *models.names(),
-        *images,
-        *model_names(),
-        *(name for name in network_names() if name not in ("segresnet", "swin_unetr")),  # MONAI's
-        *mixer_names(),
-    ]
-    assert main(["models", "forecasting", "--json"]) == 0
+    assert main(["models", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [entry["model"] for entry in found] == models.names()
-    assert all(entry["parameters"] > 0 and entry["takes"] for entry in found)
+    domains: dict[str, list[str]] = {}
+    for entry in found:
+        domains.setdefault(entry["domain"], []).append(entry["model"])
+    images = [
+        name for module in ("mambavision", "vim", "vmamba", "baselines") for name in timm.list_models(module=module)
+    ]
+    theirs = ["convnext_tiny", "deit_small_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+    assert domains == {
+        "forecasting": models.names(),
+        "ltsf": list(NAMES),
+        "vision": [*images, *theirs],
+        "segmentation": ["upernet"],
+        "medical": network_names(),
+        "audio": model_names(),
+        "text": ["MambaLM"],
+        "mixers": mixer_names(),
+    }
+    assert {entry["model"] for entry in found if not entry["parameters"]} == {"segresnet", "swin_unetr"}
+    assert all(entry["takes"] and entry["summary"] and entry["at"] for entry in found)
+
+
+def test_a_domain_is_listed_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "medical"]) == 0
+    captured = capsys.readouterr()
+    assert [line.split()[0] for line in captured.out.splitlines()] == ["model", *network_names()]
+    assert "parameters of medical at" in captured.err
 
 
 def test_one_model_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:

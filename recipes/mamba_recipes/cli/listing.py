@@ -57,11 +57,14 @@ def _models(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(found, indent=1, default=str))
         return DONE
-    rows = [(m["model"], m["domain"], f"{m['parameters']:,}", m["takes"]) for m in found]
+    rows = [
+        (m["model"], m["domain"], "-" if m["parameters"] is None else f"{m['parameters']:,}", m["takes"]) for m in found
+    ]
     _table(("model", "domain", "parameters", "takes"), rows)
-    if len(found) == 1 and found[0]["model"] == arguments.name:
-        print(f"\n{found[0]['summary']}\n")
-        _table(("option", "default"), [(key, _default(value)) for key, value in found[0]["options"].items()])
+    for one in found:
+        if one["model"] == arguments.name:
+            print(f"\n{one['domain']}: {one['summary']}\n")
+            _table(("option", "default"), [(key, _default(value)) for key, value in one["options"].items()])
     for sizes in dict.fromkeys((m["domain"], m["at"]) for m in found):
         print(f"parameters of {sizes[0]} at {sizes[1]}", file=sys.stderr)
     return DONE
