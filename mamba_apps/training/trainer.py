@@ -243,7 +243,7 @@ def _check_strategy(strategy: Any) -> None:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if name.lower().startswith(_SHARDED):
         raise UserError(
-            f"the strategy {name} shards the model and saves it by means of its own; checkpoints here are one whole file",
+            f"the strategy {name} shards the model and saves it by its own means; checkpoints here are one whole file",
             'use strategy "ddp"; where memory is short, a smaller batch with accumulate_grad_batches',
         )
 
