@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from safetensors.torch import load_file, save_file
+from timm.optim import Lamb
 from torch import nn
 
 from mamba_apps.errors import UserError
@@ -90,6 +92,31 @@ def test_layers_learn_at_their_rates(name: str) -> None:
     rates = sorted({group["lr"] for group in groups})
     assert len(rates) > 2
     assert all(low * 2 == pytest.approx(high) for low, high in itertools.pairwise(rates))
+
+
+class Stop(Callback):
+    """Breaks a run off after two steps."""
+
+    def on_train_batch_end(self, trainer: Trainer, *unused: Any) -> None:
+        if trainer.global_step == 2:
+            raise RuntimeError("stopped")
+
+
+def test_lamb_learns_and_resumes_exactly(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"optimiser": "lamb", "lr": 0.01, "warmup": 0.0}
+    fresh, whole = task(**options), task(**options)
+    trainer = fit(tmp_path / "whole", whole, digits())
+    assert isinstance(trainer.optimizers[0], Lamb)
+    assert {group["weight_decay"] for group in trainer.optimizers[0].param_groups} == {0.0, 0.05}
+    broken = tmp_path / "broken"
+    with pytest.raises(RuntimeError, match="stopped"):
+        fit(broken, fresh, digits(), save_every_steps=1, callbacks=[Stop()])
+    resumed = task(**options)
+    fit(broken, resumed, digits(), resume=True)
+    begun = weights_of(fresh)
+    for name, value in weights_of(whole).items():
+        assert torch.equal(value, weights_of(resumed)[name]), name
+    assert any(not torch.equal(value, begun[name]) for name, value in weights_of(resumed).items())
 
 
 def test_the_backbone_waits_for_the_head() -> None:
@@ -185,6 +212,7 @@ def test_the_card_is_plain_and_complete(tmp_path: Path) -> None:
         ({"model": "vim_tinny_patch16_224"}, "did you mean 'vim_tiny_patch16_224'"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"layer_decay": 0.0}, "layer_decay"),
+        ({"optimiser": "lambda"}, "optimiser is 'lambda'; choose one of adamw, lamb"),
         ({"warmup": 1.0}, "warmup"),
         ({"head_warmup": -0.1}, "head_warmup"),
         ({"label_smoothing": 1.0}, "label_smoothing"),

@@ -1,4 +1,4 @@
-"""AdamW over a backbone and its head: what decays, at which rate each layer learns, and when the backbone begins."""
+"""The optimiser of a backbone and its head: what decays, at which rate each layer learns, when the backbone begins."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
+from timm.optim import Lamb, param_groups_layer_decay
 from torch import nn
 
 from mamba_apps.training.schedule import rate_factor
 
 Rate = Callable[[float], float]
+
+# LAMB is timm's, which also clips the norm of all gradients at 1.
+OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "lamb": Lamb}
 
 
 def make_optimiser(
@@ -22,8 +25,9 @@ def make_optimiser(
     weight_decay: float,
     layer_decay: float,
     betas: tuple[float, float],
-) -> tuple[torch.optim.AdamW, list[bool]]:
-    """Return AdamW over the parameters that learn, and of each of its groups whether it is the head's.
+    name: str = "adamw",
+) -> tuple[torch.optim.Optimizer, list[bool]]:
+    """Return the optimiser over the parameters that learn, and of each of its groups whether it is the head's.
 
     Vectors and what the model names in ``no_weight_decay`` do not decay; a layer's rate is ``layer_decay`` times that
     of the layer after it (BEiT, arXiv 2106.08254), by the model's own ``group_matcher``.
@@ -34,7 +38,8 @@ def make_optimiser(
         lr: The head's rate.
         weight_decay: Of matrices.
         layer_decay: In (0, 1]; 1 gives all layers one rate.
-        betas: AdamW's.
+        betas: Of the moments.
+        name: "adamw", or "lamb" for large batches (arXiv 1904.00962).
     """
     spared: set[str] = getattr(network, "no_weight_decay", set)()
     own = {id(parameter) for parameter in head.parameters()}
@@ -49,7 +54,8 @@ def make_optimiser(
                 decay, rate = group["weight_decay"], lr * group["lr_scale"]
                 groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
                 are_head.append(of_head)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas), are_head
+    make: Any = OPTIMISERS[name]
+    return make(groups, lr=lr, betas=betas), are_head
 
 
 def head_rate(warmup: float) -> Rate:

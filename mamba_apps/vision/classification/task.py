@@ -1,4 +1,4 @@
-"""Training an image classifier: cross-entropy on soft targets, AdamW by layers, a cosine, an average of the weights."""
+"""Training an image classifier: cross-entropy on soft targets, rates by layers, a cosine, an average of the weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mamba_apps.training.schedule import budget_spent
 from mamba_apps.vision.classification.curve import CurvePanel, learning_curve
 from mamba_apps.vision.classification.data import ImageData
 from mamba_apps.vision.classification.network import freeze_all_but, head_of, network_options
-from mamba_apps.vision.classification.optimiser import Rate, backbone_rate, head_rate, make_optimiser
+from mamba_apps.vision.classification.optimiser import OPTIMISERS, Rate, backbone_rate, head_rate, make_optimiser
 from mamba_apps.vision.weights import check_name, create_model
 
 
@@ -40,11 +40,12 @@ class ClassificationTask(pl.LightningModule):
         weights: None for random ones, "released" for timm's download, a file of released weights, or the folder of a
             model saved by us.
         lr: The head's highest learning rate, for the batch that is given.
-        weight_decay: AdamW's, on matrices that the model does not name in ``no_weight_decay``.
+        optimiser: "adamw", or "lamb" (arXiv 1904.00962), timm's, for large batches.
+        weight_decay: The optimiser's, on matrices that the model does not name in ``no_weight_decay``.
         layer_decay: What each layer's rate is multiplied by for the layer before it; 1 gives all one rate.
         warmup: The part of the budget in which rates rise; they fall as a cosine over the rest.
         head_warmup: The part of the budget in which the classifier learns alone.
-        betas: AdamW's.
+        betas: Of the optimiser's moments.
         label_smoothing: The part of a target that all classes share.
         mixup: The alpha of mixup (arXiv 1710.09412); 0 for none.
         cutmix: The alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each batch draws one of them. A batch of
@@ -67,6 +68,7 @@ class ClassificationTask(pl.LightningModule):
         size: int = 224,
         weights: str | None = None,
         lr: float = 1e-3,
+        optimiser: str = "adamw",
         weight_decay: float = 0.05,
         layer_decay: float = 1.0,
         warmup: float = 0.05,
@@ -84,6 +86,8 @@ class ClassificationTask(pl.LightningModule):
         check_name(model)
         if not lr > 0:
             raise UserError(f"lr is {lr}", "give a positive learning rate")
+        if optimiser not in OPTIMISERS:
+            raise UserError(f"optimiser is {optimiser!r}", f"choose one of {', '.join(OPTIMISERS)}")
         if not 0 < layer_decay <= 1:
             raise UserError(f"layer_decay is {layer_decay}", "give a number in (0, 1]; 1 gives all layers one rate")
         for name, part in (("warmup", warmup), ("head_warmup", head_warmup), ("label_smoothing", label_smoothing)):
@@ -94,6 +98,7 @@ class ClassificationTask(pl.LightningModule):
                 raise UserError(f"{name} is {alpha}", "give 0 for none, or more")
         self.model_name, self.model_options, self.weights = model, dict(model_options or {}), weights
         self.lr, self.weight_decay, self.layer_decay, self.betas = lr, weight_decay, layer_decay, betas
+        self.optimiser = optimiser
         self.warmup, self.head_warmup = warmup, head_warmup
         self.label_smoothing, self.mixup, self.cutmix, self.mix_prob = label_smoothing, mixup, cutmix, mix_prob
         self.linear_probe, self.compiled = linear_probe, compile
@@ -186,7 +191,7 @@ class ClassificationTask(pl.LightningModule):
         self._log_scores("test")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW, and each group's rate over the run's budget."""
+        """Return the optimiser, and each group's rate over the run's budget."""
         optimiser, are_head = make_optimiser(
             self.network,
             head_of(self.network),
@@ -194,6 +199,7 @@ class ClassificationTask(pl.LightningModule):
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
             betas=self.betas,
+            name=self.optimiser,
         )
         head, backbone = head_rate(self.warmup), backbone_rate(self.warmup, self.head_warmup)
         factors = [self._factor(head if is_head else backbone) for is_head in are_head]
