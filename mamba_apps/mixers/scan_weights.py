@@ -10,7 +10,7 @@ Dimensions in names: K readings, E inner channels, R rank of the step sizes, P t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ def scan_weights(
     padded, state = rank + -rank % _RANK_MULTIPLE, A_log_KEN.shape[-1]
     each = readings if shared else 1
     widths = (each * padded, each * state, each * state)
-    made: Any = _ScanWeights.apply if is_eager(project_KOE, delta_KER, A_log_KEN) else _in_graph
+    made = _in_eager if is_eager(project_KOE, delta_KER, A_log_KEN) else _in_graph
     project, delta_KEP, A = made(project_KOE, delta_KER, A_log_KEN, dtype, shared)
     return ScanWeights(project, delta_KEP, A, widths)
 
@@ -72,7 +72,7 @@ def stack_groups(*groups: Sequence[Tensor]) -> tuple[Tensor, ...]:
     parts = [part for group in groups for part in group]
     if not is_eager(*parts):
         return tuple([torch.stack(list(group)) for group in groups])
-    return cast(tuple[Tensor, ...], _StackGroups.apply(len(groups[0]), *parts))
+    return _stack(len(groups[0]), *parts)
 
 
 class _StackGroups(torch.autograd.Function):
@@ -149,3 +149,8 @@ def _places(project: Tensor, readings: int, rank: int, short: int) -> tuple[Tens
         return project[:, :rank], project[:, rank + short :].unflatten(1, (2, -1))
     steps, both = project.tensor_split([readings * (rank + short)])
     return steps.unflatten(0, (readings, -1))[:, :rank], both.unflatten(0, (2, readings, -1)).transpose(0, 1)
+
+
+# What `Function.apply` does before calling these is looking for function transforms, as `is_eager` has done.
+_stack: Any = super(torch.autograd.Function, _StackGroups).apply
+_in_eager: Any = super(torch.autograd.Function, _ScanWeights).apply
