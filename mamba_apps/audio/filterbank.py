@@ -122,7 +122,9 @@ class FilterBank(nn.Module):
             earlier_BTW = torch.cat([frame_BTW[..., :1], frame_BTW[..., :-1]], dim=-1)
             frame_BTW = (frame_BTW - _PREEMPHASIS * earlier_BTW) * self.window_W
             power_BTP = torch.fft.rfft(frame_BTW, n=self.points).abs().square()
-            return (power_BTP @ self.mel_weight_PF).clamp(min=torch.finfo(torch.float32).eps).log()
+            # In float64, as TensorFloat-32 products, which users may allow, show in the logarithms.
+            mel_BTF = (power_BTP.double() @ self.mel_weight_PF.double()).float()
+            return mel_BTF.clamp(min=torch.finfo(torch.float32).eps).log()
 
     def init_state(self, batch_size: int) -> Tensor:
         """Return what waits before the first sample: nothing."""

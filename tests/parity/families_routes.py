@@ -19,7 +19,7 @@ def check_cross_scan(card: Card) -> None:
     x_BDHW, y_BKDHW = card.tensors["input.x"], card.tensors["input.y"]
     for scan in card.entries["scans"]:
         name, picks = _SCANS[scan]
-        readings = Route(name).readings(tuple(x_BDHW.shape[2:]))
+        readings = Route(name).readings(tuple(x_BDHW.shape[2:]), device=x_BDHW.device)
         read_BKLD = readings.gather(x_BDHW.movedim(1, -1))[:, picks]
         comparison.same(f"output.scan{scan}", read_BKLD.transpose(2, 3))
         y_BKLD = y_BKDHW.flatten(3).transpose(2, 3)

@@ -136,7 +136,8 @@ def _check_backward(shapes: tuple, configs: tuple[Config, Config, Config], devic
         ungated = before_gate.detach().to(dout.dtype)
     given: Any = (dout, dfinal, *arguments[:13], ungated, configs)
     got = triton_launch.backward(*given)
-    total = (y * dout).sum() if dfinal is None else (y * dout).sum() + (final * dfinal).sum()
+    with torch.enable_grad():  # Whoever chooses does so without.
+        total = (y * dout).sum() if dfinal is None else (y * dout).sum() + (final * dfinal).sum()
     pairs = [(a, x) for a, x in zip(got, (*tensors[:8], tensors[10]), strict=True) if x is not None]
     wanted = torch.autograd.grad(total, [x for _, x in pairs])
     tolerance = _tolerance(arguments)
