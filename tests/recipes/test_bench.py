@@ -15,7 +15,7 @@ from torch import Tensor
 from mamba_apps.errors import UserError
 from mamba_recipes import bench
 from mamba_recipes.bench import against, gpu
-from mamba_recipes.bench.gpu import cases, models, stack
+from mamba_recipes.bench.gpu import audio, cases, models, stack
 from mamba_recipes.bench.gpu.measure import TOLERANCE, worst_error
 from mamba_recipes.bench.gpu.problem import Problem
 
@@ -99,6 +99,7 @@ def test_every_case_has_a_name_of_its_own_and_can_be_asked_for() -> None:
         lambda: gpu.run(print, ["nothing"]),
         lambda: stack.run(print, ["nothing"]),
         lambda: models.run(print, ["nothing"]),
+        lambda: audio.run(print, ["nothing"]),
     ):
         with pytest.raises(UserError, match="--only nothing matches no"):
             run()
@@ -135,6 +136,26 @@ def test_every_timed_model_is_in_the_registry_and_shown() -> None:
     text = models.render([row])
     assert "| vim | 128, 224 | 7.0 | 12,800 | 80% | 12,800 | 80% | 2.0 |" in text
     assert "25.0%     2.00 ms     3 x  a kernel" in text
+
+
+def test_sound_models_are_timed_over_clip_lengths_shown_and_drawn(tmp_path: Path) -> None:
+    sizes = audio.Sizes(("aum_nano_fobi", "ast_nano"), (0.5, 2), 2, (2,), (2, 1), 0.0)
+    said: list[str] = []
+    rows = audio.run(said.append, ["front end", "2 s"], sizes, device="cpu")
+    assert said == ["aum_nano_fobi front end", "ast_nano front end", "aum_nano_fobi 2 s", "ast_nano 2 s"]
+    assert rows[0]["max_abs_difference"] == 0
+    assert all(row["training_ms"] > 0 for row in rows)
+    figures = {"training_ms": 100.0, "training_peak_mib": 2048.0, "inference_ms": 50.0, "inference_peak_mib": 1024.0}
+    kernels = {"training_gpu_ms": 80.0, "training_kernels": [{"kernel": "a kernel", "calls": 3, "ms": 20.0}]}
+    rows[2] |= {"shape": [32, 10], **figures, **kernels}
+    rows[3] = {key: rows[3][key] for key in ("op", "case", "shape")} | {"failure": "out of memory"}
+    text = audio.render(rows)
+    assert "| 10 s | 32 | aum_nano_fobi | 320.0 | 2.0 | 640.0 | 1.0 |" in text
+    assert "| 2 s | 1 | ast_nano | out of memory |  | out of memory |  |" in text
+    assert "25.0%    20.00 ms     3 x  a kernel" in text
+    assert "of a training step of aum_nano_fobi; off the CPU's by 0.0e+00 at most" in text
+    audio.draw(rows, tmp_path / "deep" / "audio.png")
+    assert (tmp_path / "deep" / "audio.png").stat().st_size > 0
 
 
 def test_stacks_run_forward_and_backward() -> None:
@@ -254,7 +275,15 @@ def test_another_gpus_figures_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["stack"], ["models"], ["ops", "--only", "scan"], ["ops", "--threads", "0"], ["ops", "--device", "cuda"]]
+    "words",
+    [
+        ["stack"],
+        ["models"],
+        ["audio"],
+        ["ops", "--only", "scan"],
+        ["ops", "--threads", "0"],
+        ["ops", "--device", "cuda"],
+    ],
 )
 def test_what_cannot_run_here_is_refused(words: list[str]) -> None:
     if words[-1] == "cuda" and torch.cuda.is_available():

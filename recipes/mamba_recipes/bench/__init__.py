@@ -50,9 +50,9 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "what",
-        choices=["ops", "stack", "models", "decode", "scaling"],
-        help="operators; and on a GPU: layers of a model made of them; whole image models beside timm's; steps of "
-        "decoding and tokens a second; time and memory against length",
+        choices=["ops", "stack", "models", "audio", "decode", "scaling"],
+        help="operators; and on a GPU: layers of a model made of them; whole image models beside timm's; Audio "
+        "Mamba beside AST over clip lengths; steps of decoding and tokens a second; time and memory against length",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
@@ -62,7 +62,7 @@ def _parser() -> Parser:
         help="on a GPU, run the cases whose row has all these words, such as 'selective_scan vim' or '128,768,197'; "
         "may be repeated",
     )  # fmt: skip
-    parser.add_argument("--figure", type=Path, metavar="PNG", help="also draw the figures of scaling into this file")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="also draw the figures of scaling or audio here")
     parser.add_argument("--against", type=Path, metavar="FILE", help="a document of --out to be no worse than")
     parser.add_argument(
         "--tolerance", type=against.fraction, default=0.1, metavar="PART",
@@ -76,8 +76,8 @@ def _parser() -> Parser:
 def _refuse_what_cannot_run(parser: Parser, arguments: argparse.Namespace) -> None:
     if arguments.threads < 1 or arguments.repeats < 1:
         parser.error("--threads and --repeats must be at least 1")
-    if arguments.figure and arguments.what != "scaling":
-        parser.error("--figure belongs to scaling")
+    if arguments.figure and arguments.what not in ("scaling", "audio"):
+        parser.error("--figure belongs to scaling and audio")
     if arguments.device == "cpu":
         if arguments.what != "ops" or arguments.only:
             parser.error("everything but ops, and --only, needs --device cuda")
