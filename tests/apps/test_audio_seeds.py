@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mamba_apps.audio.tagging.augment import SoundAugment
-from mamba_apps.audio.tagging.loading import balanced_draw
+from mamba_apps.audio.tagging.loading import BalancedDraw
 from mamba_apps.audio.tagging.policy import ClipPolicy
 from mamba_datasets.audio import ClipSet, Place
 
@@ -29,7 +29,7 @@ def _spectrograms() -> Tensor:
 
 def _draws() -> Tensor:
     clips = ClipSet([Place(str(number), (number % 3 == 0,)) for number in range(50)], ["a", "b"], rate=8000)
-    draw = balanced_draw(clips)
+    draw = BalancedDraw(clips)
     return torch.tensor([draw(index) for index in range(50)])
 
 
