@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
     from mamba_apps.training.guard import NonFiniteGuard, NonFiniteLossError
     from mamba_apps.training.loader import ResumableLoader, ResumableSampler
-    from mamba_apps.training.saved import ModelCard, load_card, load_weights, save_model
+    from mamba_apps.training.saved import ModelCard, load_card, load_weights, save_model, saved_folder
     from mamba_apps.training.seeding import seed_everything
     from mamba_apps.training.trainer import make_trainer
 
@@ -29,6 +29,7 @@ __all__ = [
     "NonFiniteLossError",
     "ModelCard",
     "save_model",
+    "saved_folder",
     "load_card",
     "load_weights",
 ]
@@ -45,6 +46,7 @@ _HOMES = {
     "NonFiniteLossError": "guard",
     "ModelCard": "saved",
     "save_model": "saved",
+    "saved_folder": "saved",
     "load_card": "saved",
     "load_weights": "saved",
 }

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "model.json"
+# Where a run keeps its saved model.
+MODEL_NAME = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,12 @@ class ModelCard:
             "model": {"name": name, "arguments": arguments},
             **fields,
         }
+
+
+def saved_folder(path: str | Path) -> Path:
+    """Return the folder of a saved model: the one in a run's folder, or ``path`` itself."""
+    path = Path(path)
+    return path / MODEL_NAME if (path / MODEL_NAME).is_dir() else path
 
 
 def save_model(directory: str | Path, module: nn.Module, card: ModelCard) -> Path:

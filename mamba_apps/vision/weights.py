@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import mamba_apps.vision  # noqa: F401  (registers the Mamba families with timm)
 from mamba_apps.errors import UserError
-from mamba_apps.training import load_card, load_weights
+from mamba_apps.training import load_card, load_weights, saved_folder
 from mamba_apps.vision.classification import baselines  # noqa: F401  (registers the small Transformers)
 
 RELEASED = "released"
@@ -74,7 +74,7 @@ def _weights(name: str, weights: str) -> dict[str, Any]:
         return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     if not path.is_dir():
         raise UserError(f"weights {weights!r}: there is no such file or folder", f"give one, or {RELEASED!r}")
-    folder = path / "model" if (path / "model").is_dir() else path
+    folder = saved_folder(path)
     card = load_card(folder)
     if (card.task, card.domain) != ("classification", "image"):
         raise UserError(f"{folder} holds a model for {card.task} of {card.domain}", "give an image classifier's folder")

@@ -14,7 +14,6 @@ from mamba_apps.errors import UserError
 from mamba_recipes.recipe import Recipe, load
 
 RECIPE_NAME = "recipe.yaml"
-MODEL_NAME = "model"
 RUNS = Path("runs")
 # Where training in several processes tells the others, which run the same command, the folder of the run.
 _SHARED = "MAMBA_APPS_RUN"

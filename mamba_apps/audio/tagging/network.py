@@ -18,7 +18,7 @@ from mamba_apps.audio.zoo import create_model, model_names
 from mamba_apps.errors import UserError
 from mamba_apps.registry import suggest
 from mamba_apps.state_dicts import fitted
-from mamba_apps.training import load_card, load_weights
+from mamba_apps.training import load_card, load_weights, saved_folder
 from mamba_apps.vision.pretrained import unwrapped
 
 _PREFIX = "network."
@@ -77,7 +77,7 @@ def freeze_all_but_head(network: AudioModel) -> None:
 def _read(weights: str) -> Mapping[str, Any]:
     path = Path(weights)
     if path.is_dir():
-        return _read_run(path / "model" if (path / "model").is_dir() else path)
+        return _read_run(saved_folder(path))
     if path.is_file():
         return _read_file(path)
     if timm.is_model(weights):

@@ -25,7 +25,7 @@ from mamba_apps.audio.tagging.sounds import Channel, Hearing, Sound, opened
 from mamba_apps.audio.tagging.tags import BadSoundsError, Tags, likeliest
 from mamba_apps.audio.tagging.timeline import Timeline, make_timeline
 from mamba_apps.errors import UserError
-from mamba_apps.training import load_card
+from mamba_apps.training import load_card, saved_folder
 from mamba_datasets.audio.read import SOUND
 from mamba_datasets.errors import DataError
 
@@ -91,8 +91,7 @@ class AudioTagger:
         Raises:
             UserError: There is none, it is damaged, or it does not classify sounds.
         """
-        directory = Path(directory)
-        folder = directory / "model" if (directory / "model").is_dir() else directory
+        folder = saved_folder(directory)
         card = load_card(folder)
         if (card.task, card.domain) != ("classification", "audio"):
             raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 from mamba_apps.errors import UserError
 from mamba_apps.medical.unet import SegmentationNetwork
 from mamba_apps.medical.zoo import build_network
-from mamba_apps.training import ModelCard, load_card, load_weights
+from mamba_apps.training import ModelCard, load_card, load_weights, saved_folder
 from mamba_datasets.volumes import Plan
 
 TASK, DOMAIN = "segmentation", "volume"
@@ -95,8 +95,7 @@ def load_plan(directory: str | Path) -> Plan:
 
 
 def _card(directory: str | Path) -> tuple[Path, ModelCard]:
-    run = Path(directory)
-    folder = run / "model" if (run / "model").is_dir() else run
+    folder = saved_folder(directory)
     card = load_card(folder)
     if (card.task, card.domain) != (TASK, DOMAIN):
         raise UserError(f"{folder} holds a model for {card.task} of {card.domain}", "give a segmenter of volumes")

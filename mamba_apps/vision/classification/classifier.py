@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.training import load_card
+from mamba_apps.training import load_card, saved_folder
 from mamba_apps.vision.classification.preprocessing import Preprocessing
 from mamba_apps.vision.weights import create_model, saved_weights
 from mamba_datasets.errors import DataError
@@ -107,8 +107,7 @@ class ImageClassifier:
         Raises:
             UserError: There is none, it is damaged, or it does not classify images.
         """
-        directory = Path(directory)
-        folder = directory / "model" if (directory / "model").is_dir() else directory
+        folder = saved_folder(directory)
         card = load_card(folder)
         if (card.task, card.domain) != ("classification", "image"):
             raise UserError(f"{folder} holds a model for {card.task} of {card.domain}", "give an image classifier's")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mamba_apps.errors import UserError
-from mamba_apps.training import ModelCard, load_card, load_weights
+from mamba_apps.training import ModelCard, load_card, load_weights, saved_folder
 from mamba_apps.vision.segmentation.network import Segmenter
 
 TASK, DOMAIN = "segmentation", "image"
@@ -51,8 +51,7 @@ def load_segmenter(directory: str | Path) -> tuple[Segmenter, ModelCard]:
     Raises:
         UserError: There is no such model, it is damaged, or it does not segment images.
     """
-    run = Path(directory)
-    directory = run / "model" if (run / "model").is_dir() else run
+    directory = saved_folder(directory)
     card = load_card(directory)
     if (card.task, card.domain) != (TASK, DOMAIN):
         raise UserError(f"{directory} holds a model for {card.task} of {card.domain}", "give a segmenter of images")

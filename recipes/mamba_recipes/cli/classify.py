@@ -40,12 +40,10 @@ def main(argv: Sequence[str]) -> int:
     arguments = make_parser().parse_args(list(argv))
 
     from mamba_apps.training.chatter import quiet
-    from mamba_apps.training.saved import load_card
-    from mamba_recipes.runs import MODEL_NAME
+    from mamba_apps.training.saved import load_card, saved_folder
 
     quiet()
-    inner = arguments.model / MODEL_NAME
-    folder = inner if inner.is_dir() else arguments.model
+    folder = saved_folder(arguments.model)
     card = load_card(folder)
     if card.task != "classification":
         raise UserError(f"{folder} holds a model for {card.task}", "give one that was trained to classify")

@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
         return DONE
     folder = arguments.resume or runs.new_run(recipe, arguments.out)
 
+    from mamba_apps.training.saved import MODEL_NAME
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
     from mamba_recipes.cli.training import header, load_into, save
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     score = getattr(checkpoint, "best_model_score", None)
     if monitor and score is not None:
         metrics[monitor] = float(score)
-    saved = save(built, recipe, config, metrics, folder / runs.MODEL_NAME)
+    saved = save(built, recipe, config, metrics, folder / MODEL_NAME)
     if arguments.json:
         print(json.dumps({"recipe": name, "run": str(folder), "model": str(saved), "metrics": metrics}, indent=1))
     written = f"best {monitor} {metrics[monitor]:.4g}" if monitor in metrics else f"{trainer.global_step} steps done"

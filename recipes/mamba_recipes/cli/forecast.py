@@ -183,11 +183,10 @@ def make_forecaster(arguments: Namespace, source: SeriesFile, model: str | None 
 def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
     """Return a saved forecaster, and the series that it is to continue."""
     from mamba_apps import Forecaster
-    from mamba_apps.training.saved import load_card
-    from mamba_recipes.runs import MODEL_NAME
+    from mamba_apps.training.saved import load_card, saved_folder
     from mamba_recipes.setting import device_words
 
-    inner = folder / MODEL_NAME if (folder / MODEL_NAME).is_dir() else folder
+    inner = saved_folder(folder)
     forecaster = Forecaster.load(inner)
     settings = load_card(inner).preprocessing
     if arguments.horizon not in (None, forecaster.horizon):

@@ -45,10 +45,9 @@ def main(argv: Sequence[str]) -> int:
     if not arguments.input.exists():
         raise UserError(f"{arguments.input}: there is no such file or folder", "check the path")
 
-    from mamba_apps.training.saved import load_card
-    from mamba_recipes.runs import MODEL_NAME
+    from mamba_apps.training.saved import load_card, saved_folder
 
-    folders = [model / MODEL_NAME if (model / MODEL_NAME).is_dir() else model for model in arguments.model]
+    folders = [saved_folder(model) for model in arguments.model]
     domains = set()
     for folder in folders:
         card = load_card(folder)

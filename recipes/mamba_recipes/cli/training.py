@@ -11,10 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.checkpoint import AtomicCheckpointIO
-from mamba_apps.training.saved import ModelCard, load_weights, save_model
+from mamba_apps.training.saved import ModelCard, load_weights, save_model, saved_folder
 from mamba_recipes.build import Built
 from mamba_recipes.recipe import Recipe
-from mamba_recipes.runs import MODEL_NAME
 from mamba_recipes.setting import data_words, device_words, parameter_words
 
 
@@ -64,8 +63,7 @@ def load_into(model: LightningModule, source: Path) -> None:
         UserError: If there are none, they are damaged, or they belong to another model.
     """
     if source.is_dir():
-        folder = source / MODEL_NAME if (source / MODEL_NAME).is_dir() else source
-        state = load_weights(folder)
+        state = load_weights(saved_folder(source))
     else:
         state = AtomicCheckpointIO().load_checkpoint(source)["state_dict"]
     try:
