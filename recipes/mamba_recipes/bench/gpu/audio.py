@@ -21,6 +21,8 @@ from torch import Tensor
 
 from mamba_apps.audio import FilterBank, create_model
 from mamba_apps.errors import UserError
+from mamba_recipes.bench.gpu.figure import finish
+from mamba_recipes.bench.gpu.measure import elapsed_ms
 from mamba_recipes.bench.gpu.models import _profile
 
 Row = dict[str, Any]
@@ -140,11 +142,7 @@ def _timed(step: Callable[[], Tensor], sizes: Sizes, device: str) -> Row:
     spent: list[float] = []
     begin = time.perf_counter()
     while len(spent) < 5 or (time.perf_counter() - begin < sizes.budget_s and len(spent) < 60):
-        started = time.perf_counter()
-        step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        spent.append(1e3 * (time.perf_counter() - started))
+        spent.append(elapsed_ms(step, device))
     peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0
     return {"ms": median(spent), "peak_mib": peak}
 
@@ -196,15 +194,5 @@ def draw(rows: list[Row], path: Path) -> None:
         for axis, mode in zip(axes, ("training", "inference"), strict=True):
             rates = [1e3 * row["shape"][0] / row[f"{mode}_ms"] for row in mine]
             axis.plot(lengths, rates, color=_COLOURS[name.split("_")[0]], marker=".", label=name)
-    for axis, title in zip(axes, ("training, clips a second", "inference, clips a second"), strict=True):
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_xticks(sorted({row["shape"][1] for row in measured}))
-        axis.set_xlabel("clip, s")
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.grid(visible=True, color="0.9")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    ticks = sorted({row["shape"][1] for row in measured})
+    finish(figure, axes, ("training, clips a second", "inference, clips a second"), "clip, s", path, 110, ticks)

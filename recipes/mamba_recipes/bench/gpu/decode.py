@@ -22,6 +22,7 @@ from mamba_apps.text import MambaLM
 from mamba_apps.text.generation import Continuation, Sampler
 from mamba_kernels.graph_steps import ReplayedStep
 from mamba_recipes.bench.gpu.language import BYTES, halved, language_model
+from mamba_recipes.bench.gpu.measure import elapsed_ms
 
 Row = dict[str, Any]
 # Largest difference between steps and the whole in 16 bits, relative to the largest number, of a block and of a model.
@@ -177,9 +178,9 @@ def _model_row(name: str, mixer: str, options: dict[str, Any], batch: int, sizes
     prefill_ms, step_ms = [], []
     tokens: list[Tensor] = []
     for _ in range(3):
-        prefill_ms.append(_elapsed_ms(lambda: texts.restart(prompt_BL), device))
+        prefill_ms.append(elapsed_ms(lambda: texts.restart(prompt_BL), device))
         texts.next()  # The prompt has chosen it already.
-        step_ms.append(_elapsed_ms(lambda: tokens.extend(texts.next() for _ in range(sizes.new - 1)), device))
+        step_ms.append(elapsed_ms(lambda: tokens.extend(texts.next() for _ in range(sizes.new - 1)), device))
         if not all(bool(((ids >= 0) & (ids < BYTES)).all()) for ids in tokens):
             raise FloatingPointError(f"{name} writes tokens that are none")
         tokens.clear()
@@ -218,22 +219,11 @@ def _bytes(tensors: Any) -> int:
     return sum(x.nbytes for x in tensors if isinstance(x, Tensor | nn.Parameter))
 
 
-def _elapsed_ms(work: Callable[[], object], device: str) -> float:
-    """Return the milliseconds of work handed over from Python until the device is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - started)
-
-
 def _median_ms(work: Callable[[], object], device: str, repeats: int) -> float:
     """Return the median milliseconds of a call; on a GPU between events of its stream."""
     work()
     if device != "cuda":
-        return median(_elapsed_ms(work, device) for _ in range(max(1, repeats - 1)))
+        return median(elapsed_ms(work, device) for _ in range(max(1, repeats - 1)))
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(max(1, repeats - 1))]
     for before, after in marks:
         before.record()

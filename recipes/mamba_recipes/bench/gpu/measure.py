@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,17 @@ def time_on_gpu(run: Callable[[], object]) -> float:
     with torch.cuda.graph(graph):
         run()
     return time_eagerly(graph.replay)
+
+
+def elapsed_ms(work: Callable[[], object], device: str) -> float:
+    """Return the milliseconds of work handed over from Python until the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - started)
 
 
 def peak_extra_mib(run: Callable[[], object]) -> float:

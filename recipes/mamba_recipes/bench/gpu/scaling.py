@@ -6,7 +6,6 @@ launches no longer matter.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from torch import Tensor
 from mamba_apps.errors import UserError
 from mamba_kernels.errors import KernelInputError
 from mamba_recipes.bench.gpu import cases
-from mamba_recipes.bench.gpu.measure import TOLERANCE, as_tuple, peak_extra_mib, time_on_gpu, worst_error
+from mamba_recipes.bench.gpu.figure import finish
+from mamba_recipes.bench.gpu.measure import TOLERANCE, as_tuple, elapsed_ms, peak_extra_mib, time_on_gpu, worst_error
 from mamba_recipes.bench.gpu.problem import Problem
 
 Row = dict[str, Any]
@@ -129,21 +129,11 @@ def _extra_mib(work: Callable[[], object], device: str) -> float:
 
 
 def _milliseconds(work: Callable[[], object], device: str) -> float:
-    once = partial(_once, work, device)
+    once = partial(elapsed_ms, work, device)
     first = once()
     if device == "cuda" and first < _LONG_MS:
         return time_on_gpu(work)
     return median([first, *(once() for _ in range(min(4, int(_BUDGET_MS / first) - 1)))])
-
-
-def _once(work: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - started)
 
 
 def wrong(rows: list[Row]) -> list[str]:
@@ -194,13 +184,4 @@ def draw(rows: list[Row], path: Path) -> None:
         memory = [(row["inputs_mib"] + row["forward_backward_extra_mib"]) / 1024 for row in mine]
         for axis, values in zip(axes, ([row["forward_backward_ms"] for row in mine], memory), strict=True):
             axis.plot(lengths, values, style, color=colour, marker=".", label=name)
-    for axis, title in zip(axes, ("forward + backward, ms", "memory, inputs included, GiB"), strict=True):
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xlabel("length")
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.grid(visible=True, color="0.9")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    finish(figure, axes, ("forward + backward, ms", "memory, inputs included, GiB"), "length", path, 130)
