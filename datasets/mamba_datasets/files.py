@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from mamba_datasets.errors import DataError
 
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL_DISK = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def write_whole(path: str | Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
@@ -58,6 +58,6 @@ def sync_folder(folder: Path) -> None:
 def storage_error(path: Path, error: OSError) -> DataError:
     """Say in one line what the operating system refused, and the remedy."""
     remedy = "check the folder and its permissions, or choose another"
-    if error.errno in _FULL:
+    if error.errno in FULL_DISK:
         remedy = "free space on the disk or in your quota, or choose another folder"
     return DataError(path, "file", f"cannot be written: {error.strerror or error}", remedy)

@@ -22,13 +22,13 @@ from mamba_apps.training.files import (
     link_or_copy,
     sha256_of,
     storage_error,
-    sync_directory,
     temporary_beside,
     write_text,
     writing,
 )
 from mamba_apps.training.guard import refuse_nan
 from mamba_apps.training.plain import to_plain
+from mamba_datasets.files import sync_folder
 
 LAST_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"
@@ -250,7 +250,7 @@ def _publish(temporary: Path, target: Path, digests: list[str]) -> None:
     os.replace(temporary, target)
     if len(transition) > len(lines):
         write_text(checksum, "".join(lines))
-    sync_directory(target.parent)
+    sync_folder(target.parent)
 
 
 def _line(digest: str, path: Path) -> str:

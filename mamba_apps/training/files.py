@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from mamba_apps.errors import UserError
+from mamba_datasets.files import FULL_DISK
 
 try:
     import fcntl
@@ -22,7 +23,6 @@ except ImportError:  # Windows has no fcntl; there an open file cannot be delete
     fcntl = None  # type: ignore[assignment]
 
 _STALE_NAME = re.compile(r"^\..+\.part$")
-_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -39,7 +39,7 @@ def storage_error(action: str, path: Path, error: OSError) -> UserError:
     """
     reason = error.strerror or str(error)
     message = f"cannot {action} {path}: {reason}"
-    if error.errno in _FULL:
+    if error.errno in FULL_DISK:
         return UserError(message, f"free space on the disk or the quota of {path.parent}, or choose another folder")
     if error.errno in _FORBIDDEN:
         return UserError(message, f"give yourself write permission on {path.parent} or choose another folder")
@@ -64,17 +64,6 @@ def make_directory(path: Path, purpose: str) -> None:
             pass
     except OSError as error:
         raise storage_error(f"write to the {purpose}", path, error) from None
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the renames done in a folder survive a power cut."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -104,7 +93,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a small text file whole or not at all; `sync_directory` makes the new one last.
+    """Write a small text file whole or not at all; `mamba_datasets.files.sync_folder` makes the new one last.
 
     Raises:
         OSError: The disk is full, the folder is read-only, ...; `target` is untouched.

@@ -19,11 +19,11 @@ from mamba_apps.training.files import (
     make_directory,
     sha256_of,
     storage_error,
-    sync_directory,
     temporary_beside,
     write_text,
     writing,
 )
+from mamba_datasets.files import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -119,7 +119,7 @@ def save_model(directory: str | Path, module: nn.Module, card: ModelCard) -> Pat
             write_text(card_path, _dump(card, replaces=old))
             os.replace(temporary, weights)
         write_text(card_path, _dump(card))
-        sync_directory(directory)
+        sync_folder(directory)
     except OSError as error:
         raise storage_error("save the model in", weights, error) from error
     except SafetensorError as error:
