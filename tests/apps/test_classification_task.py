@@ -15,10 +15,10 @@ from torch import nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, make_trainer, save_model
+from mamba_apps.training.optimiser import backbone_rate, make_optimiser
 from mamba_apps.training.schedule import rate_factor
 from mamba_apps.vision.classification import ClassificationTask, SmallImageData
 from mamba_apps.vision.classification.network import head_of
-from mamba_apps.vision.classification.optimiser import backbone_rate, make_optimiser
 from mamba_apps.vision.weights import create_model
 
 MODEL = "deit_nano_patch2_8"

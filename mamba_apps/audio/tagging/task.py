@@ -5,7 +5,7 @@ Dimensions in names: N clips, B windows, S samples, T frames, F mel bands, K cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -25,10 +25,9 @@ from mamba_apps.audio.tagging.policy import SoundBatch, by_clip
 from mamba_apps.audio.tagging.scores import ClipScores, clip_loss, one_hot
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
+from mamba_apps.training.curve import CurvePanel, learning_curve
 from mamba_apps.training.ema import Ema
-from mamba_apps.training.schedule import budget_spent
-from mamba_apps.vision.classification.curve import CurvePanel, learning_curve
-from mamba_apps.vision.classification.optimiser import Rate, backbone_rate, head_rate, make_optimiser
+from mamba_apps.training.optimiser import check_rates, make_optimiser, with_rates
 
 # So many windows at once when scored: a sound of hours has thousands.
 _AT_ONCE = 256
@@ -96,15 +95,14 @@ class AudioTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_name(model)
-        if not lr > 0:
-            raise UserError(f"lr is {lr}", "give a positive learning rate")
-        if not 0 < layer_decay <= 1:
-            raise UserError(f"layer_decay is {layer_decay}", "give a number in (0, 1]; 1 gives all layers one rate")
-        for name, part in (("warmup", warmup), ("head_warmup", head_warmup), ("label_smoothing", label_smoothing)):
-            if not 0 <= part < 1:
-                raise UserError(f"{name} is {part}", "give a number in [0, 1)")
-        if weight_decay < 0:
-            raise UserError(f"weight_decay is {weight_decay}", "give 0 for none, or more")
+        check_rates(
+            lr=lr,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            warmup=warmup,
+            head_warmup=head_warmup,
+            label_smoothing=label_smoothing,
+        )
         if ema is not None:
             Ema(ema)  # refuses what is out of range
         self.augment = SoundAugment(
@@ -214,10 +212,7 @@ class AudioTask(pl.LightningModule):
             layer_decay=self.layer_decay,
             betas=self.betas,
         )
-        head, backbone = head_rate(self.warmup), backbone_rate(self.warmup, self.head_warmup)
-        factors = [self._factor(head if is_head else backbone) for is_head in are_head]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_rates(self.trainer, optimiser, are_head, warmup=self.warmup, head_warmup=self.head_warmup)
 
     def probabilities(self, batch: SoundBatch) -> Tensor:
         """Return the classes' probabilities (N, K) of clips, the mean over the windows of each."""
@@ -267,9 +262,6 @@ class AudioTask(pl.LightningModule):
     def classes(self) -> int:
         """How many classes there are."""
         return int((self.arguments or {})["num_classes"])
-
-    def _factor(self, rate: Rate) -> Callable[[int], float]:
-        return lambda step: rate(budget_spent(self.trainer, step))
 
     def _make_network(self, data: AudioData) -> None:
         if len(data.classes) < 2 and not data.multilabel:

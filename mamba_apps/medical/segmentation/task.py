@@ -239,7 +239,7 @@ class VolumeSegmentationTask(pl.LightningModule):
         """Return the learning curve of the training that was run, for a comparison's report."""
         if len(self._curve) < 2:
             return []
-        from mamba_apps.vision.classification.curve import CurvePanel
+        from mamba_apps.training.curve import CurvePanel
 
         steps, dice = zip(*self._curve, strict=True)
         return [

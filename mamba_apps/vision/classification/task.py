@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -17,12 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
+from mamba_apps.training.curve import CurvePanel, learning_curve
 from mamba_apps.training.ema import Ema
-from mamba_apps.training.schedule import budget_spent
-from mamba_apps.vision.classification.curve import CurvePanel, learning_curve
+from mamba_apps.training.optimiser import OPTIMISERS, check_rates, make_optimiser, with_rates
 from mamba_apps.vision.classification.data import ImageData
 from mamba_apps.vision.classification.network import freeze_all_but, head_of, network_options
-from mamba_apps.vision.classification.optimiser import OPTIMISERS, Rate, backbone_rate, head_rate, make_optimiser
 from mamba_apps.vision.weights import check_name, create_model
 
 
@@ -84,26 +82,27 @@ class ClassificationTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         check_name(model)
-        if not lr > 0:
-            raise UserError(f"lr is {lr}", "give a positive learning rate")
+        check_rates(
+            lr=lr,
+            weight_decay=weight_decay,
+            layer_decay=layer_decay,
+            warmup=warmup,
+            head_warmup=head_warmup,
+            label_smoothing=label_smoothing,
+        )
         if optimiser not in OPTIMISERS:
             raise UserError(f"optimiser is {optimiser!r}", f"choose one of {', '.join(OPTIMISERS)}")
-        if not 0 < layer_decay <= 1:
-            raise UserError(f"layer_decay is {layer_decay}", "give a number in (0, 1]; 1 gives all layers one rate")
-        for name, part in (("warmup", warmup), ("head_warmup", head_warmup), ("label_smoothing", label_smoothing)):
-            if not 0 <= part < 1:
-                raise UserError(f"{name} is {part}", "give a number in [0, 1)")
-        for name, alpha in (("mixup", mixup), ("cutmix", cutmix), ("weight_decay", weight_decay)):
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
             if alpha < 0:
                 raise UserError(f"{name} is {alpha}", "give 0 for none, or more")
+        if not 0 <= mix_prob <= 1:
+            raise UserError(f"mix_prob is {mix_prob}", "give a number in [0, 1]")
         self.model_name, self.model_options, self.weights = model, dict(model_options or {}), weights
         self.lr, self.weight_decay, self.layer_decay, self.betas = lr, weight_decay, layer_decay, betas
         self.optimiser = optimiser
         self.warmup, self.head_warmup = warmup, head_warmup
         self.label_smoothing, self.mixup, self.cutmix, self.mix_prob = label_smoothing, mixup, cutmix, mix_prob
         self.linear_probe, self.compiled = linear_probe, compile
-        if not 0 <= mix_prob <= 1:
-            raise UserError(f"mix_prob is {mix_prob}", "give a number in [0, 1]")
         if ema is not None:
             Ema(ema)  # refuses what is out of range
         self.ema = ema
@@ -201,10 +200,7 @@ class ClassificationTask(pl.LightningModule):
             betas=self.betas,
             name=self.optimiser,
         )
-        head, backbone = head_rate(self.warmup), backbone_rate(self.warmup, self.head_warmup)
-        factors = [self._factor(head if is_head else backbone) for is_head in are_head]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_rates(self.trainer, optimiser, are_head, warmup=self.warmup, head_warmup=self.head_warmup)
 
     def plots(self, data: ImageData) -> list[CurvePanel]:
         """Return the learning curve of the training that was run."""
@@ -226,9 +222,6 @@ class ClassificationTask(pl.LightningModule):
     def label(self) -> str:
         """The model's name."""
         return self.model_name
-
-    def _factor(self, rate: Rate) -> Callable[[int], float]:
-        return lambda step: rate(budget_spent(self.trainer, step))
 
     def _make_network(self, classes: int, size: int) -> None:
         if classes < 2:

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.optim import Lamb, param_groups_layer_decay
 from torch import nn
 
-from mamba_apps.training.schedule import rate_factor
+from mamba_apps.errors import UserError
+from mamba_apps.training.schedule import budget_spent, rate_factor
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 Rate = Callable[[float], float]
 
 # LAMB is timm's, which also clips the norm of all gradients at 1.
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "lamb": Lamb}
+
+
+def check_rates(*, lr: float, weight_decay: float, layer_decay: float, **parts: float) -> None:
+    """Refuse settings that are out of range.
+
+    Args:
+        lr: Above 0.
+        weight_decay: 0 or more.
+        layer_decay: In (0, 1].
+        **parts: Of the budget or of a target, by name, in [0, 1).
+
+    Raises:
+        UserError: One is not.
+    """
+    if not lr > 0:
+        raise UserError(f"lr is {lr}", "give a positive learning rate")
+    if not 0 < layer_decay <= 1:
+        raise UserError(f"layer_decay is {layer_decay}", "give a number in (0, 1]; 1 gives all layers one rate")
+    for name, part in parts.items():
+        if not 0 <= part < 1:
+            raise UserError(f"{name} is {part}", "give a number in [0, 1)")
+    if weight_decay < 0:
+        raise UserError(f"weight_decay is {weight_decay}", "give 0 for none, or more")
 
 
 def make_optimiser(
@@ -78,3 +106,30 @@ def backbone_rate(warmup: float, head_warmup: float) -> Rate:
         return rise * rate_factor(spent, warmup)
 
     return factor
+
+
+def with_rates(
+    trainer: pl.Trainer,
+    optimiser: torch.optim.Optimizer,
+    are_head: Sequence[bool],
+    *,
+    warmup: float,
+    head_warmup: float,
+) -> OptimizerLRScheduler:
+    """Return an optimiser of `make_optimiser` and each group's rate over the trainer's budget, as Lightning takes them.
+
+    Args:
+        trainer: Whose budget it is.
+        optimiser: The optimiser.
+        are_head: Of each of its groups, whether it is the head's.
+        warmup: The part of the budget in which rates rise.
+        head_warmup: The part of the budget in which the head learns alone.
+    """
+
+    def by_step(rate: Rate) -> Callable[[int], float]:
+        return lambda step: rate(budget_spent(trainer, step))
+
+    head, backbone = head_rate(warmup), backbone_rate(warmup, head_warmup)
+    factors = [by_step(head if is_head else backbone) for is_head in are_head]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
