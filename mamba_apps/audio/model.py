@@ -28,6 +28,8 @@ class RawSound(nn.Module):
     def __init__(self, sample_rate: int = 16000, samples: int | None = None) -> None:
         super().__init__()
         self.sample_rate, self.samples = sample_rate, samples
+        # It goes where the model goes, and tells a state made here where to lie.
+        self.register_buffer("nothing", torch.empty(0), persistent=False)
 
     def forward(self, wave_BS: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Return the sounds (B, samples), silent past each clip's own samples ``lengths_B``."""
@@ -38,7 +40,7 @@ class RawSound(nn.Module):
 
     def init_state(self, batch_size: int) -> Tensor:
         """Return what waits before the first sample: nothing ever does."""
-        return torch.zeros(batch_size, 0)
+        return self.nothing.new_zeros(batch_size, 0)
 
     def step(self, wave_BS: Tensor, waiting_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next piece as it is."""

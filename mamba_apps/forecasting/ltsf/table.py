@@ -58,12 +58,17 @@ class Step:
             self._function()
             return
         if not self._captured:
-            for _ in range(3):
-                self._function()
-            stream = torch.cuda.current_stream()
-            stream.synchronize()
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                self._function()
+            # No graph is captured on the default stream.
+            now = torch.cuda.current_stream()
+            stream = torch.cuda.Stream() if now == torch.cuda.default_stream() else now
+            stream.wait_stream(now)
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._function()
+                stream.synchronize()
+                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                    self._function()
+            now.wait_stream(stream)
             self._captured = True
             self._reset()
         self._graph.replay()
