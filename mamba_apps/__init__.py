@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mamba_apps.audio.tagging import AudioTagger
     from mamba_apps.forecasting import Forecaster
+    from mamba_apps.imputation import Imputer
     from mamba_apps.medical.segmentation import Segmenter
     from mamba_apps.vision.classification import ImageClassifier
     from mamba_apps.vision.segmentation import ImageSegmenter
 
 __version__ = "0.1.0"
-__all__ = ["AudioTagger", "Forecaster", "ImageClassifier", "ImageSegmenter", "Segmenter", "__version__"]
+__all__ = ["AudioTagger", "Forecaster", "ImageClassifier", "ImageSegmenter", "Imputer", "Segmenter", "__version__"]
 
 _HOMES = {
     "AudioTagger": "mamba_apps.audio.tagging",
     "Forecaster": "mamba_apps.forecasting",
     "ImageClassifier": "mamba_apps.vision.classification",
     "ImageSegmenter": "mamba_apps.vision.segmentation",
+    "Imputer": "mamba_apps.imputation",
     "Segmenter": "mamba_apps.medical.segmentation",
 }
 

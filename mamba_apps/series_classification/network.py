@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import create
+from mamba_apps.series_classification.layer import BothWaysLayer
 
 
 def pack(series: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -56,14 +56,12 @@ class SeriesNetwork(nn.Module):
                 raise UserError(f"{name} is {count}", "give at least 1")
         if not 0 <= dropout < 1:
             raise UserError(f"dropout is {dropout}", "give a probability in [0, 1)")
-        attention = {"causal": False, "rotary": True, "heads": max(1, d_model // 16)} if mixer == "attention" else {}
-        options = {**attention, **(mixer_options or {})}
         self.mean_C: Tensor
         self.std_C: Tensor
         self.register_buffer("mean_C", torch.zeros(channels))
         self.register_buffer("std_C", torch.ones(channels))
         self.embed = nn.Linear(channels, d_model)
-        self.layers = nn.ModuleList(_Layer(mixer, options, d_model, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(BothWaysLayer(mixer, mixer_options or {}, d_model, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(d_model, classes)
@@ -81,22 +79,3 @@ class SeriesNetwork(nn.Module):
         x_TD, series_T = self.norm(x_1TD)[0], series_1T[0]
         sums_ND = x_TD.new_zeros(int(series_T[-1]) + 1, x_TD.shape[1]).index_add(0, series_T, x_TD)
         return self.head(self.dropout(sums_ND / torch.bincount(series_T)[:, None]))
-
-
-class _Layer(nn.Module):
-    def __init__(self, mixer: str, options: Mapping[str, Any], d_model: int, dropout: float) -> None:
-        super().__init__()
-        ahead = create(mixer, d_model, **options)
-        self.mixers = nn.ModuleList([ahead, create(mixer, d_model, **options)] if ahead.causal else [ahead])
-        self.norm1, self.norm2, self.dropout = nn.LayerNorm(d_model), nn.LayerNorm(d_model), nn.Dropout(dropout)
-        self.ff = nn.Sequential(
-            nn.Linear(d_model, 2 * d_model), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * d_model, d_model)
-        )
-
-    def forward(self, x_1TD: Tensor, series_1T: Tensor) -> Tensor:
-        normed_1TD = self.norm1(x_1TD)
-        mixed_1TD = self.mixers[0](normed_1TD, seq_idx_BL=series_1T)
-        if len(self.mixers) > 1:
-            mixed_1TD = mixed_1TD + self.mixers[1](normed_1TD.flip(1), seq_idx_BL=series_1T.flip(1)).flip(1)
-        x_1TD = x_1TD + self.dropout(mixed_1TD)
-        return x_1TD + self.dropout(self.ff(self.norm2(x_1TD)))

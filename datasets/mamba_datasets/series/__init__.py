@@ -12,6 +12,7 @@ from mamba_datasets.series.ltsf import LtsfSeries, read_ltsf
 from mamba_datasets.series.read import read_series
 from mamba_datasets.series.scaler import Scaler
 from mamba_datasets.series.table import Table
+from mamba_datasets.series.variates import Variates, read_variates
 
 if TYPE_CHECKING:
     from mamba_datasets.series.windows import Columns, WindowDataset, collate
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "read_series",
     "read_ltsf",
+    "read_variates",
+    "Variates",
     "LtsfSeries",
     "Series",
     "SeriesSet",

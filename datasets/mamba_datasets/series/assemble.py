@@ -63,7 +63,9 @@ def assemble(
     if missing == "seasonal" and season is None and frequency is not None:
         sink.add("season", f"freq={frequency} has no usual season to fill from", "pass season, or missing='mask'")
     names = (columns["target_col"], past, future)
-    grids = [_grid(table, one, frequency, sink, missing, inferred) for one in rows] if frequency is not None else []
+    grids = (
+        [grid_steps(table, one, frequency, sink, missing, inferred) for one in rows] if frequency is not None else []
+    )
     x = np.concatenate([past.values, future.values], axis=1)
     for one in rows:
         _check_values(table, one, y, x, *names, sink, missing)
@@ -115,10 +117,19 @@ def _indexes(
     )
 
 
-def _grid(
+def grid_steps(
     table: Table, one: SeriesRows, frequency: Frequency, sink: Collector, missing: str, inferred: bool
 ) -> np.ndarray | None:
-    """Return the step number of each row, or report why the rows do not fit the frequency."""
+    """Return the step number of each row of a series, or report why its rows do not fit the frequency.
+
+    Args:
+        table: The table.
+        one: The series' rows.
+        frequency: The frequency.
+        sink: Takes a row off the grid, and a gap where ``missing`` is "error".
+        missing: As in `read_series`.
+        inferred: Whether the frequency was inferred.
+    """
     if not one.timed:
         return None
     said = f"freq={frequency}" + (" (inferred)" if inferred else "")

@@ -138,7 +138,7 @@ def read_into(
     whole = None if wanted is None else wanted.kind == "integer"
     times = parse_timestamps(table, time_col, sink, whole_numbers=whole, time_format=time_format, tz=tz)
     rows = group_rows(table, codes, keys, times, sink, sort=sort, tz=tz)
-    frequency = wanted or _inferred(rows, sink)
+    frequency = wanted or inferred_frequency(rows, sink)
     static_values = static_covariates(rows, blocks[2], sink)
     return assemble(
         table,
@@ -188,8 +188,8 @@ def _check_options(label: str, missing: str, season: int | None, tz: str | None,
             raise DataError(label, "tz", found, "use a name such as 'UTC' or 'Europe/Berlin'") from error
 
 
-def _inferred(rows: Sequence[SeriesRows], sink: Collector) -> Frequency | None:
-    """Infer the frequency from the longest series."""
+def inferred_frequency(rows: Sequence[SeriesRows], sink: Collector) -> Frequency | None:
+    """Infer the frequency from the longest series, or report that it cannot be told."""
     timed = [one for one in rows if one.timed]
     if not timed:
         return None
