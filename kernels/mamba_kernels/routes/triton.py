@@ -103,6 +103,11 @@ def _plan_unmerge(dout_BLX: Tensor, z_BLX: Tensor, dz_BLX: Tensor, scale: float)
     )  # fmt: skip
 
 
+def _pieces(batch: int, cells: int) -> int:
+    """Return in how many pieces of whole sequences a sum over all positions is taken, each a few thousand long."""
+    return next(n for n in range(batch, 0, -1) if batch % n == 0 and batch // n * cells >= min(2048, batch * cells))
+
+
 class RouteScan:
     """A scan along a route on a GPU, with the arguments and passes of `cpu.RouteScan`.
 
@@ -131,13 +136,13 @@ class RouteScan:
         steps = self._on_cells(delta)
         if delta_weight is not None:
             # Matrix products are several times faster where rows start at multiples of 16 bytes.
-            short = -delta.shape[-1] % 8
-            low_BKLR, weight_KDR = steps, delta_weight.to(delta.dtype)
-            if short:
-                low_BKLR, weight_KDR = (F.pad(M, (0, short)) for M in (low_BKLR, weight_KDR))
+            rank = delta.shape[-1]
+            low_KBLR = steps.new_zeros(readings.K, steps.shape[0], steps.shape[2], rank + -rank % 8)
+            low_KBLR[..., :rank] = steps.transpose(0, 1)
             # One product a reading, over all sequences: each has weights of its own.
-            self._low_KXR, self._weight_KDR = low_BKLR.transpose(0, 1).flatten(1, 2), weight_KDR
-            steps = torch.bmm(self._low_KXR, weight_KDR.mT).unflatten(1, low_BKLR.shape[::2]).transpose(0, 1)
+            self._low_KBLR, self._weight_KDR = low_KBLR, F.pad(delta_weight.to(delta.dtype), (0, -rank % 8))
+            steps = torch.bmm(low_KBLR.flatten(1, 2), self._weight_KDR.mT).unflatten(1, low_KBLR.shape[1:3])
+            steps = steps.transpose(0, 1)
         marks = readings.marks
         self._layout = (x_BKLD, steps, A.float().contiguous(), self._on_cells(B), self._on_cells(C))
         self._options = (D is not None, delta_bias is not None, delta_softplus, marks is not None)
@@ -215,12 +220,19 @@ class RouteScan:
         plan.dC(dC_parts, dC_BKLN)
         dweight = x.new_empty(0)
         if self._weight is not None:
-            dsteps_KXD, rank = dsteps_KBLD.flatten(1, 2), self._weight.shape[-1]
-            dweight = torch.bmm(dsteps_KXD.mT, self._low_KXR)[..., :rank].to(self._weight.dtype)
-            dweight = in_order_of(dweight, self._weight)
-            dlow = torch.bmm(dsteps_KXD, self._weight_KDR)[..., :rank]
+            rank = self._weight.shape[-1]
+            # Sums over hundreds of thousands of positions are cut in pieces, which fill the GPU.
+            pieces = K * _pieces(batch, cells)
+            low_PXR = self._low_KBLR.view(pieces, -1, self._low_KBLR.shape[3])
+            dweight_PDR = torch.bmm(dsteps_KBLD.view(pieces, -1, channels).mT, low_PXR)[..., :rank]
+            dweight_KDR = dweight_PDR.unflatten(0, (K, -1)).sum(1, dtype=torch.float32)
+            dweight = in_order_of(dweight_KDR.to(self._weight.dtype), self._weight)
+            dlow = torch.bmm(dsteps_KBLD.flatten(1, 2), self._weight_KDR)[..., :rank]
             ddelta = dlow.unflatten(1, (batch, *self._readings.shape)).transpose(0, 1)
-        dx = dx_BKLD.sum(1).unflatten(1, self._readings.shape) if self._shared else dx
+        if self._shared:
+            dx_BLD = torch.empty_like(dx_BKLD[:, 0])
+            _plan_merge(dx_BKLD, dx_BLD, False, False, 1.0)(dx_BKLD, dx_BLD, dx_BLD, self._new(0))
+            dx = dx_BLD.unflatten(1, self._readings.shape)
         dx, ddelta, dB, dC = (
             in_order_of(gradient, part)
             for part, gradient in ((x, dx), (self._delta, ddelta), (self._B, dB), (self._C, dC))
