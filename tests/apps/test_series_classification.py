@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from mamba_apps.errors import UserError
 from mamba_apps.series_classification import SeriesClassifier, SeriesNetwork
 from mamba_apps.series_classification.network import pack
+from mamba_datasets.errors import DataError
+from mamba_datasets.series.cases import read_labelled
 from mamba_datasets.series.ts_format import LabelledSeries, read_ts
 
 MIXERS = [("mamba1", {"d_state": 4}), ("mamba2", {"d_state": 4, "headdim": 8}), ("attention", {})]
+SMALL = {"d_model": 8, "layers": 1}
 
 
 def tones(cases: int = 60, seed: int = 0) -> LabelledSeries:
@@ -69,12 +74,67 @@ def test_what_it_cannot_read_is_refused() -> None:
     for wrong in (np.zeros((4, 2)), np.zeros((0, 3)), np.zeros(3)):
         with pytest.raises(UserError, match=r"give \(steps, 3\)"):
             classifier.predict([np.zeros((4, 3)), wrong])
-    for option in ({"epochs": 0}, {"lr": 0.0}, {"batch_size": 0}):
+    for option in ({"epochs": 0}, {"lr": 0.0}, {"batch_size": 0}, {"mixer": "mamba9"}, {"options": {"d_modle": 8}}):
         with pytest.raises(UserError):
             SeriesClassifier(**option)
     for option in ({"layers": 0}, {"dropout": 1.0}, {"classes": 0}):
         with pytest.raises(UserError):
             SeriesNetwork(**{"channels": 3, "classes": 2, **option})
+
+
+def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
+    classifier = SeriesClassifier("mamba2", options=SMALL, epochs=1).fit(tones(8))
+    loaded = SeriesClassifier.load(classifier.save(tmp_path / "run" / "model"))
+    asked = tones(5, seed=1)
+    np.testing.assert_array_equal(loaded.predict_proba(asked.series), classifier.predict_proba(asked.series))
+    assert (loaded.classes, loaded.variates, loaded.epochs) == (("low", "high"), (), 1)
+    assert SeriesClassifier.load(tmp_path / "run").score(asked) == classifier.score(asked)
+
+
+def test_folders_that_hold_no_series_classifier(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="was not fitted"):
+        SeriesClassifier().save(tmp_path)
+    folder = SeriesClassifier(options=SMALL, epochs=1).fit(tones(8)).save(tmp_path / "model")
+    card = folder / "model.json"
+    text = card.read_text()
+    other = json.loads(text)
+    other["preprocessing"]["format_version"] = 7
+    for written, says in (
+        (json.dumps(other), "format 7, this mamba-apps reads format 1"),
+        (text.replace('"series"', '"image"', 1), "classification of image"),
+        (text.replace('"channels": 3', '"channels": 4'), "do not fit together"),
+        (text.replace('"mamba1"', '"mamba9"'), "do not fit together"),
+    ):
+        card.write_text(written)
+        with pytest.raises(UserError, match=says) as caught:
+            SeriesClassifier.load(folder)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no saved model"):
+        SeriesClassifier.load(tmp_path / "none")
+
+
+def test_a_table_to_learn_from(tmp_path: Path) -> None:
+    frame = pd.concat(
+        pd.DataFrame({"unique_id": number, "ds": range(len(one)), "class": name, "a": one[:, 0], "b": one[:, 2]})
+        for number, (one, name) in enumerate(zip(tones(6).series, "xyxyxy", strict=True))
+    )
+    path = tmp_path / "tones.csv"
+    frame.to_csv(path, index=False)
+    found = read_labelled(path, label_col="class")
+    assert (found.classes, found.variates, found.labels.tolist()) == (("x", "y"), ("a", "b"), [0, 1] * 3)
+    np.testing.assert_allclose(found.series[1], tones(6).series[1][:, [0, 2]])
+    assert read_labelled(frame, label_col="class", variates=["b"]).channels == 1
+    for wrong, says in (
+        (frame.drop(columns="class"), "no column 'class'"),
+        (frame.drop(columns="unique_id"), "no column 'unique_id'"),
+        (frame.assign(**{"class": ["x", *frame["class"][1:-1], "z"]}), "one class was expected"),
+        (frame.assign(**{"class": None}), "a class was expected"),
+        (frame.assign(a=np.nan), "finite number"),
+        (frame.iloc[::-1], "time order"),
+        (frame[["unique_id", "class"]], "columns of variates"),
+    ):
+        with pytest.raises(DataError, match=says):
+            read_labelled(wrong, label_col="class")
 
 
 @pytest.mark.slow

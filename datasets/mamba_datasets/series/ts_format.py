@@ -26,12 +26,14 @@ class LabelledSeries:
         series: float32 (T, C) each; T may differ.
         labels: Each one's class, as a number (N,).
         classes: The names of the classes.
+        variates: The names of the variates (C,); none where they have no names.
     """
 
     name: str
     series: tuple[np.ndarray, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
+    variates: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.series)
@@ -54,14 +56,22 @@ def read_ts(path: str | Path) -> LabelledSeries:
     Raises:
         DataError: The file cannot be read, has no classes, or a line is not a case of its head; the error names it.
     """
-    path = Path(path)
+    return _read(Path(path), labelled=True)
+
+
+def read_ts_cases(path: str | Path) -> LabelledSeries:
+    """Read a `.ts` file, as `read_ts` does; where it has no classes, there are none, and each label is 0."""
+    return _read(Path(path), labelled=False)
+
+
+def _read(path: Path, labelled: bool) -> LabelledSeries:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, "file", f"a text file was expected ({error})", "give a .ts file") from None
     head, start = _head(path, lines)
     classes = tuple(head.get("classlabel", "").split()[1:])
-    if not classes:
+    if labelled and not classes:
         raise DataError(path, "@classLabel", "names of classes were expected, found none", "give a file with classes")
     series: list[np.ndarray] = []
     labels: list[int] = []
@@ -98,8 +108,10 @@ def _head(path: Path, lines: list[str]) -> tuple[dict[str, str], int]:
 
 
 def _case(path: Path, number: int, line: str, classes: tuple[str, ...]) -> tuple[np.ndarray, int]:
-    *dimensions, label = line.strip().split(":")
-    if label.strip() not in classes:
+    dimensions, label = line.strip().split(":"), ""
+    if classes:
+        label = dimensions.pop()
+    if classes and label.strip() not in classes:
         raise DataError(path, f"line {number}", f"a class was expected, found {label[:40]!r}", nearest(label, classes))
     try:
         columns = [np.array(dimension.split(","), dtype=np.float32) for dimension in dimensions]
@@ -112,4 +124,4 @@ def _case(path: Path, number: int, line: str, classes: tuple[str, ...]) -> tuple
     values = np.stack(columns, axis=1)
     if not np.isfinite(values).all():
         raise DataError(path, f"line {number}", "finite numbers were expected", "fill in or leave out the case")
-    return values, classes.index(label.strip())
+    return values, classes.index(label.strip()) if classes else 0

@@ -1,4 +1,4 @@
-"""`mamba-apps classify PATH --model DIR`: the classes of images or sounds; the saved model says what it tells apart."""
+"""`mamba-apps classify PATH --model DIR`: the classes of images, sounds or series; the saved model says which."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from mamba_apps.errors import UserError
 from mamba_recipes.cli.arguments import Parser, positive
 
 # A model's domain -> the module whose run(arguments, folder) classifies with it.
-_DOMAINS = {"image": "mamba_recipes.cli.classify_images", "audio": "mamba_recipes.cli.classify_sounds"}
+_DOMAINS = {
+    "image": "mamba_recipes.cli.classify_images",
+    "audio": "mamba_recipes.cli.classify_sounds",
+    "series": "mamba_recipes.cli.classify_series",
+}
 
 
 def make_parser() -> Parser:
     """Return the command's parser."""
     parser = Parser(
         prog="mamba-apps classify",
-        description="Print the likeliest classes of an image or a sound, or of every one in a folder and the folders "
-        "below it; for a long sound, with --every, write what is heard when.",
+        description="Print the likeliest classes of an image, a sound or a file of series, or of every one in a folder "
+        "and the folders below it; for a long sound, with --every, write what is heard when.",
     )
     parser.add_argument("path", type=Path, metavar="FILE|FOLDER", help="what to classify")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a run's folder, or a saved model")
