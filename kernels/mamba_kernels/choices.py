@@ -139,6 +139,8 @@ class Choice(Generic[C]):
         except torch.OutOfMemoryError:  # Says nothing about the candidate.
             raise
         except Exception as error:
+            if "out of memory" in str(error):  # Nor does a module that finds no room.
+                raise
             _log.warning("%s: configuration %r cannot run and is not used: %s", self._name, candidate, error)
             return False
         if not right:

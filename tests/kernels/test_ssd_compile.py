@@ -67,7 +67,9 @@ def compile_for_hopper(launch: Launch, dtype: torch.dtype, operand: str) -> Any:
     names = launch.kernel.arg_names
     constants = {name: value for name, value in launch.constants.items() if name in names}
     pointers = names[: len(names) - len(constants) - len(launch.numbers)]
-    signature = dict.fromkeys(pointers, NAMES[dtype]) | {n: "*fp32" for n in pointers if n in SINGLE} | {"marks": "*i8"}
+    signature = (
+        dict.fromkeys(pointers, NAMES[dtype]) | {n: "*fp32" for n in pointers if n in SINGLE} | {"marks": "*i32"}
+    )
     signature |= {n: "*bf16" if operand == "bf16" else "*fp32" for n in ("kept", "dscores") if n in pointers}
     attributes: dict[tuple[int], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
     for name, number in zip(names[len(pointers) :], launch.numbers, strict=False):

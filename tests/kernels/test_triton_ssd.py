@@ -38,6 +38,7 @@ def _small_problems_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         from mamba_kernels.ssd import triton_plan
 
         monkeypatch.setattr(triton_plan, "PROGRAMS_WANTED", 8)
+        monkeypatch.setattr(triton_plan, "SHORTEST_PART", 48)
 
 
 def ssd_case(
@@ -247,7 +248,7 @@ class TestOptions:
 
         inputs, _ = ssd_case(torch.float32, length=3, heads=2, seq_idx=True, reverse=True)
         *tensors, _ = inputs.values()
-        shapes = triton_choices._class(*tensors, True, True, True, True, True, torch.float32)
+        shapes = triton_choices._class(*tensors, True, True, True, True, True, torch.float32, True)
         device, chosen = torch.device(DEVICE), (triton_choices.INTERPRETED,) * 3
         checks = {
             "forward": lambda: triton_choices._check_forward(shapes, chosen[:2], device),

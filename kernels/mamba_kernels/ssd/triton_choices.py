@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from mamba_kernels.choices import Choice
-from mamba_kernels.gpu import multiprocessors
 from mamba_kernels.memo import per_layout
 from mamba_kernels.ssd import cpu, triton_launch, triton_plan
 from mamba_kernels.ssd.triton_backward import gradients_of_groups, gradients_of_heads, total_parameters
@@ -36,15 +35,12 @@ _log = logging.getLogger(__name__)
 def _class(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, softplus: bool, enters: bool, denters: bool, has_marks: bool, reverse: bool,
-    out_dtype: torch.dtype,
+    out_dtype: torch.dtype, backward: bool,
 ) -> tuple:  # fmt: skip
     """Return what decides the kernels' compile-time constants, as plain numbers and strings."""
-    batch, length, heads, width = x.shape
-    tiles = triton_plan.tiles(x, B, C)
-    chunk = triton_plan.forward_configs(tiles.operand, tiles.state)[0][0].chunk
-    part = triton_plan.parts(batch * heads * tiles.blocks, length, chunk, multiprocessors(x.device))
+    length, heads, width = x.shape[1:]
     # Whether there are parts, and what Triton makes of the lengths: multiples of 16 have loads of their own.
-    in_parts = part * chunk < length
+    in_parts = triton_launch.parts(x, B, C, backward) > 1
     return (
         heads, width, B.shape[2], B.shape[3], in_parts, length % 16 == 0, 0 if D is None else D.dim(),
         z is not None, dt_bias is not None, softplus, enters, denters, has_marks, reverse,
@@ -58,7 +54,7 @@ def _problem(shapes: tuple, device: torch.device) -> tuple[list[Any], Tensor, Te
     x_dtype, dt_dtype, B_dtype, C_dtype, out_dtype = (DTYPES[name] for name in shapes[14:])
     batch, length = 1, (160 if even else 150)
     if in_parts:
-        length += 64 * 2 * triton_plan.SHORTEST_PART
+        length += 2 * triton_plan.SHORTEST_PART
     random = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -115,15 +111,15 @@ def _agree(arguments: list[Any], names: Sequence[str], got: Sequence[Tensor], wa
 
 
 def forward_configs(*arguments: Any) -> tuple[Config, Config]:
-    """Return the configurations of a forward pass from what `_class` takes."""
+    """Return the configurations of a forward pass, from what `_class` takes."""
     device = arguments[0].device
-    return _forward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED,) * 2
+    return _forward(_class(*arguments, False), device) if device.type == "cuda" else (INTERPRETED,) * 2
 
 
 def backward_configs(*arguments: Any) -> tuple[Config, Config, Config]:
     """Return the configurations of a backward pass, from what `_class` takes."""
     device = arguments[0].device
-    return _backward(_class(*arguments), device) if device.type == "cuda" else (INTERPRETED,) * 3
+    return _backward(_class(*arguments, True), device) if device.type == "cuda" else (INTERPRETED,) * 3
 
 
 def _check_forward(shapes: tuple, configs: tuple[Config, Config], device: torch.device) -> bool:

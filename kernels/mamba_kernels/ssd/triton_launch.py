@@ -104,12 +104,21 @@ class _Backward(NamedTuple):
     total: Launch
 
 
-def _sizes(x: Tensor, B: Tensor, C: Tensor, chunk: int, *others: Tensor | None) -> _Sizes:
+def parts(x: Tensor, B: Tensor, C: Tensor, backward: bool) -> int:
+    """Return into how many parts a pass cuts the sequences."""
+    tiles = triton_plan.tiles(x, B, C)
+    programs, wanted = x.shape[0] * x.shape[2] * tiles.blocks, triton_plan.PROGRAMS_WANTED
+    if backward:  # Both directions are walked in one launch, and that is all there is to cut.
+        programs, wanted = 2 * programs, triton_plan.walking_programs(tiles.operand, tiles.state)
+    return triton_plan.parts(programs, x.shape[1], multiprocessors(x.device), wanted)
+
+
+def _sizes(x: Tensor, B: Tensor, C: Tensor, chunk: int, *others: Tensor | None, backward: bool) -> _Sizes:
     batch, length, heads, width = x.shape
     groups, states = B.shape[2:]
     tiles = triton_plan.tiles(x, B, C)
     padded = ceil_divide(length, chunk) * chunk
-    part_chunks = triton_plan.parts(batch * heads * tiles.blocks, length, chunk, multiprocessors(x.device))
+    part_chunks = ceil_divide(padded // chunk, parts(x, B, C, backward))
     layouts = [(t.stride(1), t.stride(3), t.shape[3]) for t in (x, B, C, *others) if t is not None]
     return _Sizes(
         batch, length, heads, width, groups, states, tiles, chunk, padded, batch * heads * padded, part_chunks,
@@ -182,7 +191,7 @@ def _plan_forward(
     z: Tensor | None, bias: Tensor | None, options: _Options, enters: bool, save: bool,
 ) -> _Forward:  # fmt: skip
     walking, config = configs
-    sizes = _sizes(x, B, C, walking.chunk, z)
+    sizes = _sizes(x, B, C, walking.chunk, z, backward=False)
     ends = carry = None
     if sizes.parts > 1:
         ends = _plan_walk(sizes, walking, x, B, None, C, None, options, keep=False, enters=False, denters=False)
@@ -204,7 +213,7 @@ def _plan_backward(
     D: Tensor | None, z: Tensor | None, bias: Tensor | None, options: _Options, enters: bool, denters: bool,
 ) -> _Backward:  # fmt: skip
     walking, of_heads, of_groups = configs
-    sizes = _sizes(x, B, C, walking.chunk, z, dout)
+    sizes = _sizes(x, B, C, walking.chunk, z, dout, backward=True)
     ends = carry = None
     if sizes.parts > 1:
         ends = _plan_walk(sizes, walking, x, B, dout, C, z, options, keep=False, enters=enters, denters=denters)
@@ -252,7 +261,8 @@ def _plan_backward(
 
 def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
     """Return the bits of each position in reading order, or None where there are no segments."""
-    return None if seq_idx is None else segment_bits(seq_idx.flip(1) if reverse else seq_idx)
+    # In 32 bits: Triton lays the operands of some products out for the narrowest type it finds behind them, masks too.
+    return None if seq_idx is None else segment_bits(seq_idx.flip(1) if reverse else seq_idx).int()
 
 
 def _new(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -15,8 +15,10 @@ SMALLEST = 16
 LARGEST_STATE = 256
 # Programs a multiprocessor should have before sequences are cut into parts, and groups of heads split.
 PROGRAMS_WANTED = 2
-# Chunks that a part has at least.
-SHORTEST_PART = 4
+# Positions that a part has at least.
+SHORTEST_PART = 256
+# Registers of a multiprocessor for each thread of a program of four warps.
+REGISTERS = 65536 // 128
 
 
 class Config(NamedTuple):
@@ -69,11 +71,15 @@ def tiles(x: Tensor, B: Tensor, C: Tensor) -> Tiles:
     return Tiles(state, block, ceil_divide(width, block), operand, precision)
 
 
-def parts(programs: int, length: int, chunk: int, processors: int) -> int:
-    """Return how many chunks a part of a sequence has, so that there are enough programs to fill a GPU."""
-    chunks = ceil_divide(length, chunk)
-    wanted = processors * PROGRAMS_WANTED // programs
-    return ceil_divide(chunks, max(1, min(wanted, chunks // SHORTEST_PART)))
+def parts(programs: int, length: int, processors: int, wanted: int) -> int:
+    """Return into how many parts sequences are cut, so that ``programs`` a part give each processor those wanted."""
+    return max(1, min(processors * wanted // programs, length // SHORTEST_PART))
+
+
+def walking_programs(operand: str, state: int) -> int:
+    """Return how many programs that walk states a multiprocessor holds at a time."""
+    registers = _walks(operand, state)[0].registers
+    return PROGRAMS_WANTED if registers is None else REGISTERS // registers
 
 
 def splits(programs: int, shared: int, processors: int) -> int:
