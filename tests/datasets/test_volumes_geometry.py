@@ -355,6 +355,16 @@ def test_slices_of_low_resolution_are_not_mixed(axis: int) -> None:
     np.testing.assert_allclose(np.moveaxis(result, axis, 0), np.repeat(planes, 2, axis=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_large_volumes_are_resampled_alike_by_several_threads(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(2).normal(size=(9, 7, 11)).astype(np.float32)
+    alone = resample(values, (13, 5, 20), (1, 1, 1), (1, 1, 1), Resampling(order))
+    monkeypatch.setattr("mamba_datasets.volumes.resample._LARGE", 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    threads = resample(values, (13, 5, 20), (1, 1, 1), (1, 1, 1), Resampling(order))
+    assert np.array_equal(alone, threads)
+
+
 def test_labels_stay_labels() -> None:
     labels = np.random.default_rng(0).choice([0, 3, 200], (9, 8, 7)).astype(np.uint8)
     result = resample_labels(labels, (15, 6, 20), (1, 1, 1), (1, 1, 1), Resampling(1))

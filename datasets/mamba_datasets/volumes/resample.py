@@ -5,7 +5,9 @@ Voxels are boxes that fill the volume: both grids cover the same space, and beyo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from mamba_datasets.volumes.plan import Resampling
 
 # From this ratio of spacings on, an axis has a low resolution.
 ANISOTROPY = 3.0
+# Volumes of so many voxels are resampled by several threads, which leave Python's lock alone most of the time.
+_LARGE, _THREADS = 2**22, 8
 # Beyond so many voxels the border of a spline is not felt in float32.
 _MARGIN = 12
 
@@ -124,13 +128,22 @@ def _along(array: np.ndarray, axis: int, size: int, order: int) -> np.ndarray:
     flat = array.ndim < 3
     sources, targets = (given[None] if flat else np.moveaxis(given, across, 0) for given in (array, result))
     within = axis if flat or axis == 0 else axis - 1
-    for source, target in zip(sources, targets, strict=True):
-        if order > 1:
-            source = _coefficients(source, within)
-        total = 0
-        for index, weight in zip(indices, weights, strict=True):
-            total = total + source.take(index, within) * (weight[:, None] if within == 0 else weight)
-        target[...] = total
+
+    def fill(planes: range) -> None:
+        for place in planes:
+            source = _coefficients(sources[place], within) if order > 1 else sources[place]
+            total = 0
+            for index, weight in zip(indices, weights, strict=True):
+                total = total + source.take(index, within) * (weight[:, None] if within == 0 else weight)
+            targets[place][...] = total
+
+    threads = min(_THREADS, os.cpu_count() or 1) if result.size >= _LARGE else 1
+    if threads == 1:
+        fill(range(len(sources)))
+        return result
+    with ThreadPoolExecutor(threads) as executor:
+        for _ in executor.map(fill, [range(first, len(sources), threads) for first in range(threads)]):
+            pass
     return result
 
 
