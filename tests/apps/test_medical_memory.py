@@ -27,7 +27,8 @@ from mamba_datasets.volumes.topology import topology
 
 device, name, classes = sys.argv[1], sys.argv[2], int(sys.argv[3])
 spacing = tuple(map(float, sys.argv[4].split(",")))
-resource.setrlimit(resource.RLIMIT_AS, (64 * 2**30,) * 2)
+if device == "cpu":  # a driver reserves far more addresses than it uses
+    resource.setrlimit(resource.RLIMIT_AS, (64 * 2**30,) * 2)
 labels = {"background": 0, **{f"organ {number}": number for number in range(1, classes)}}
 plan = Plan(
     dataset="ct", configuration="3d_fullres", network=topology((96, 160, 160), np.ones(3)).network(), batch_size=2,
