@@ -131,8 +131,8 @@ def vmamba_v0_base(pretrained: bool = False, **options: Any) -> VMamba:
 
 @register_model
 def vmamba_micro_32(pretrained: bool = False, **options: Any) -> VMamba:
-    """Build a small VMamba for images of 32 pixels, on grids of 16, 8 and 4 cells, 6.6 M parameters."""
-    sizes = {"img_size": 32, "patch_size": 2, "depths": (2, 6, 2), "dims": (96, 192, 384)}
+    """Build a small VMamba for images of 32 pixels, on grids of 16, 8 and 4 cells, 6.7 M parameters."""
+    sizes = {"img_size": 32, "patch_size": 2, "depths": (2, 6, 1), "dims": (128, 256, 320)}
     return _create("vmamba_micro_32", pretrained, options, **sizes, num_classes=10, drop_path_rate=0.1)
 
 

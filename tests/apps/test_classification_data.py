@@ -115,6 +115,8 @@ def test_sources_that_are_refused(options: dict, says: str) -> None:
         ({"erase": 2.0}, "erase"),
         ({"shift": -1}, "shift"),
         ({"distort": 1.5}, "distort"),
+        ({"distorted": -0.5}, "distorted"),
+        ({"cutout": -1}, "cutout"),
         ({"interpolation": "lanczos9"}, "interpolation"),
         ({"std": (1.0, 0.0, 1.0)}, "std"),
     ],
@@ -167,6 +169,27 @@ def test_augmentation_draws_for_each_image() -> None:
     assert distorted.min() >= 0
     assert distorted.max() <= 255
     assert len(torch.unique(distorted, dim=0)) == 64
+
+
+def test_some_images_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    x_BCHW = 255 * torch.rand(64, 3, 8, 8)
+    kept = (BatchAugment(distort=0.5, distorted=0.5)(x_BCHW) - x_BCHW).abs().amax(dim=(1, 2, 3)) < 1e-3
+    assert 5 <= kept.sum() <= 30
+    unchanged = BatchAugment(distort=0.5, distorted=0.0)(x_BCHW)
+    torch.testing.assert_close(unchanged, x_BCHW, rtol=0, atol=1e-3)
+
+
+def test_a_square_is_blanked_with_the_mean_colour() -> None:
+    torch.manual_seed(0)
+    x_BCHW = 255 * torch.rand(512, 3, 8, 8)
+    y_BCHW = BatchAugment(cutout=3)(x_BCHW)
+    blank_BHW = (y_BCHW == x_BCHW.mean(dim=(2, 3), keepdim=True)).all(dim=1)
+    assert torch.equal(torch.where(blank_BHW[:, None], y_BCHW, x_BCHW), y_BCHW)
+    sizes = {(int(square.any(dim=1).sum()), int(square.any(dim=0).sum())) for square in blank_BHW}
+    # a square whose centre is in a corner reaches over both edges
+    assert sizes == {(height, width) for height in (2, 3) for width in (2, 3)}
+    assert blank_BHW.any(dim=0).all()
 
 
 def test_shifts_are_whole_pixels_and_bring_black() -> None:

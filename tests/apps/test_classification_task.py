@@ -218,6 +218,7 @@ def test_the_card_is_plain_and_complete(tmp_path: Path) -> None:
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"mixup": -1.0}, "mixup"),
         ({"mix_prob": 1.5}, "mix_prob"),
+        ({"mix_until": -0.5}, "mix_until"),
         ({"ema": 1.0}, "average is 1.0"),
         ({"classes": 1}, "there is 1 class"),
         ({"classes": 2, "model_options": {"depht": 2}}, "depht"),
@@ -254,6 +255,19 @@ def test_compiled_training_is_training(tmp_path: Path) -> None:
         trainer = fit(tmp_path / str(compile), module, digits(), steps=2)
         losses.append(float(trainer.callback_metrics["val/loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_end_of_the_budget_is_not_mixed(tmp_path: Path) -> None:
+    module = task(mixup=0.8, mix_until=0.5)
+    mixed: list[int] = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            mix = pl_module._mix
+            pl_module._mix = lambda x, labels: (mixed.append(trainer.global_step), mix(x, labels))[1]
+
+    fit(tmp_path, module, digits(), steps=6, callbacks=[Watch()])
+    assert mixed == [0, 1, 2]
 
 
 def test_a_batch_of_one_is_not_mixed() -> None:

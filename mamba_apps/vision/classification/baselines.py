@@ -40,8 +40,8 @@ def _create(variant: str, pretrained: bool, **arguments: Any) -> VisionTransform
 
 @register_model
 def deit_micro_patch4_32(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """DeiT-Ti (arXiv 2012.12877) on the 8 x 8 patches of a 32-pixel image: 5.4 M parameters."""
-    arguments = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    """A DeiT (arXiv 2012.12877), wider and shallower than DeiT-Ti, on 8 x 8 patches: 5.6 M parameters."""
+    arguments = {"img_size": 32, "patch_size": 4, "embed_dim": 256, "depth": 7, "num_heads": 4}
     return _create("deit_micro_patch4_32", pretrained, **{**arguments, **options})
 
 

@@ -37,6 +37,8 @@ class SmallImageData(ImageData):
         shift: Pixels that a training image moves at most, each way.
         hflip: The probability of a left-right flip.
         distort: From 0 to 1, the strength of random rotation, shear, zoom and colour.
+        distorted: The probability that an image's shape is distorted, and that its colours are.
+        cutout: The side of a square that is blanked in training images, in pixels; 0 for none.
         erase: The probability that a rectangle is replaced by noise.
         interpolation: How images of another size are resized.
         crop_pct: The part of a resized image that is kept.
@@ -62,6 +64,8 @@ class SmallImageData(ImageData):
         shift: int = 0,
         hflip: float = 0.5,
         distort: float = 0.0,
+        distorted: float = 1.0,
+        cutout: int = 0,
         erase: float = 0.0,
         interpolation: str = "bicubic",
         crop_pct: float = 1.0,
@@ -85,7 +89,7 @@ class SmallImageData(ImageData):
             mean=mean,
             std=std,
         )
-        self._augment = BatchAugment(shift=shift, hflip=hflip, distort=distort)
+        self._augment = BatchAugment(shift=shift, hflip=hflip, distort=distort, distorted=distorted, cutout=cutout)
 
     def _augment_batch(self, x_BCHW: Tensor) -> Tensor:
         return self._augment(x_BCHW)

@@ -19,6 +19,7 @@ from mamba_apps.training import ModelCard
 from mamba_apps.training.curve import CurvePanel, learning_curve
 from mamba_apps.training.ema import Ema
 from mamba_apps.training.optimiser import OPTIMISERS, check_rates, make_optimiser, with_rates
+from mamba_apps.training.schedule import budget_spent
 from mamba_apps.vision.classification.data import ImageData
 from mamba_apps.vision.classification.network import freeze_all_but, head_of, network_options
 from mamba_apps.vision.weights import check_name, create_model
@@ -49,6 +50,7 @@ class ClassificationTask(pl.LightningModule):
         cutmix: The alpha of CutMix (arXiv 1905.04899); 0 for none. With both, each batch draws one of them. A batch of
             one image has nothing to be mixed with.
         mix_prob: The part of the batches that is mixed.
+        mix_until: The part of the budget after which no batch is mixed any more.
         ema: The decay of the weights' average, by which the model is validated, tested and saved; None for none.
         linear_probe: Train the classifier alone, on a backbone that stays as it is.
         compile: Whether torch compiles the model.
@@ -76,6 +78,7 @@ class ClassificationTask(pl.LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         mix_prob: float = 1.0,
+        mix_until: float = 1.0,
         ema: float | None = None,
         linear_probe: bool = False,
         compile: bool = False,
@@ -95,13 +98,15 @@ class ClassificationTask(pl.LightningModule):
         for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
             if alpha < 0:
                 raise UserError(f"{name} is {alpha}", "give 0 for none, or more")
-        if not 0 <= mix_prob <= 1:
-            raise UserError(f"mix_prob is {mix_prob}", "give a number in [0, 1]")
+        for name, part in (("mix_prob", mix_prob), ("mix_until", mix_until)):
+            if not 0 <= part <= 1:
+                raise UserError(f"{name} is {part}", "give a number in [0, 1]")
         self.model_name, self.model_options, self.weights = model, dict(model_options or {}), weights
         self.lr, self.weight_decay, self.layer_decay, self.betas = lr, weight_decay, layer_decay, betas
         self.optimiser = optimiser
         self.warmup, self.head_warmup = warmup, head_warmup
-        self.label_smoothing, self.mixup, self.cutmix, self.mix_prob = label_smoothing, mixup, cutmix, mix_prob
+        self.label_smoothing, self.mixup, self.cutmix = label_smoothing, mixup, cutmix
+        self.mix_prob, self.mix_until = mix_prob, mix_until
         self.linear_probe, self.compiled = linear_probe, compile
         if ema is not None:
             Ema(ema)  # refuses what is out of range
@@ -158,7 +163,7 @@ class ClassificationTask(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         x_BCHW, labels_B = batch
-        if self._mix is None or len(x_BCHW) < 2:
+        if self._mix is None or len(x_BCHW) < 2 or self._mixing_is_over():
             loss = F.cross_entropy(self(x_BCHW), labels_B, label_smoothing=self.label_smoothing)
         else:
             even = len(x_BCHW) // 2 * 2  # timm mixes pairs
@@ -243,6 +248,9 @@ class ClassificationTask(pl.LightningModule):
         self.scores = MetricCollection(
             {f"top{k}": MulticlassAccuracy(classes, top_k=k, average="micro") for k in tops}, compute_groups=False
         )
+
+    def _mixing_is_over(self) -> bool:
+        return self.mix_until < 1 and budget_spent(self.trainer, self.trainer.global_step) >= self.mix_until
 
     def _score(self, part: str, batch: tuple[Tensor, Tensor]) -> None:
         x_BCHW, labels_B = batch
