@@ -17,6 +17,7 @@ from torch import Tensor
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.intervals import around, from_quantiles, level_names
 from mamba_apps.forecasting.losses import point_forecast
+from mamba_apps.forecasting.recent import corrected, recent_offsets
 from mamba_apps.forecasting.saving import Fitted
 from mamba_datasets.series import Scaler, SeriesSet, Table, WindowDataset
 
@@ -25,21 +26,25 @@ _BATCH = 512
 
 
 @torch.inference_mode()
-def forecast_windows(fitted: Fitted, windows: WindowDataset, scaler: Scaler) -> np.ndarray:
-    """Return forecasts and intervals in the data's unit.
+def forecast_windows(
+    fitted: Fitted, windows: WindowDataset, scaler: Scaler, numbers: np.ndarray | None = None
+) -> np.ndarray:
+    """Return forecasts and intervals in the data's unit, as the network makes them.
 
     Args:
         fitted: The forecaster.
         windows: Scaled windows.
         scaler: Their scales, of the windows' series in their order.
+        numbers: Which windows; None for all.
 
     Returns:
         float64 (W, H, 1 + 2V), in the order of `level_names`.
     """
     device = fitted.device
     parts = []
-    for numbers in torch.arange(len(windows)).split(_BATCH):
-        batch = windows.batch(numbers)
+    chosen = torch.arange(len(windows)) if numbers is None else torch.from_numpy(numbers)
+    for part in chosen.split(_BATCH):
+        batch = windows.batch(part)
         scaled = with_levels(fitted, fitted.network({name: value.to(device) for name, value in batch.items()}))
         parts.append(scaler.inverse_y(scaled.cpu(), batch["series"]))
     return torch.cat(parts).double().numpy()
@@ -77,6 +82,9 @@ def forecast_ahead(fitted: Fitted, past: SeriesSet, futr_df: FutureFrame) -> pd.
     ahead = past.last(sizes.lookback).extend_future(futr_df, sizes.horizon)
     windows = WindowDataset(scaler.transform(ahead), sizes.lookback, sizes.horizon, origins="last")
     values = forecast_windows(fitted, windows, scaler)
+    if fitted.calibration:
+        series = np.arange(len(past))
+        values = corrected(values, recent_offsets(fitted, past.last(fitted.memory), series, np.zeros_like(series)))
     return _with_forecasts(past.future_frame(sizes.horizon), fitted, values)
 
 
@@ -118,9 +126,10 @@ def cross_validate(
     for first in range(0, n_windows, every):
         cuts = behind[first : first + every]
         fitted = fit(series_set.without_last(cuts[0]))
-        steps = fitted.network.sizes.lookback + cuts[0]
-        part = with_past(fitted, series_set.last(steps), steps).without_last(cuts[-1] - horizon)
-        frames.append(forecasts_within(fitted, part, step_size))
+        steps, left = fitted.network.sizes.lookback + cuts[0], cuts[-1] - horizon
+        part = with_past(fitted, series_set.last(steps), steps).without_last(left)
+        past = with_past(fitted, series_set.last(cuts[0] + fitted.memory), steps).without_last(left)
+        frames.append(forecasts_within(fitted, part, step_size, past))
     found = pd.concat(frames, ignore_index=True)
     # By series in their own order, then by cut: rows of one group of cuts stand in time order already.
     place = found[series_set.columns["id_col"]].map({key: number for number, key in enumerate(series_set.keys)})
@@ -145,11 +154,17 @@ def insample(fitted: Fitted, series_set: SeriesSet, step_size: int) -> pd.DataFr
     series_set = with_past(fitted, series_set, sizes.lookback + sizes.horizon)
     # Counted from the end, so that the last forecast reaches the last step of each series.
     surplus = np.maximum(series_set.lengths - sizes.lookback - sizes.horizon, 0) % step_size
-    return forecasts_within(fitted, series_set.cut(surplus, series_set.lengths), step_size)
+    return forecasts_within(fitted, series_set.cut(surplus, series_set.lengths), step_size, series_set)
 
 
-def forecasts_within(fitted: Fitted, part: SeriesSet, step_size: int) -> pd.DataFrame:
+def forecasts_within(fitted: Fitted, part: SeriesSet, step_size: int, past: SeriesSet) -> pd.DataFrame:
     """Forecast from every ``step_size``-th step of each series that has a whole lookback before it.
+
+    Args:
+        fitted: The forecaster.
+        part: The series.
+        step_size: Steps from one cut to the next.
+        past: The same series up to the same ends, from further back, by which intervals are corrected.
 
     Returns:
         One row a step: id, timestamp, "cutoff", the observed target and the forecasts, by series and then by cut.
@@ -159,6 +174,8 @@ def forecasts_within(fitted: Fitted, part: SeriesSet, step_size: int) -> pd.Data
     windows = WindowDataset(scaler.transform(part), sizes.lookback, sizes.horizon, stride=step_size)
     values_WHV = forecast_windows(fitted, windows, scaler)
     series, origin = windows.locate(np.arange(len(windows)))
+    if fitted.calibration:
+        values_WHV = corrected(values_WHV, recent_offsets(fitted, past, series, part.lengths[series] - origin))
     ahead_WH = origin[:, None] + np.arange(sizes.horizon)
     rows = (part.bounds[series, 0][:, None] + ahead_WH).reshape(-1)
     # All timestamps as one index: a lookup for every window would take longer than its forecast.

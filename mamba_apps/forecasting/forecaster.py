@@ -22,6 +22,7 @@ from mamba_apps.forecasting.intervals import checked_levels, level_quantiles
 from mamba_apps.forecasting.losses import MaskedLoss
 from mamba_apps.forecasting.models import Sizes, names, spec
 from mamba_apps.forecasting.reading import check_holidays, read_with_calendar
+from mamba_apps.forecasting.recent import check_calibration
 from mamba_apps.forecasting.saving import Fitted, load_fitted
 from mamba_apps.forecasting.stream import SeriesStream
 from mamba_apps.registry import suggest
@@ -50,6 +51,9 @@ class Forecaster:
         levels: Percentages of the prediction intervals, such as [80, 95].
         intervals: How a learned model has them: "quantile" (it forecasts their bounds) or "conformal" (around its
             point forecast, as far as its errors on the part held back reach). A baseline's are always conformal.
+        calibration: Steps before each forecast by whose own forecasts its intervals are corrected, series by series:
+            they follow what has lately been harder or easier to forecast, and a forecast takes that much longer. At
+            most ``val_steps``; 0 leaves intervals as they were learned.
         model_options: The model's own options, such as {"mixer": "attention"}.
         id_col: The column of series ids.
         time_col: The column of timestamps.
@@ -87,6 +91,7 @@ class Forecaster:
         freq: str | int | None = None,
         levels: Sequence[float] = (),
         intervals: Literal["quantile", "conformal"] = "quantile",
+        calibration: int = 0,
         model_options: Mapping[str, Any] | None = None,
         id_col: str = "unique_id",
         time_col: str = "ds",
@@ -127,6 +132,8 @@ class Forecaster:
             raise UserError(f"intervals are {intervals!r}", "choose quantile or conformal")
         self.levels = checked_levels(levels)
         self.conformal = intervals == "conformal" or model in BASELINES
+        check_calibration(calibration, horizon, self.levels)
+        self.calibration = calibration
         MaskedLoss(loss, self._quantiles)
         self.model_options = dict(model_options or {})
         if model not in BASELINES:
@@ -202,7 +209,7 @@ class Forecaster:
         # Rows at the start of new observations have no season of their own to be filled from, the series have one.
         missing = "mask" if fitted.reading.missing == "seasonal" else fitted.reading.missing
         new = dataclasses.replace(fitted.reading, missing=missing).read(df)
-        longer = history.append(new, fitted.reading.missing).last(fitted.network.sizes.lookback)
+        longer = history.append(new, fitted.reading.missing).last(fitted.memory)
         self._fitted = dataclasses.replace(fitted, history=longer)
         return self
 
@@ -350,6 +357,7 @@ class Forecaster:
             freq=reading.columns["freq"],
             levels=fitted.levels,
             intervals="quantile" if fitted.radius_VH is None else "conformal",
+            calibration=fitted.calibration,
             # The levels say which quantiles there are.
             model_options={name: value for name, value in fitted.options.items() if name != "quantiles"},
             missing=reading.missing,  # type: ignore[arg-type]
@@ -390,6 +398,11 @@ class Forecaster:
         lookback, pads = self.lookback if start is None else start.network.sizes.lookback, self.short == "pad"
         _check_long_enough(series_set, 1 if pads else (lookback or 1), self.horizon)
         val_steps = default_val_steps(series_set, self.horizon) if self.val_steps is None else self.val_steps
+        if self.calibration > val_steps:
+            raise UserError(
+                f"calibration is {self.calibration}, and {val_steps} steps are held back: the others were learned",
+                "give fewer, or as many val_steps",
+            )
         lookback = lookback or default_lookback(series_set, self.horizon, val_steps, padded=pads)
         if pads:
             # A window then reaches back from any step but the first.
@@ -424,7 +437,8 @@ class Forecaster:
             )
         kept = {name: value for name, value in settings.items() if name not in ("accelerator", "progress")}
         kept["val_steps"] = self.val_steps
-        return self._placed(dataclasses.replace(found, alias=self.alias, pads=pads, training=kept))
+        found = dataclasses.replace(found, alias=self.alias, calibration=self.calibration, pads=pads, training=kept)
+        return self._placed(dataclasses.replace(found, history=series_set.last(found.memory)))
 
 
 def _check_long_enough(series_set: SeriesSet, lookback: int, horizon: int) -> None:

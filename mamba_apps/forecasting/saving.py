@@ -38,9 +38,10 @@ class Fitted:
         reading: How new data is read.
         levels: The intervals' levels.
         radius_VH: For a baseline with levels, how far its intervals reach at each step, on the scaled values.
-        history: Where the data ended, the last ``lookback`` steps of each series; None if it was not kept.
+        history: Where the data ended, the last ``memory`` steps of each series; None if it was not kept.
         metrics: Scores on the validation part.
         alias: The name of the forecast's column; None for the model's.
+        calibration: Steps before each forecast by which its intervals are corrected; 0 for none.
         pads: Whether series shorter than the lookback are led in by unobserved steps.
         training: How it was trained, as plain values by the `Forecaster`'s names, so that training goes on alike.
     """
@@ -55,6 +56,7 @@ class Fitted:
     history: SeriesSet | None = None
     metrics: Mapping[str, float] | None = None
     alias: str | None = None
+    calibration: int = 0
     pads: bool = False
     training: Mapping[str, Any] | None = None
 
@@ -62,6 +64,11 @@ class Fitted:
     def name(self) -> str:
         """The forecast's column."""
         return self.alias or self.model
+
+    @property
+    def memory(self) -> int:
+        """Steps of the past that a forecast and its intervals read."""
+        return self.network.sizes.lookback + self.calibration
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +91,7 @@ class Fitted:
                 "season": self.reading.season,
                 "levels": list(self.levels),
                 "alias": self.alias,
+                "calibration": self.calibration,
                 "pads": self.pads,
                 "training": dict(self.training or {}),
                 "scaler": self.scaler.state_dict(),
@@ -140,6 +148,7 @@ def load_fitted(directory: str | Path) -> Fitted:
             history=history,
             metrics=card.metrics,
             alias=settings["alias"],
+            calibration=settings.get("calibration", 0),
             pads=settings.get("pads", False),
             training=settings.get("training") or None,
         )

@@ -22,6 +22,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.forecasting.backtest import with_levels, with_past
 from mamba_apps.forecasting.clock import Clock
 from mamba_apps.forecasting.intervals import level_names
+from mamba_apps.forecasting.recent import corrected, recent_offsets
 from mamba_apps.forecasting.saving import Fitted
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import nearest
@@ -43,6 +44,10 @@ class SeriesStream:
 
     def __init__(self, fitted: Fitted, history: SeriesSet) -> None:
         self._fitted, self._sizes = fitted, fitted.network.sizes
+        # What the intervals are corrected by at the start stays: later forecasts would each need many others.
+        self._offset_BV = np.zeros((1, len(fitted.levels)))
+        if fitted.calibration:
+            self._offset_BV = recent_offsets(fitted, history, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         history = with_past(fitted, history, self._sizes.lookback).last(self._sizes.lookback)
         if int(history.lengths[0]) < self._sizes.lookback:
             raise UserError(
@@ -115,7 +120,8 @@ class SeriesStream:
         with torch.inference_mode():
             future_BHF = torch.from_numpy(known_HF)[None].to(self._device)
             values = with_levels(self._fitted, self._fitted.network.forecast(self._state, future_BHF)).cpu()
-        values_HV = self._scaler.inverse_y(values, torch.zeros(1, dtype=torch.int64))[0].double().numpy()
+        values_BHV = self._scaler.inverse_y(values, torch.zeros(1, dtype=torch.int64)).double().numpy()
+        values_HV = corrected(values_BHV, self._offset_BV)[0]
         names = level_names(self._fitted.levels, self._fitted.name)
         columns = self._fitted.reading.named
         frame = pd.DataFrame({columns["id_col"]: self.id, columns["time_col"]: self._clock.index})

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mamba_recipes.weather_check", description=__doc__)
     parser.add_argument("--model", default="patch", help="a forecasting model (patch)")
     parser.add_argument("--intervals", default="quantile", choices=["quantile", "conformal"])
+    parser.add_argument("--calibration", type=int, default=0, help="steps that correct each forecast's intervals (0)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=600)
     parser.add_argument("--weeks", type=int, default=_WEEKS)
@@ -82,6 +83,7 @@ def measure(arguments: argparse.Namespace, seed: int, roles: Mapping[str, Any]) 
         holidays="US",
         levels=LEVELS,
         intervals=arguments.intervals,
+        calibration=arguments.calibration,
         val_steps=2016,
         max_steps=arguments.max_steps,
         # Nobody stops early, so that each candidate has the same budget.

@@ -232,6 +232,22 @@ class WindowDataset(Dataset[Item]):
         before = np.where(series > 0, self._ends[series - 1], 0)
         return series, self._first[series] + (numbers - before) * self.stride
 
+    def numbers(self, series: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        """Return the numbers of the windows that lie somewhere, what `locate` tells the other way round.
+
+        Args:
+            series: int64, positions of series.
+            origin: int64 of the same shape, the step of each that is forecast first; one that no window has gives the
+                number of another.
+
+        Raises:
+            DataError: Some windows were left out or skipped over, so that numbers do not follow from places.
+        """
+        if self._kept is not None or self.stride != 1:
+            found = "every window of every step was expected, found some of them"
+            raise DataError(self.series_set.source, "windows", found, "make them without stride and at_most")
+        return np.concatenate([[0], self._ends[:-1]])[series] + origin - self._first[series]
+
     def horizon_index(self, index: int) -> pd.Index:
         """Return the H timestamps that a window forecasts."""
         series, origin = (int(value[0]) for value in self.locate([index]))

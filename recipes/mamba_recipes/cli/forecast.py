@@ -35,6 +35,13 @@ def make_parser() -> Parser:
     parser.add_argument("file", type=Path, metavar="FILE", help="the series")
     parser.add_argument("--horizon", type=positive, metavar="H", help="steps to forecast (needed unless --model DIR)")
     parser.add_argument("--levels", type=_numbers, default=[], metavar="80,95", help="intervals, in per cent (none)")
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="correct intervals by the forecasts of the last steps",
+    )
     parser.add_argument("--freq", metavar="F", help="h, D, MS, ... (inferred)")
     parser.add_argument(
         "--model", default="patch", metavar="NAME|DIR", help="a model, or a trained one's folder (patch)"
@@ -166,6 +173,7 @@ def make_forecaster(arguments: Namespace, source: SeriesFile, model: str | None 
         horizon=arguments.horizon,
         lookback=arguments.lookback,
         levels=arguments.levels if model is None else (),
+        calibration=arguments.calibration if model is None else 0,
         model_options=options if model is None else {},
         holidays=arguments.holidays,
         max_steps=arguments.max_steps,
