@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mamba_recipes.weather_check", description=__doc__)
     parser.add_argument("--model", default="patch", help="a forecasting model (patch)")
     parser.add_argument("--intervals", default="quantile", choices=["quantile", "conformal"])
+    parser.add_argument("--candidates", default=",".join(CANDIDATES), help="some of them, with commas (all)")
     parser.add_argument("--calibration", type=int, default=0, help="steps that correct each forecast's intervals (0)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=600)
@@ -49,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mamba_apps.training.chatter import quiet
 
     quiet()
-    weekly: dict[str, list[pd.Series]] = {name: [] for name in CANDIDATES}
+    chosen = {name: CANDIDATES[name] for name in arguments.candidates.split(",")}
+    weekly: dict[str, list[pd.Series]] = {name: [] for name in chosen}
     heads = [f"{part} {level} %" for level in LEVELS for part in ("within", "width")]
     print("  ".join(f"{head:>19}" for head in ("candidate", "seed", "MAE", *heads, "seconds")), flush=True)
     for seed in range(1, arguments.seeds + 1):
-        for name, roles in CANDIDATES.items():
+        for name, roles in chosen.items():
             start = time.perf_counter()
             scores, by_week = measure(arguments, seed, roles)
             weekly[name].append(by_week)
