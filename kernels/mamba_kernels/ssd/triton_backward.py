@@ -23,6 +23,8 @@ from mamba_kernels.ssd.triton_steps import (
     SIZE,
     SLOPE,
     START,
+    at_head,
+    at_sequence,
     load_decays,
     load_tile,
     offsets,
@@ -48,14 +50,15 @@ def load_dy(
 
 @triton.jit
 def gradients_of_heads(
-    x, B, C, A, D, z, marks, steps, kept, dout, ungated, dx, ddt, dz, dscores, sums,
-    length, heads, shared, width, states, padded, field, direction_kept,
-    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, A_h, D_h, D_p, z_b, z_l, z_h, z_p,
-    dout_b, dout_l, dout_h, dout_p, y_b, y_l, y_h, y_p, dx_b, dx_l, dx_h, dx_p, ddt_b, ddt_l, ddt_h,
-    dz_b, dz_l, dz_h, dz_p,
+    x, B, C, A, D, z, marks, order, steps, kept, dout, ungated, dx, ddt, dz, dscores, sums,
+    length, heads, reading_heads, shared, width, states, padded, field, direction_kept,
+    x_b, x_k, x_l, x_h, x_p, B_b, B_k, B_l, B_g, B_n, C_b, C_k, C_l, C_g, C_n, A_h, D_h, D_p, z_b, z_l, z_h, z_p,
+    dout_b, dout_k, dout_l, dout_h, dout_p, y_b, y_l, y_h, y_p, dx_b, dx_k, dx_l, dx_h, dx_p,
+    ddt_b, ddt_k, ddt_l, ddt_h, dz_b, dz_l, dz_h, dz_p,
     HAS_D: tl.constexpr, D_VARIES: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
-    EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    ROUTED: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of x, dt and z in a chunk of a head, and what is left to `gradients_of_groups`.
 
@@ -70,22 +73,21 @@ def gradients_of_heads(
     q = tl.arange(0, CHUNK)
     n = tl.arange(0, N_PAD)
     on_n = n < states
-    step = offsets(CHUNK, REVERSE, WIDE)
     at_n = offsets(N_PAD, False, WIDE)
-    if HAS_MARKS:
-        marks += batch * length
-    first, exists, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
-    x += batch * x_b + head * x_h + first * x_l
-    dout += batch * dout_b + head * dout_h + first * dout_l
-    dx += batch * dx_b + head * dx_h + first * dx_l
-    ddt += batch * ddt_b + head * ddt_h + first * ddt_l
+    marks = at_sequence(marks, batch, head, reading_heads, length, ROUTED)
+    order = at_sequence(order, batch, head, reading_heads, length, ROUTED)
+    first, step, exists, real = rows_of_chunk(marks, order, chunk, length, CHUNK, REVERSE, ROUTED, HAS_MARKS, WIDE)
+    x = at_head(x, batch, head, reading_heads, x_b, x_k, x_h, ROUTED) + first * x_l
+    dout = at_head(dout, batch, head, reading_heads, dout_b, dout_k, dout_h, ROUTED) + first * dout_l
+    dx = at_head(dx, batch, head, reading_heads, dx_b, dx_k, dx_h, ROUTED) + first * dx_l
+    ddt = at_head(ddt, batch, head, reading_heads, ddt_b, ddt_k, ddt_h, ROUTED) + first * ddt_l
     if HAS_Z:
         z += batch * z_b + head * z_h + first * z_l
         dz += batch * dz_b + head * dz_h + first * dz_l
         ungated += batch * y_b + head * y_h + first * y_l
-    at_head = (batch * chunks + chunk) * heads + head
+    place = (batch * chunks + chunk) * heads + head
     at_steps = steps + (batch * heads + head) * padded + chunk * CHUNK
-    at_sums = sums + at_head * (2 + (width if D_VARIES else 1))
+    at_sums = sums + place * (2 + (width if D_VARIES else 1))
     size = tl.load(at_steps + SIZE * field + q)
 
     # Rows are the earlier positions here, columns the later ones: so no product needs a transposed score.
@@ -102,9 +104,9 @@ def gradients_of_heads(
         pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
     decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
     pairs *= decay * size[:, None]
-    tl.store(dscores + at_head * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], pairs.to(OPERAND))
-    B += batch * B_b + group * B_g + first * B_l
-    C += batch * C_b + group * C_g + first * C_l
+    tl.store(dscores + place * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], pairs.to(OPERAND))
+    B = at_head(B, batch, group, reading_heads // shared, B_b, B_k, B_g, ROUTED) + first * B_l
+    C = at_head(C, batch, group, reading_heads // shared, C_b, C_k, C_g, ROUTED) + first * C_l
     B_QN = load_tile(B, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
     C_QN = load_tile(C, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
     score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
@@ -129,7 +131,7 @@ def gradients_of_heads(
             dgate = load_tile(dout, step, dout_l, here, dout_p, real, on_p, ALL_P).to(tl.float32)
             dgate *= load_tile(ungated, step, y_l, here, y_p, real, on_p, ALL_P).to(tl.float32)
             store_tile(dz, dgate * silu_slope(gate), step, dz_l, here, dz_p, exists, on_p, ALL_P)
-        at = kept + (at_head * BLOCKS + block) * (N_PAD * BLOCK) + tile
+        at = kept + (place * BLOCKS + block) * (N_PAD * BLOCK) + tile
         state = tl.load(at)
         taken = tl.dot(C_QN, state, input_precision=PRECISION)
         entered += tl.sum(taken * dy_QP.to(tl.float32), 1)
@@ -170,39 +172,42 @@ def gradients_of_heads(
 
 @triton.jit
 def gradients_of_groups(
-    x, B, C, z, marks, steps, kept, dout, dscores, dB, dC,
-    length, heads, groups, splits, shared, width, states, padded, field, direction_kept,
-    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, z_b, z_l, z_h, z_p, dout_b, dout_l, dout_h, dout_p,
-    dB_b, dB_l, dB_g, dB_n, dB_s, dC_b, dC_l, dC_g, dC_n, dC_s,
-    HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
+    x, B, C, z, marks, order, steps, kept, dout, dscores, dB, dC,
+    length, heads, groups, splits, reading_heads, shared, width, states, padded, field, direction_kept,
+    x_b, x_k, x_l, x_h, x_p, B_b, B_k, B_l, B_g, B_n, C_b, C_k, C_l, C_g, C_n, z_b, z_l, z_h, z_p,
+    dout_b, dout_k, dout_l, dout_h, dout_p, dB_b, dB_k, dB_l, dB_g, dB_n, dB_s, dC_b, dC_k, dC_l, dC_g, dC_n, dC_s,
+    HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr, ROUTED: tl.constexpr,
     EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
     PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of B and C in a chunk, by the programs along the grid's second axis."""
     if tl.program_id(1) == 0:
         gradient_of_group(
-            x, C, z, marks, steps, kept + direction_kept, dscores, dB,
-            length, heads, groups, splits, shared, width, states, padded, field,
-            x_b, x_l, x_h, x_p, C_b, C_l, C_g, C_n, z_b, z_l, z_h, z_p, dB_b, dB_l, dB_g, dB_n, dB_s,
-            False, False, HAS_MARKS, REVERSE, WIDE, ALL_N, ALL_P, OPERAND, PRECISION, CHUNK, N_PAD, BLOCK, BLOCKS,
+            x, C, z, marks, order, steps, kept + direction_kept, dscores, dB,
+            length, heads, groups, splits, reading_heads, shared, width, states, padded, field,
+            x_b, x_k, x_l, x_h, x_p, C_b, C_k, C_l, C_g, C_n, z_b, z_l, z_h, z_p, dB_b, dB_k, dB_l, dB_g, dB_n, dB_s,
+            False, False, HAS_MARKS, REVERSE, ROUTED, WIDE, ALL_N, ALL_P, OPERAND, PRECISION, CHUNK, N_PAD, BLOCK,
+            BLOCKS,
         )  # fmt: skip
     else:
         gradient_of_group(
-            dout, B, z, marks, steps, kept, dscores, dC,
-            length, heads, groups, splits, shared, width, states, padded, field,
-            dout_b, dout_l, dout_h, dout_p, B_b, B_l, B_g, B_n, z_b, z_l, z_h, z_p, dC_b, dC_l, dC_g, dC_n, dC_s,
-            True, HAS_Z, HAS_MARKS, REVERSE, WIDE, ALL_N, ALL_P, OPERAND, PRECISION, CHUNK, N_PAD, BLOCK, BLOCKS,
+            dout, B, z, marks, order, steps, kept, dscores, dC,
+            length, heads, groups, splits, reading_heads, shared, width, states, padded, field,
+            dout_b, dout_k, dout_l, dout_h, dout_p, B_b, B_k, B_l, B_g, B_n, z_b, z_l, z_h, z_p,
+            dC_b, dC_k, dC_l, dC_g, dC_n, dC_s,
+            True, HAS_Z, HAS_MARKS, REVERSE, ROUTED, WIDE, ALL_N, ALL_P, OPERAND, PRECISION, CHUNK, N_PAD, BLOCK,
+            BLOCKS,
         )  # fmt: skip
 
 
 @triton.jit
 def gradient_of_group(
-    x, B, z, marks, steps, kept, dscores, dB,
-    length, heads, groups, splits, shared, width, states, padded, field,
-    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, z_b, z_l, z_h, z_p, dB_b, dB_l, dB_g, dB_n, dB_s,
-    OF_C: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr, WIDE: tl.constexpr,
-    ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr,
-    N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    x, B, z, marks, order, steps, kept, dscores, dB,
+    length, heads, groups, splits, reading_heads, shared, width, states, padded, field,
+    x_b, x_k, x_l, x_h, x_p, B_b, B_k, B_l, B_g, B_n, z_b, z_l, z_h, z_p, dB_b, dB_k, dB_l, dB_g, dB_n, dB_s,
+    OF_C: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr, ROUTED: tl.constexpr,
+    WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of B; with ``OF_C`` that of C, x and B being dout and B then, and C otherwise."""
     program = tl.program_id(0)
@@ -214,17 +219,16 @@ def gradient_of_group(
     q = tl.arange(0, CHUNK)
     n = tl.arange(0, N_PAD)
     on_n = n < states
-    step = offsets(CHUNK, REVERSE, WIDE)
     at_n = offsets(N_PAD, False, WIDE)
-    if HAS_MARKS:
-        marks += batch * length
-    first, exists, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
-    x += batch * x_b + first * x_l
-    if HAS_Z:
-        z += batch * z_b + first * z_l
-    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     each = shared // splits
     head = group * shared + split * each
+    marks = at_sequence(marks, batch, head, reading_heads, length, ROUTED)
+    order = at_sequence(order, batch, head, reading_heads, length, ROUTED)
+    first, step, exists, real = rows_of_chunk(marks, order, chunk, length, CHUNK, REVERSE, ROUTED, HAS_MARKS, WIDE)
+    x = at_head(x, batch, head, reading_heads, x_b, x_k, x_h, ROUTED) + first * x_l
+    if HAS_Z:
+        z += batch * z_b + head * z_h + first * z_l
+    tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     kept += ((batch * chunks + chunk) * heads + head) * (BLOCKS * N_PAD * BLOCK)
     steps += (batch * heads + head) * padded + chunk * CHUNK
     square = q[:, None] + q[None, :] * CHUNK if OF_C else q[:, None] * CHUNK + q[None, :]
@@ -232,20 +236,20 @@ def gradient_of_group(
     dscore = tl.zeros([CHUNK, CHUNK], tl.float32)
     dB_QN = tl.zeros([CHUNK, N_PAD], tl.float32)
     for i in range(0, each * BLOCKS):
-        at_head = head + i // BLOCKS
-        at_steps = steps + (at_head - head) * padded
+        one = tl.full([], 1, tl.int64) * (i // BLOCKS)
+        at_steps = steps + one * padded
         p = i % BLOCKS * BLOCK + tl.arange(0, BLOCK)
         on_p = p < width
         at_p = p.to(tl.int64) if WIDE else p
-        x_QP = load_tile(x + at_head * x_h, step, x_l, at_p, x_p, real, on_p, ALL_P).to(tl.float32)
+        x_QP = load_tile(x + one * x_h, step, x_l, at_p, x_p, real, on_p, ALL_P).to(tl.float32)
         if HAS_Z:
-            x_QP *= silu(load_tile(z + at_head * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32))
+            x_QP *= silu(load_tile(z + one * z_h, step, z_l, at_p, z_p, real, on_p, ALL_P).to(tl.float32))
         if OF_C:
             weight = tl.load(at_steps + START * field + q)
         else:
             weight = tl.load(at_steps + SIZE * field + q) * tl.load(at_steps + END * field + q)
         state = tl.load(kept + i * (N_PAD * BLOCK) + tile)
-        at_dscore = dscores + i // BLOCKS * (CHUNK * CHUNK) + square
+        at_dscore = dscores + one * (CHUNK * CHUNK) + square
         if BLOCKS == 1:
             dscore += tl.load(at_dscore).to(tl.float32)
         else:
@@ -253,11 +257,10 @@ def gradient_of_group(
         x_QP *= weight[:, None]
         dB_QN = tl.dot(x_QP.to(OPERAND), tl.trans(state), dB_QN, input_precision=PRECISION)
 
-    B_QN = load_tile(
-        B + batch * B_b + group * B_g + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N
-    ).to(OPERAND)  # fmt: skip
+    B = at_head(B, batch, group, reading_heads // shared, B_b, B_k, B_g, ROUTED) + first * B_l
+    B_QN = load_tile(B, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
     dB_QN = tl.dot(dscore.to(OPERAND), B_QN, dB_QN, input_precision=PRECISION)
-    dB += split * dB_s + batch * dB_b + group * dB_g + first * dB_l
+    dB = at_head(dB, batch, group, reading_heads // shared, dB_b, dB_k, dB_g, ROUTED) + split * dB_s + first * dB_l
     store_tile(dB, dB_QN, step, dB_l, at_n, dB_n, exists, on_n, ALL_N)
 
 

@@ -15,10 +15,11 @@ from mamba_kernels.ssd.triton_steps import (
     END,
     SIZE,
     START,
+    at_head,
+    at_sequence,
     load_decays,
     load_state,
     load_tile,
-    offsets,
     rows_of_chunk,
     silu,
     store_state,
@@ -28,12 +29,13 @@ from mamba_kernels.ssd.triton_steps import (
 
 @triton.jit
 def ssd_forward(
-    x, B, C, D, z, marks, steps, entering, carried, y, ungated, leaving,
-    length, heads, shared, width, states, padded, field, part_chunks,
-    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, C_b, C_l, C_g, C_n, D_h, D_p, z_b, z_l, z_h, z_p, y_b, y_l, y_h, y_p,
+    x, B, C, D, z, marks, order, steps, entering, carried, y, ungated, leaving,
+    length, heads, reading_heads, shared, width, states, padded, field, part_chunks,
+    x_b, x_k, x_l, x_h, x_p, B_b, B_k, B_l, B_g, B_n, C_b, C_k, C_l, C_g, C_n, D_h, D_p, z_b, z_l, z_h, z_p,
+    y_b, y_k, y_l, y_h, y_p,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, HAS_ENTERING: tl.constexpr,
-    IN_PARTS: tl.constexpr, SAVE: tl.constexpr, REVERSE: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr,
-    ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+    IN_PARTS: tl.constexpr, SAVE: tl.constexpr, REVERSE: tl.constexpr, ROUTED: tl.constexpr, EXACT: tl.constexpr,
+    WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
     CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Write a part of the output of some channels of a head, and from the last part the state that leaves.
@@ -50,19 +52,19 @@ def ssd_forward(
     n = tl.arange(0, N_PAD)
     p = block * BLOCK + tl.arange(0, BLOCK)
     on_n, on_p = n < states, p < width
-    step = offsets(CHUNK, REVERSE, WIDE)
     at_n, at_p = n, p
     if WIDE:
         at_n, at_p = n.to(tl.int64), p.to(tl.int64)
     head64 = head.to(tl.int64)
     group = head64 // shared
-    x += batch * x_b + head64 * x_h
-    B += batch * B_b + group * B_g
-    C += batch * C_b + group * C_g
-    y += batch * y_b + head64 * y_h
+    reading_groups = reading_heads // shared
+    x = at_head(x, batch, head64, reading_heads, x_b, x_k, x_h, ROUTED)
+    B = at_head(B, batch, group, reading_groups, B_b, B_k, B_g, ROUTED)
+    C = at_head(C, batch, group, reading_groups, C_b, C_k, C_g, ROUTED)
+    y = at_head(y, batch, head64, reading_heads, y_b, y_k, y_h, ROUTED)
     steps += row * padded
-    if HAS_MARKS:
-        marks += batch * length
+    marks = at_sequence(marks, batch, head64, reading_heads, length, ROUTED)
+    order = at_sequence(order, batch, head64, reading_heads, length, ROUTED)
     if HAS_Z:
         z += batch * z_b + head64 * z_h
         if SAVE:
@@ -80,7 +82,7 @@ def ssd_forward(
 
     chunks = padded // CHUNK
     for chunk in range(part * part_chunks, min((part + 1) * part_chunks, chunks)):
-        first, exists, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
+        first, step, exists, real = rows_of_chunk(marks, order, chunk, length, CHUNK, REVERSE, ROUTED, HAS_MARKS, WIDE)
         B_QN = load_tile(B + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
         C_QN = load_tile(C + first * C_l, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
         x_QP = load_tile(x + first * x_l, step, x_l, at_p, x_p, real, on_p, ALL_P).to(OPERAND)

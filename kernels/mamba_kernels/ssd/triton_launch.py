@@ -12,6 +12,7 @@ from mamba_kernels.gpu import ceil_divide, launch_grid, multiprocessors
 from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
+from mamba_kernels.routes.readings import Readings
 from mamba_kernels.segments import segment_bits
 from mamba_kernels.ssd import triton_plan
 from mamba_kernels.ssd.triton_backward import gradients_of_groups, gradients_of_heads, total_parameters
@@ -26,9 +27,10 @@ Limits = tuple[float, float]
 
 
 class _Sizes(NamedTuple):
-    """The sizes of a problem and of its tiles."""
+    """The sizes of a problem and of its tiles; ``heads`` and ``groups`` are those of all readings of a route."""
 
     batch: int
+    readings: int
     length: int
     heads: int
     width: int
@@ -46,6 +48,11 @@ class _Sizes(NamedTuple):
     def shared(self) -> int:
         """The heads that share a group's B and C."""
         return self.heads // self.groups
+
+    @property
+    def reading_heads(self) -> int:
+        """The heads of one reading."""
+        return self.heads // self.readings
 
     @property
     def chunks(self) -> int:
@@ -81,6 +88,11 @@ class _Options(NamedTuple):
     limit: Limits
     has_marks: bool
     reverse: bool
+    routed: bool = False
+
+    def reading(self) -> dict[str, bool]:
+        """Return the kernels' constants of how positions are read."""
+        return {"HAS_MARKS": self.has_marks, "REVERSE": self.reverse, "ROUTED": self.routed}
 
 
 class _Forward(NamedTuple):
@@ -107,27 +119,44 @@ class _Backward(NamedTuple):
 def parts(x: Tensor, B: Tensor, C: Tensor, backward: bool) -> int:
     """Return into how many parts a pass cuts the sequences."""
     tiles = triton_plan.tiles(x, B, C)
-    programs, wanted = x.shape[0] * x.shape[2] * tiles.blocks, triton_plan.PROGRAMS_WANTED
+    batch, readings, length, heads, _ = _by_reading(x).shape
+    programs, wanted = batch * readings * heads * tiles.blocks, triton_plan.PROGRAMS_WANTED
     if backward:  # Both directions are walked in one launch, and that is all there is to cut.
         programs, wanted = 2 * programs, triton_plan.walking_programs(tiles.operand, tiles.state)
-    return triton_plan.parts(programs, x.shape[1], multiprocessors(x.device), wanted)
+    return triton_plan.parts(programs, length, multiprocessors(x.device), wanted)
 
 
 def _sizes(x: Tensor, B: Tensor, C: Tensor, chunk: int, *others: Tensor | None, backward: bool) -> _Sizes:
-    batch, length, heads, width = x.shape
-    groups, states = B.shape[2:]
+    batch, readings, length, heads, width = _by_reading(x).shape
+    groups, states = (readings * B.shape[-2], B.shape[-1])
+    heads *= readings
     tiles = triton_plan.tiles(x, B, C)
     padded = ceil_divide(length, chunk) * chunk
     part_chunks = ceil_divide(padded // chunk, parts(x, B, C, backward))
-    layouts = [(t.stride(1), t.stride(3), t.shape[3]) for t in (x, B, C, *others) if t is not None]
+    layouts = [(t.stride(-3), t.stride(-1), t.shape[-1]) for t in (x, B, C, *others) if t is not None]
+    # The rows of a chunk lie side by side, or on a route anywhere.
+    wide = triton_plan.needs_64_bits(length if x.dim() == 5 else chunk, *layouts)
     return _Sizes(
-        batch, length, heads, width, groups, states, tiles, chunk, padded, batch * heads * padded, part_chunks,
-        ceil_divide(padded // chunk, part_chunks), triton_plan.needs_64_bits(chunk, *layouts),
+        batch, readings, length, heads, width, groups, states, tiles, chunk, padded, batch * heads * padded,
+        part_chunks, ceil_divide(padded // chunk, part_chunks), wide,
     )  # fmt: skip
 
 
+def _by_reading(x: Tensor) -> Tensor:
+    """Return (B, L, H, P) as (B, 1, L, H, P); on a route it has the dimension of the readings already."""
+    return x if x.dim() == 5 else x[:, None]
+
+
 def _strides(x: Tensor | None) -> tuple[int, ...]:
-    return (0, 0, 0, 0) if x is None else x.stride()
+    return (0, 0, 0, 0, 0) if x is None else _by_reading(x).stride()
+
+
+def _step_strides(dt: Tensor) -> tuple[int, ...]:
+    return (dt if dt.dim() == 4 else dt[:, None]).stride()
+
+
+def _gate_strides(z: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if z is None else z.stride()
 
 
 def _skip_strides(D: Tensor | None) -> tuple[int, int]:
@@ -138,9 +167,20 @@ def _skip_strides(D: Tensor | None) -> tuple[int, int]:
 
 
 def _dense(x: Tensor) -> tuple[int, ...]:
-    """Return the strides of the gradient of ``x``."""
+    """Return the strides of the gradient of ``x``, (B, K, L, ...); on a route it is contiguous, whatever x is."""
+    if x.dim() == 5:
+        return torch.empty(x.shape, device="meta").stride()
+    return _by_reading(_like(x)).stride()
+
+
+def _dense_steps(dt: Tensor) -> tuple[int, ...]:
+    """Return the strides of the gradient of the step sizes, (B, K, L, H)."""
+    return torch.empty(dt.shape, device="meta").stride() if dt.dim() == 4 else _step_strides(_like(dt))
+
+
+def _like(x: Tensor) -> Tensor:
     # Not x.to("meta"), which may order dimensions in another way where some are broadcast.
-    return empty_in_order(torch.empty_strided(x.shape, x.stride(), device="meta")).stride()
+    return empty_in_order(torch.empty_strided(x.shape, x.stride(), device="meta"))
 
 
 def _plan_prepare(sizes: _Sizes, dt: Tensor, A: Tensor, bias: Tensor | None, options: _Options, slopes: bool) -> Launch:
@@ -148,9 +188,9 @@ def _plan_prepare(sizes: _Sizes, dt: Tensor, A: Tensor, bias: Tensor | None, opt
     return Launch(
         prepare_steps,
         launch_grid("ssd", sizes.batch * sizes.chunks, ceil_divide(sizes.heads, heads)),
-        sizes.length, sizes.heads, sizes.padded, sizes.field, *dt.stride(), A.stride(0),
+        sizes.length, sizes.heads, sizes.reading_heads, sizes.padded, sizes.field, *_step_strides(dt), A.stride(0),
         0 if bias is None else bias.stride(0), *options.limit,
-        SOFTPLUS=options.softplus, HAS_BIAS=bias is not None, HAS_MARKS=options.has_marks, REVERSE=options.reverse,
+        SOFTPLUS=options.softplus, HAS_BIAS=bias is not None, **options.reading(),
         EXACT=sizes.tiles.precision == "tf32x3", SLOPES=slopes, CHUNK=sizes.chunk, HEADS=heads, num_warps=4,
     )  # fmt: skip
 
@@ -165,12 +205,11 @@ def _plan_walk(
     return Launch(
         walk_states,
         launch_grid("ssd", sizes.programs, sizes.parts, directions),
-        sizes.length, sizes.heads, sizes.shared, sizes.width, sizes.states, sizes.padded, sizes.field,
-        sizes.part_chunks, sizes.programs * sizes.parts * tile, sizes.programs * sizes.chunks * tile,
-        *x.stride(), *B.stride(), *_strides(dout), *C.stride(), *_strides(z),
-        KEEP=keep, HAS_Z=z is not None and dout is not None, HAS_MARKS=options.has_marks, HAS_ENTERING=enters,
-        HAS_DLEAVING=denters, IN_PARTS=sizes.parts > 1, REVERSE=options.reverse, **sizes.constants(),
-        **config.options(),
+        sizes.length, sizes.heads, sizes.reading_heads, sizes.shared, sizes.width, sizes.states, sizes.padded,
+        sizes.field, sizes.part_chunks, sizes.programs * sizes.parts * tile, sizes.programs * sizes.chunks * tile,
+        *_strides(x), *_strides(B), *_strides(dout), *_strides(C), *_gate_strides(z),
+        KEEP=keep, HAS_Z=z is not None and dout is not None, HAS_ENTERING=enters, HAS_DLEAVING=denters,
+        IN_PARTS=sizes.parts > 1, **options.reading(), **sizes.constants(), **config.options(),
     )  # fmt: skip
 
 
@@ -198,11 +237,11 @@ def _plan_forward(
         carry = _plan_carry(sizes, 1, enters, False)
     run = Launch(
         ssd_forward, launch_grid("ssd", sizes.programs, sizes.parts),
-        sizes.length, sizes.heads, sizes.shared, sizes.width, sizes.states, sizes.padded, sizes.field,
-        sizes.part_chunks, *x.stride(), *B.stride(), *C.stride(), *_skip_strides(D), *_strides(z), *_dense(x),
-        HAS_D=D is not None, HAS_Z=z is not None, HAS_MARKS=options.has_marks, HAS_ENTERING=enters,
-        IN_PARTS=sizes.parts > 1, SAVE=save, REVERSE=options.reverse, **sizes.constants(),
-        **config.options(),
+        sizes.length, sizes.heads, sizes.reading_heads, sizes.shared, sizes.width, sizes.states, sizes.padded,
+        sizes.field, sizes.part_chunks, *_strides(x), *_strides(B), *_strides(C), *_skip_strides(D),
+        *_gate_strides(z), *_dense(x),
+        HAS_D=D is not None, HAS_Z=z is not None, HAS_ENTERING=enters, IN_PARTS=sizes.parts > 1, SAVE=save,
+        **options.reading(), **sizes.constants(), **config.options(),
     )  # fmt: skip
     return _Forward(sizes, _plan_prepare(sizes, dt, A, bias, options, False), ends, carry, run)
 
@@ -224,26 +263,25 @@ def _plan_backward(
     if splits == 1:
         dB, dC = ((*_dense(M), 0) for M in (B, C))
     else:
-        step = sizes.length * sizes.groups * sizes.states
-        dB = dC = (step, sizes.groups * sizes.states, sizes.states, 1, sizes.batch * step)
+        dB = dC = (*torch.empty(_by_reading(B).shape, device="meta").stride(), B.numel())
     common = (
-        sizes.shared, sizes.width, sizes.states, sizes.padded, sizes.field,
-        sizes.programs * sizes.chunks * sizes.tiles.state * sizes.tiles.block, *x.stride(), *B.stride(), *C.stride(),
+        sizes.reading_heads, sizes.shared, sizes.width, sizes.states, sizes.padded, sizes.field,
+        sizes.programs * sizes.chunks * sizes.tiles.state * sizes.tiles.block,
+        *_strides(x), *_strides(B), *_strides(C),
     )  # fmt: skip
-    constants = {
-        "HAS_Z": z is not None, "HAS_MARKS": options.has_marks, "REVERSE": options.reverse, **sizes.constants()
-    }  # fmt: skip
+    constants = {"HAS_Z": z is not None, **options.reading(), **sizes.constants()}
+    of_y = _dense(x)
     heads = Launch(
         gradients_of_heads, launch_grid("ssd", sizes.batch * sizes.chunks * sizes.heads),
         sizes.length, sizes.heads, *common,
-        A.stride(0), *_skip_strides(D), *_strides(z), *dout.stride(), *_dense(x), *_dense(x), *_dense(dt),
-        *((0, 0, 0, 0) if z is None else _dense(z)),
+        A.stride(0), *_skip_strides(D), *_gate_strides(z), *_strides(dout), of_y[0], *of_y[2:], *_dense(x),
+        *_dense_steps(dt), *_gate_strides(None if z is None else _like(z)),
         HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, **constants,
         **of_heads.options(),
     )  # fmt: skip
     matrices = Launch(
         gradients_of_groups, launch_grid("ssd", groups * splits, 2),
-        sizes.length, sizes.heads, sizes.groups, splits, *common, *_strides(z), *dout.stride(), *dB, *dC,
+        sizes.length, sizes.heads, sizes.groups, splits, *common, *_gate_strides(z), *_strides(dout), *dB, *dC,
         **constants, **of_groups.options(),
     )  # fmt: skip
     varies = D is not None and D.dim() == 2
@@ -252,17 +290,28 @@ def _plan_backward(
     total = Launch(
         total_parameters, launch_grid("ssd", ceil_divide(sizes.heads * terms, columns)),
         sizes.batch * sizes.chunks, sizes.heads, sizes.width,
-        *(_skip_strides(None) if D is None else (*_dense(D), 0)[:2]),
+        *(_skip_strides(None) if D is None else (*_like(D).stride(), 0)[:2]),
         HAS_D=D is not None, D_VARIES=varies, HAS_BIAS=bias is not None, ROWS=128, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     prepare = _plan_prepare(sizes, dt, A, bias, options, True)
     return _Backward(sizes, splits, terms, prepare, ends, carry, keep, heads, matrices, total)
 
 
-def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
-    """Return the bits of each position in reading order, or None where there are no segments."""
+class _Order(NamedTuple):
+    """What kernels look positions up in: the bits of each, and where a route reads it."""
+
+    marks: Tensor | None
+    order: Tensor | None
+
+
+def _order(seq_idx: Tensor | None, reverse: bool, readings: Readings | None) -> _Order:
+    """Return the bits of each position in reading order, if there are segments, and a route's order."""
+    if readings is None:
+        marks = None if seq_idx is None else segment_bits(seq_idx.flip(1) if reverse else seq_idx)
+    else:
+        marks = readings.marks
     # In 32 bits: Triton lays the operands of some products out for the narrowest type it finds behind them, masks too.
-    return None if seq_idx is None else segment_bits(seq_idx.flip(1) if reverse else seq_idx).int()
+    return _Order(None if marks is None else marks.int(), None if readings is None else readings.order)
 
 
 def _new(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -271,6 +320,13 @@ def _new(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _state(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float().contiguous()
+
+
+def _gradient_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return memory for what lies as `_dense` says."""
+    if x.dim() == 5:
+        return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
+    return empty_in_order(x, dtype)
 
 
 def forward(
@@ -290,30 +346,34 @@ def forward(
     out_dtype: torch.dtype,
     save: bool,
     configs: tuple[Config, Config],
+    readings: Readings | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, the final states, and the output before the gate (nothing unless ``save`` and a gate).
 
-    The arguments are those of `ssd`, already checked, and its configurations.
+    The arguments are those of `ssd`, already checked, and its configurations. With the ``readings`` of a route x, B and
+    C are (B, K, L, ...), dt (B, K, L, H), A, D and dt_bias hold all readings' heads, and there is no gate, no initial
+    state, no segment but the route's; the output is (B, K, L, H, P), each reading's on the grid.
     """
-    options = _Options(dt_softplus, dt_limit, seq_idx is not None, reverse)
+    marks, order = _order(seq_idx, reverse, readings)
+    options = _Options(dt_softplus, dt_limit, marks is not None, reverse, readings is not None)
     save = save and z is not None
     plan = _plan_forward(configs, x, dt, A, B, C, D, z, dt_bias, options, initial_states is not None, save)
     sizes = plan.sizes
-    y = empty_in_order(x, out_dtype)
+    y = _gradient_like(x, out_dtype)
     ungated = torch.empty_like(y) if save else y.new_empty(0)
     final = _new(x, sizes.batch, sizes.heads, sizes.width, sizes.states)
     steps = _new(x, FIELDS, sizes.field)
-    marks, entering = _marks(seq_idx, reverse), _state(initial_states)
-    given_marks, given_entering = (x if t is None else t for t in (marks, entering))
-    plan.prepare(dt, A, A if dt_bias is None else dt_bias, given_marks, steps)
+    entering = _state(initial_states)
+    given_marks, given_order, given_entering = (x if t is None else t for t in (marks, order, entering))
+    plan.prepare(dt, A, A if dt_bias is None else dt_bias, given_marks, given_order, steps)
     carried = steps
     if plan.ends is not None and plan.carry is not None:
         carried, decays = _parts(x, sizes, 1)
-        plan.ends(x, B, x, C, x, given_marks, steps, given_entering, x, carried, decays, x, x)
+        plan.ends(x, B, x, C, x, given_marks, given_order, steps, given_entering, x, carried, decays, x, x)
         plan.carry(given_entering, x, carried, decays)
     plan.run(
-        x, B, C, x if D is None else D, x if z is None else z, given_marks, steps, given_entering, carried, y,
-        ungated, final,
+        x, B, C, x if D is None else D, x if z is None else z, given_marks, given_order, steps, given_entering, carried,
+        y, ungated, final,
     )  # fmt: skip
     return y, final, ungated
 
@@ -345,9 +405,14 @@ def backward(
     reverse: bool,
     ungated: Tensor,
     configs: tuple[Config, Config, Config],
+    readings: Readings | None = None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of x, dt, A, B, C, D, z, dt_bias and initial_states, empty for absent inputs."""
-    options = _Options(dt_softplus, dt_limit, seq_idx is not None, reverse)
+    """Return the gradients of x, dt, A, B, C, D, z, dt_bias and initial_states, empty for absent inputs.
+
+    With the ``readings`` of a route ``grad_out`` is (B, K, L, H, P), and so are the gradients as `forward` has it.
+    """
+    marks, order = _order(seq_idx, reverse, readings)
+    options = _Options(dt_softplus, dt_limit, marks is not None, reverse, readings is not None)
     enters, denters = initial_states is not None, grad_final_states is not None
     plan = _plan_backward(configs, grad_out, x, dt, A, B, C, D, z, dt_bias, options, enters, denters)
     sizes, tiles = plan.sizes, plan.sizes.tiles
@@ -355,17 +420,21 @@ def backward(
     def like(t: Tensor | None) -> Tensor:
         return x.new_empty(0) if t is None else empty_in_order(t)
 
-    dx, ddt, dA, dB, dC, dD, dz, dbias = map(like, (x, dt, A, B, C, D, z, dt_bias))
-    marks, entering, dleaving = _marks(seq_idx, reverse), _state(initial_states), _state(grad_final_states)
-    given_marks, given_entering, given_dleaving = (x if t is None else t for t in (marks, entering, dleaving))
+    dx, dB, dC = map(_gradient_like, (x, B, C))
+    ddt = torch.empty(dt.shape, dtype=dt.dtype, device=dt.device) if readings is not None else like(dt)
+    dA, dD, dz, dbias = map(like, (A, D, z, dt_bias))
+    entering, dleaving = _state(initial_states), _state(grad_final_states)
+    given_marks, given_order, given_entering, given_dleaving = (
+        x if t is None else t for t in (marks, order, entering, dleaving)
+    )
     given_z = x if z is None else z
     steps = _new(x, FIELDS, sizes.field)
-    plan.prepare(dt, A, A if dt_bias is None else dt_bias, given_marks, steps)
+    plan.prepare(dt, A, A if dt_bias is None else dt_bias, given_marks, given_order, steps)
     dinitial = _new(x, sizes.batch, sizes.heads, sizes.width, sizes.states)
     kept = _new(
         x, 2, sizes.programs * sizes.chunks * tiles.state * tiles.block, dtype=OPERANDS[tiles.operand][1]
     )  # fmt: skip
-    walked = (x, B, grad_out, C, given_z, given_marks, steps, given_entering, given_dleaving)
+    walked = (x, B, grad_out, C, given_z, given_marks, given_order, steps, given_entering, given_dleaving)
     ends = decays = dinitial
     if plan.ends is not None and plan.carry is not None:
         ends, decays = _parts(x, sizes, 2)
@@ -378,10 +447,12 @@ def backward(
     sums = _new(x, sizes.batch * sizes.chunks, sizes.heads, plan.terms)
     dscores = _new(x, sizes.batch * sizes.chunks * sizes.heads, sizes.chunk**2, dtype=OPERANDS[tiles.operand][1])
     plan.of_heads(
-        x, B, C, A, x if D is None else D, given_z, given_marks, steps, kept, grad_out, ungated, dx, ddt, dz, dscores,
-        sums,
+        x, B, C, A, x if D is None else D, given_z, given_marks, given_order, steps, kept, grad_out, ungated, dx, ddt,
+        dz, dscores, sums,
     )  # fmt: skip
-    plan.of_groups(x, B, C, given_z, given_marks, steps, kept, grad_out, dscores, dB_parts, dC_parts)
+    plan.of_groups(
+        x, B, C, given_z, given_marks, given_order, steps, kept, grad_out, dscores, dB_parts, dC_parts
+    )  # fmt: skip
     plan.total(sums, dA, dbias, dD)
     if split:
         dB.copy_(dB_parts.sum(0))

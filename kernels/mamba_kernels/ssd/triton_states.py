@@ -16,9 +16,10 @@ from mamba_kernels.ssd.triton_steps import (
     END,
     SIZE,
     START,
+    at_head,
+    at_sequence,
     load_state,
     load_tile,
-    offsets,
     rows_of_chunk,
     silu,
     store_state,
@@ -27,13 +28,14 @@ from mamba_kernels.ssd.triton_steps import (
 
 @triton.jit
 def walk_states(
-    x, B, dout, C, z, marks, steps, entering, dleaving, ends, decays, kept, dentering,
-    length, heads, shared, width, states, padded, field, part_chunks, direction_ends, direction_kept,
-    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, dout_b, dout_l, dout_h, dout_p, C_b, C_l, C_g, C_n, z_b, z_l, z_h, z_p,
+    x, B, dout, C, z, marks, order, steps, entering, dleaving, ends, decays, kept, dentering,
+    length, heads, reading_heads, shared, width, states, padded, field, part_chunks, direction_ends, direction_kept,
+    x_b, x_k, x_l, x_h, x_p, B_b, B_k, B_l, B_g, B_n, dout_b, dout_k, dout_l, dout_h, dout_p, C_b, C_k, C_l, C_g, C_n,
+    z_b, z_l, z_h, z_p,
     KEEP: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, HAS_ENTERING: tl.constexpr,
-    HAS_DLEAVING: tl.constexpr, IN_PARTS: tl.constexpr, REVERSE: tl.constexpr, EXACT: tl.constexpr,
-    WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    HAS_DLEAVING: tl.constexpr, IN_PARTS: tl.constexpr, REVERSE: tl.constexpr, ROUTED: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Walk a part of the chunks of some channels of a head; the grid's third axis is the direction.
 
@@ -41,31 +43,31 @@ def walk_states(
     """
     if tl.program_id(2) == 0:
         walk(
-            x, B, z, marks, steps, entering, ends, decays, kept, dentering,
-            length, heads, shared, width, states, padded, field, part_chunks,
-            x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, z_b, z_l, z_h, z_p,
-            False, KEEP, False, HAS_MARKS, HAS_ENTERING, IN_PARTS, REVERSE, EXACT, WIDE, ALL_N, ALL_P, OPERAND,
+            x, B, z, marks, order, steps, entering, ends, decays, kept, dentering,
+            length, heads, reading_heads, shared, width, states, padded, field, part_chunks,
+            x_b, x_k, x_l, x_h, x_p, B_b, B_k, B_l, B_g, B_n, z_b, z_l, z_h, z_p,
+            False, KEEP, False, HAS_MARKS, HAS_ENTERING, IN_PARTS, REVERSE, ROUTED, EXACT, WIDE, ALL_N, ALL_P, OPERAND,
             PRECISION, CHUNK, N_PAD, BLOCK, BLOCKS,
         )  # fmt: skip
     else:
         walk(
-            dout, C, z, marks, steps, dleaving, ends + direction_ends, decays, kept + direction_kept, dentering,
-            length, heads, shared, width, states, padded, field, part_chunks,
-            dout_b, dout_l, dout_h, dout_p, C_b, C_l, C_g, C_n, z_b, z_l, z_h, z_p,
-            True, KEEP, HAS_Z, HAS_MARKS, HAS_DLEAVING, IN_PARTS, REVERSE, EXACT, WIDE, ALL_N, ALL_P, OPERAND,
+            dout, C, z, marks, order, steps, dleaving, ends + direction_ends, decays, kept + direction_kept, dentering,
+            length, heads, reading_heads, shared, width, states, padded, field, part_chunks,
+            dout_b, dout_k, dout_l, dout_h, dout_p, C_b, C_k, C_l, C_g, C_n, z_b, z_l, z_h, z_p,
+            True, KEEP, HAS_Z, HAS_MARKS, HAS_DLEAVING, IN_PARTS, REVERSE, ROUTED, EXACT, WIDE, ALL_N, ALL_P, OPERAND,
             PRECISION, CHUNK, N_PAD, BLOCK, BLOCKS,
         )  # fmt: skip
 
 
 @triton.jit
 def walk(
-    x, B, z, marks, steps, entering, ends, decays, kept, leaving,
-    length, heads, shared, width, states, padded, field, part_chunks,
-    x_b, x_l, x_h, x_p, B_b, B_l, B_g, B_n, z_b, z_l, z_h, z_p,
+    x, B, z, marks, order, steps, entering, ends, decays, kept, leaving,
+    length, heads, reading_heads, shared, width, states, padded, field, part_chunks,
+    x_b, x_k, x_l, x_h, x_p, B_b, B_k, B_l, B_g, B_n, z_b, z_l, z_h, z_p,
     BACKWARD: tl.constexpr, KEEP: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr,
-    HAS_ENTERING: tl.constexpr, IN_PARTS: tl.constexpr, REVERSE: tl.constexpr, EXACT: tl.constexpr,
-    WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr,
-    CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    HAS_ENTERING: tl.constexpr, IN_PARTS: tl.constexpr, REVERSE: tl.constexpr, ROUTED: tl.constexpr,
+    EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr, OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Walk one direction; backward x, B and ``entering`` are dout, C and the gradient of the state that leaves."""
     program = tl.program_id(0)
@@ -79,16 +81,15 @@ def walk(
     n = tl.arange(0, N_PAD)
     p = block * BLOCK + tl.arange(0, BLOCK)
     on_n, on_p = n < states, p < width
-    step = offsets(CHUNK, REVERSE, WIDE)
     at_n, at_p = n, p
     if WIDE:
         at_n, at_p = n.to(tl.int64), p.to(tl.int64)
     head64 = head.to(tl.int64)
-    x += batch * x_b + head64 * x_h
-    B += batch * B_b + head64 // shared * B_g
+    x = at_head(x, batch, head64, reading_heads, x_b, x_k, x_h, ROUTED)
+    B = at_head(B, batch, head64 // shared, reading_heads // shared, B_b, B_k, B_g, ROUTED)
     steps += row * padded
-    if HAS_MARKS:
-        marks += batch * length
+    marks = at_sequence(marks, batch, head64, reading_heads, length, ROUTED)
+    order = at_sequence(order, batch, head64, reading_heads, length, ROUTED)
     if HAS_Z:
         z += batch * z_b + head64 * z_h
     tile = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -107,7 +108,7 @@ def walk(
         chunk = i
         if BACKWARD:
             chunk = begin + stop - 1 - i
-        first, _, real = rows_of_chunk(marks, chunk, length, CHUNK, REVERSE, HAS_MARKS)
+        first, step, _, real = rows_of_chunk(marks, order, chunk, length, CHUNK, REVERSE, ROUTED, HAS_MARKS, WIDE)
         B_QN = load_tile(B + first * B_l, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
         x_QP = load_tile(x + first * x_l, step, x_l, at_p, x_p, real, on_p, ALL_P).to(tl.float32)
         if HAS_Z:

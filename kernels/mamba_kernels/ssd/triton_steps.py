@@ -26,10 +26,10 @@ START, END, SLOPE = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6)
 
 @triton.jit
 def prepare_steps(
-    dt, A, bias, marks, steps,
-    length, heads, padded, field, dt_b, dt_l, dt_h, A_h, bias_h, low, high,
+    dt, A, bias, marks, order, steps,
+    length, heads, reading_heads, padded, field, dt_b, dt_k, dt_l, dt_h, A_h, bias_h, low, high,
     SOFTPLUS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
-    EXACT: tl.constexpr, SLOPES: tl.constexpr, CHUNK: tl.constexpr, HEADS: tl.constexpr,
+    ROUTED: tl.constexpr, EXACT: tl.constexpr, SLOPES: tl.constexpr, CHUNK: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """Fill ``steps`` for a chunk and some heads."""
     chunks = padded // CHUNK
@@ -38,16 +38,22 @@ def prepare_steps(
     h = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     t = chunk * CHUNK + tl.arange(0, CHUNK)
     on_h = h < heads
-    real = t < length
-    row = (length - 1 - t if REVERSE else t).to(tl.int64)
-    reset = tl.zeros([CHUNK], tl.int32)
+    on = (t < length)[:, None] & on_h[None, :]
+    reset = tl.zeros([CHUNK, HEADS], tl.int32)
+    if ROUTED:
+        reading = (h // reading_heads).to(tl.int64)
+        at_marks = reading[None, :] * length + t[:, None]
+        row = tl.load(order + at_marks, mask=on, other=0).to(tl.int64)
+        column = reading * dt_k + (h % reading_heads).to(tl.int64) * dt_h
+    else:
+        at_marks = batch * length + t[:, None] + tl.zeros([1, HEADS], tl.int32)
+        row = (length - 1 - t if REVERSE else t).to(tl.int64)[:, None]
+        column = h.to(tl.int64) * dt_h
     if HAS_MARKS:
-        mark = tl.load(marks + batch * length + t, mask=real, other=0).to(tl.int32)
-        real = real & ((mark & REAL) != 0)
+        mark = tl.load(marks + at_marks, mask=on, other=0).to(tl.int32)
+        on = on & ((mark & REAL) != 0)
         reset = mark & RESET
-    on = real[:, None] & on_h[None, :]
-    raw = tl.load(dt + batch * dt_b + row[:, None] * dt_l + h.to(tl.int64)[None, :] * dt_h, mask=on, other=0.0)
-    size = raw.to(tl.float32)
+    size = tl.load(dt + batch * dt_b + row * dt_l + column[None, :], mask=on, other=0.0).to(tl.float32)
     rate = tl.load(A + h * A_h, mask=on_h, other=0.0).to(tl.float32)
     if HAS_BIAS:
         size += tl.load(bias + h * bias_h, mask=on_h, other=0.0).to(tl.float32)[None, :]
@@ -58,7 +64,7 @@ def prepare_steps(
     slope = tl.where(on & (size >= low) & (size <= high), slope, 0.0)
     size = tl.where(on, tl.minimum(tl.maximum(size, low), high), 0.0)
     log = size.to(tl.float64) * rate.to(tl.float64)[None, :]
-    resets = (log < LARGEST_DECAY) | (reset != 0)[:, None]
+    resets = (log < LARGEST_DECAY) | (reset != 0)
     total = tl.cumsum(tl.where(resets, 0.0, log * LOG2E), 0)
     count = tl.cumsum(resets.to(tl.int32), 0)
     is_last = (tl.arange(0, CHUNK) == CHUNK - 1)[:, None]
@@ -124,10 +130,32 @@ def store_state(at, x, n, p, states, width):
 
 
 @triton.jit
-def rows_of_chunk(marks, chunk, length, CHUNK: tl.constexpr, REVERSE: tl.constexpr, HAS_MARKS: tl.constexpr):
-    """Return where in memory a chunk starts, and which of its positions there are.
+def at_head(x, batch, head, reading_heads, x_b, x_k, x_h, ROUTED: tl.constexpr):
+    """Return where a head of a sequence starts; on a route the heads of all readings are counted through."""
+    x += batch * x_b
+    if ROUTED:
+        return x + head // reading_heads * x_k + head % reading_heads * x_h
+    else:
+        return x + head * x_h
 
-    ``marks`` are the sequence's.
+
+@triton.jit
+def at_sequence(marks, batch, head, reading_heads, length, ROUTED: tl.constexpr):
+    """Return where the marks of a sequence start, or on a route the marks or the order of a reading."""
+    if ROUTED:
+        return marks + head // reading_heads * length
+    else:
+        return marks + batch * length
+
+
+@triton.jit
+def rows_of_chunk(
+    marks, order, chunk, length,
+    CHUNK: tl.constexpr, REVERSE: tl.constexpr, ROUTED: tl.constexpr, HAS_MARKS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Return where in memory a chunk starts, its positions' rows from there, which exist, and which are no padding.
+
+    ``marks`` and ``order`` are what `at_sequence` returns.
     """
     first = tl.full([], CHUNK, tl.int64) * chunk
     t = first + tl.arange(0, CHUNK)
@@ -135,9 +163,15 @@ def rows_of_chunk(marks, chunk, length, CHUNK: tl.constexpr, REVERSE: tl.constex
     real = exists
     if HAS_MARKS:
         real = (tl.load(marks + t, mask=exists, other=0).to(tl.int32) & REAL) != 0
-    if REVERSE:
-        first = length - 1 - first
-    return first, exists, real
+    if ROUTED:
+        row = tl.load(order + t, mask=exists, other=0)
+        if WIDE:
+            row = row.to(tl.int64)
+        return tl.zeros([], tl.int64), row, exists, real
+    else:
+        if REVERSE:
+            first = length - 1 - first
+        return first, offsets(CHUNK, REVERSE, WIDE), exists, real
 
 
 @triton.jit
