@@ -387,3 +387,5 @@ def test_folds() -> None:
     assert all(sorted(train + val) == names for train, val in dealt)
     with pytest.raises(DataError, match="expected 2 to 3 folds for 3 cases, found 5"):
         folds(names[:3])
+    with pytest.raises(DataError, match="expected at least 2 to hold one out, found 1; give more cases"):
+        folds(names[:1])

@@ -175,6 +175,15 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
 # ---- the check
 
 
+@pytest.mark.parametrize("missing", ["dataset.json", "imagesTr", "labelsTr"])
+def test_a_folder_that_lacks_a_part_is_still_one_of_volumes(root: Path, missing: str) -> None:
+    gone = root / missing
+    gone.unlink() if gone.is_file() else shutil.rmtree(gone)
+    report = check(root)
+    assert report.kind == "volumes"
+    assert missing in str(report.findings[0])
+
+
 def test_a_good_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert guess_kind(root) == "volumes"
     report = check(root)

@@ -70,10 +70,11 @@ def check_volumes(path: Path | str) -> Report:
     splits = {case.images[0]: split for split, cases in (("Tr", training), ("Ts", testing)) for case in cases}
     notes = [*_tell(facts), *_tell_labels(facts, description)]
     notes += describe_copies(facts, lambda fact: (splits[fact.path], ""))
-    summary = f"{description.name}: {len(training)} training cases"
-    if testing:
-        summary += f", {len(testing)} test cases"
-    summary += f", {len(description.channel_names)} channel{'s' if len(description.channel_names) != 1 else ''}"
+    counts = {"training case": len(training), "test case": len(testing), "channel": len(description.channel_names)}
+    if not testing:
+        del counts["test case"]
+    words = [f"{count} {name}{'s' if count != 1 else ''}" for name, count in counts.items()]
+    summary = f"{description.name}: {', '.join(words)}"
     return Report(str(path), "volumes", tuple(sink.findings), "" if sink.findings else summary, tuple(notes))
 
 

@@ -124,8 +124,9 @@ def check_channels(path: str, count: int, channel_names: dict[int, str]) -> None
 
 
 def fits_raw(folder: Path) -> bool:
-    """Tell at a glance whether a folder has nnU-Net's raw layout."""
-    return (folder / DESCRIPTION).is_file() and (folder / "imagesTr").is_dir()
+    """Tell at a glance whether a folder has nnU-Net's raw layout, or two of its three parts."""
+    parts = (folder / DESCRIPTION).is_file(), (folder / "imagesTr").is_dir(), (folder / "labelsTr").is_dir()
+    return sum(parts) > 1
 
 
 def read_description(root: str | Path) -> Description:

@@ -21,6 +21,9 @@ def folds(names: Iterable[str], count: int = 5) -> list[tuple[list[str], list[st
         DataError: There are fewer names than folds.
     """
     ordered = sorted(names)
+    if len(ordered) < 2:
+        found = f"expected at least 2 to hold one out, found {len(ordered)}"
+        raise DataError("folds", "cases", found, "give more cases")
     if not 2 <= count <= len(ordered):
         found = f"expected 2 to {len(ordered)} folds for {len(ordered)} cases, found {count}"
         raise DataError("folds", "count", found, "give more cases, or choose fewer folds")
