@@ -82,33 +82,42 @@ class Filler:
                 raise DataError(data.source, f"series {str(key)!r}", found, "leave the series or the column out")
         return [FILLS[self.model](values_TC, season) for values_TC in values]
 
-    @torch.inference_mode()
     def _by_network(self, data: Variates, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        assert self.network is not None  # noqa: S101  (fill looks)
         known, _ = known_columns(data, self.calendar)
         steps = Steps(self.scales.scaled(data, values), known, self.sizes["window"])
+        found = self._windows(steps)
         mean_SC, std_SC = self.scales.select(data)
-        device = next(self.network.parameters()).device
         filled = []
         for number, values_TC in enumerate(values):
-            gaps_TC = np.isnan(values_TC)
-            lead, window = int(steps.lead_S[number]), steps.window
-            starts = _overlapping(int(steps.length_S[number]), window)
-            lost = np.concatenate([[0], np.cumsum(np.pad(gaps_TC.any(axis=1), (lead, 0)))])
-            starts = starts[lost[starts + window] > lost[starts]]
-            found_TC = np.full((int(steps.length_S[number]), values_TC.shape[1]), np.nan)
-            margin_T = np.full(len(found_TC), -1)
-            # A step is taken from the window in which it lies furthest from the edge.
-            margin_L = np.minimum(np.arange(window), np.arange(window)[::-1])
-            for part in np.split(starts, range(_BATCH, len(starts), _BATCH)):
-                batch = steps.gather(steps.first_S[number] + part)
-                for start, y_LC in zip(part, self.network(*(x.to(device) for x in batch)).cpu().numpy(), strict=True):
-                    rows = slice(start, start + window)
-                    better_L = margin_L > margin_T[rows]
-                    found_TC[rows][better_L], margin_T[rows][better_L] = y_LC[better_L], margin_L[better_L]
-            unscaled_TC = found_TC[lead:] * std_SC[number] + mean_SC[number]
-            filled.append(np.where(gaps_TC, unscaled_TC, values_TC))
+            end = int(steps.first_S[number] + steps.length_S[number])
+            unscaled_TC = found[end - len(values_TC) : end] * std_SC[number] + mean_SC[number]
+            filled.append(np.where(np.isnan(values_TC), unscaled_TC, values_TC))
         return filled
+
+    @torch.inference_mode()
+    def _windows(self, steps: Steps) -> np.ndarray:
+        """Return scaled values of the steps of every window with a gap, as they are laid out; the others are NaN."""
+        assert self.network is not None  # noqa: S101  (fill looks)
+        device, window = next(self.network.parameters()).device, steps.window
+        starts = np.concatenate(
+            [first + _overlapping(length, window) for first, length in zip(steps.first_S, steps.length_S, strict=True)]
+        )
+        lost = np.concatenate([[0], np.cumsum(steps.gaps)])
+        starts = starts[lost[starts + window] > lost[starts]]
+        found_NC = np.full((len(steps.gaps), self.sizes["variates"]), np.nan)
+        margin_N = np.full(len(found_NC), -1)
+        # A step is taken from the window in which it lies furthest from the edge.
+        margin_L = np.minimum(np.arange(window), np.arange(window)[::-1])
+        for first in range(0, len(starts), _BATCH):
+            start_B = starts[first : first + _BATCH]
+            batch = (x.to(device) for x in steps.gather(start_B))
+            y_RC = self.network(*batch).cpu().numpy().reshape(-1, found_NC.shape[1])
+            rows_R, margin_R = (start_B[:, None] + np.arange(window)).ravel(), np.tile(margin_L, len(start_B))
+            better = np.flatnonzero(margin_R > margin_N[rows_R])
+            # Of several windows over a step the last one written stays: the one with the widest margin.
+            better = better[np.argsort(margin_R[better], kind="stable")]
+            found_NC[rows_R[better]], margin_N[rows_R[better]] = y_RC[better], margin_R[better]
+        return found_NC
 
     def save(self, directory: str | Path) -> Path:
         """Save in a folder.

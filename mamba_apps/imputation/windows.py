@@ -38,6 +38,11 @@ class Steps:
         self._y = _laid_out(values, self.lead_S, np.nan)
         self._known = _laid_out(known, self.lead_S, 0.0)
 
+    @property
+    def gaps(self) -> np.ndarray:
+        """bool, for each row whether a value is missing; steps before a series count as missing."""
+        return self._y.isnan().any(dim=1).numpy()
+
     def gather(self, start_B: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """Return the windows that begin at rows: values with 0 for NaN, what was observed, known columns."""
         rows_BL = torch.from_numpy(start_B)[:, None] + torch.arange(self.window)

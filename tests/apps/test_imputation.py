@@ -148,6 +148,37 @@ def test_saved_and_loaded_it_fills_alike(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(again.impute(data), line.impute(data))
 
 
+def test_series_without_holes_come_back_as_they_are() -> None:
+    data = holed(waves())
+    imputer = Imputer("mamba1", **{**SMALL, "max_steps": 2}).fit(data)
+    pd.testing.assert_frame_equal(imputer.impute(waves()), waves())
+    mixed = pd.concat([waves(names="a"), data[data["unique_id"] == "b"]], ignore_index=True)
+    filled = imputer.impute(mixed)
+    pd.testing.assert_frame_equal(filled[filled["unique_id"] == "a"], waves(names="a"))
+    expected = imputer.impute(data[data["unique_id"] == "b"])
+    pd.testing.assert_frame_equal(filled[filled["unique_id"] == "b"].reset_index(drop=True), expected)
+
+
+def test_a_step_is_taken_from_the_window_that_holds_it_best() -> None:
+    imputer = Imputer("mamba1", **{**SMALL, "max_steps": 2}).fit(waves(names="a"))
+    filler = imputer._known()
+    asked = waves(names="a", days=3)
+    asked.loc[[5, 40, 50, 71], "up"] = np.nan
+    data = filler.read(asked)
+    scaled = torch.from_numpy(filler.scales.scaled(data)[0])
+    from mamba_apps.imputation.scales import known_columns
+
+    known = torch.from_numpy(known_columns(data, filler.calendar)[0][0])
+    assert filler.network is not None
+    # Windows of 24 begin at 0, 12, ..., 48: a step in the middle of one is at the edge of its neighbours.
+    for step, start in ((5, 0), (40, 24), (50, 36), (71, 48)):
+        part = slice(start, start + 24)
+        with torch.no_grad():
+            y = filler.network(scaled[None, part].nan_to_num(), ~scaled[None, part].isnan(), known[None, part])
+        expected = y[0, step - start, 0].item() * filler.scales.std_SC[0, 0] + filler.scales.mean_SC[0, 0]
+        assert imputer.impute(asked)["up"][step] == pytest.approx(expected, rel=1e-6)
+
+
 def test_series_shorter_than_the_window_are_filled() -> None:
     short = waves(names="c", days=1).iloc[:10]
     data = pd.concat([holed(waves()), short.assign(up=short["up"].where(short.index != 4))], ignore_index=True)

@@ -107,17 +107,21 @@ def read_variates(
     rows = group_rows(table, codes, keys, times, sink, sort=False, tz=tz)
     frequency = wanted or inferred_frequency(rows, sink)
     assert frequency is not None  # noqa: S101  (a collector that keeps nothing has raised)
-    values, indexes = [], []
+    values: list[np.ndarray] = []
+    grids: dict[object, pd.Index] = {}
     for one in rows:
         steps = grid_steps(table, one, frequency, sink, "mask", wanted is None)
         assert steps is not None  # noqa: S101  (as above)
         full_TC = np.full((int(steps[-1]) + 1, len(names)), np.nan)
         full_TC[steps] = values_NC[one.rows]
         values.append(full_TC)
-        indexes.append(frequency.range(one.index[0], len(full_TC)))
+        start = one.index[0]
+        # Series with the same first step share a grid.
+        if start not in grids or len(grids[start]) < len(full_TC):
+            grids[start] = frequency.range(start, len(full_TC))
     return Variates(
         values=tuple(values),
-        indexes=tuple(indexes),
+        indexes=tuple(grids[one.index[0]][: len(part)] for one, part in zip(rows, values, strict=True)),
         keys=tuple(keys),
         names=names,
         freq=frequency.name,
