@@ -21,6 +21,15 @@ GAPS: Mapping[str, Mapping[str, Any]] = {
     "days": {"run": 24},
     "days of all": {"run": 24, "together": True},
 }
+# The wide attention has as many parameters as mamba1, the other as many channels and layers.
+CANDIDATES: Mapping[str, Mapping[str, Any]] = {
+    "last": {"model": "last"},
+    "linear": {"model": "linear"},
+    "seasonal": {"model": "seasonal"},
+    "mamba1": {"model": "mamba1"},
+    "attention": {"model": "attention"},
+    "wide attention": {"model": "attention", "model_options": {"d_model": 100, "mixer_options": {"heads": 5}}},
+}
 _HELD_OUT = 12 * 7 * 24
 
 
@@ -31,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words of the command; None for the process's own.
     """
     parser = argparse.ArgumentParser(prog="python -m mamba_recipes.imputation_check", description=__doc__)
-    parser.add_argument("--models", default="last,linear,seasonal,mamba1,attention", help="imputers, with commas")
+    parser.add_argument("--candidates", default=",".join(CANDIDATES), help="some of them, with commas (all)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--max-steps", type=int, default=600)
     parser.add_argument("--accelerator", default="cpu")
@@ -47,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     known, held_out = whole.iloc[:-_HELD_OUT], whole.iloc[-_HELD_OUT:]
     heads = [f"{column[:7]}, {gap}" for gap in GAPS for column in COLUMNS]
     print("  ".join(f"{head:>20}" for head in ("imputer", "seed", *heads, "parameters", "seconds")), flush=True)
-    for model in arguments.models.split(","):
-        for seed in range(1, 2 if model in FILLS else arguments.seeds + 1):
+    for name in arguments.candidates.split(","):
+        for seed in range(1, 2 if name in FILLS else arguments.seeds + 1):
             start = time.perf_counter()
-            errors, parameters = measure(model, seed, known, held_out, arguments)
+            errors, parameters = measure(CANDIDATES[name], seed, known, held_out, arguments)
             cells = [*(f"{error:.3f}" for error in errors), f"{parameters:,}", f"{time.perf_counter() - start:.0f}"]
-            print("  ".join(f"{cell:>20}" for cell in (model, str(seed), *cells)), flush=True)
+            print("  ".join(f"{cell:>20}" for cell in (name, str(seed), *cells)), flush=True)
     return 0
 
 
@@ -61,7 +70,7 @@ def measure(model: str, seed: int, known: Any, held_out: Any, arguments: argpars
     from mamba_apps.imputation import Imputer
 
     imputer = Imputer(
-        model,
+        **options,
         columns=COLUMNS,
         freq="h",
         time_col="datetime",
