@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(model: str, seed: int, known: Any, held_out: Any, arguments: argparse.Namespace) -> tuple[list[float], int]:
+def measure(
+    options: Mapping[str, Any], seed: int, known: Any, held_out: Any, arguments: argparse.Namespace
+) -> tuple[list[float], int]:
     """Return the errors of an imputer by gap and column, and how many parameters it has."""
     from mamba_apps.imputation import Imputer
 
