@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mamba_apps.errors import UserError
+from mamba_apps.training.sharding import shard_like, whole_state
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -46,9 +47,25 @@ class Ema(WeightAveraging):
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cut the average as the model is cut, where the strategy shards it."""
+        if self._average_model is not None:
+            shard_like(self._average_model.module, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the average in the model's place, and the model beside it."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = whole_state(checkpoint["state_dict"], trainer.is_global_zero)
+
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take the average and the weights beside it where a run goes on; elsewhere the average is all there is."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the average, which the model has taken over: a later validation is of the model as it then is."""
+        self._average_model = None

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
+from mamba_apps.training.sharding import whole
+
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch.optim import Optimizer
@@ -98,7 +100,7 @@ class NonFiniteGuard(Callback):
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if self._watch is not None:
             self._watch.add(1, norm)
         elif not torch.isfinite(norm):

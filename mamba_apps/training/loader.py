@@ -26,9 +26,16 @@ class ResumableSampler(DistributedSampler[int]):
         dataset: What is sampled; only its length is used.
         shuffle: A new order every epoch, or 0, 1, 2, ...
         seed: From 0; another one gives other orders.
+        repeats: How often a sample comes in an epoch, several times in a row (repeated augmentation, arXiv 1902.05509);
+            an epoch is as long as ever, and has that many times fewer of the samples.
+
+    Raises:
+        UserError: ``repeats`` is below 1.
     """
 
-    def __init__(self, dataset: Any, *, shuffle: bool = True, seed: int = 0) -> None:
+    def __init__(self, dataset: Any, *, shuffle: bool = True, seed: int = 0, repeats: int = 1) -> None:
+        if repeats < 1:
+            raise UserError(f"repeats is {repeats}", "give 1 to see each sample once an epoch, or more")
         grouped = distributed.is_available() and distributed.is_initialized()
         super().__init__(
             dataset,
@@ -37,6 +44,7 @@ class ResumableSampler(DistributedSampler[int]):
             shuffle=shuffle,
             seed=seed,
         )
+        self.repeats = repeats
         self._start = (0, 0)
 
     def skip(self, epoch: int, samples: int) -> None:
@@ -51,6 +59,8 @@ class ResumableSampler(DistributedSampler[int]):
             order = torch.randperm(length, generator=generator)
         else:
             order = torch.arange(length)
+        if self.repeats > 1:  # neighbours, which go to different processes
+            order = order[: -(-length // self.repeats)].repeat_interleave(self.repeats)[:length]
         # the last processes repeat the first samples, so that all have as many
         order = order[torch.arange(self.total_size) % length] if length else order
         (epoch, samples), self._start = self._start, (0, 0)
@@ -72,10 +82,12 @@ class ResumableLoader(DataLoader[Any]):
         shuffle: Read in a new order every epoch.
         seed: From 0; with the epoch it determines the order and the transforms' randomness.
         drop_last: Leave out a last batch that is not full.
+        repeats: As in `ResumableSampler`.
         **options: Further options of `DataLoader`; not sampler, batch_sampler or generator.
 
     Raises:
-        UserError: The dataset is an `IterableDataset`, or a sampler is given.
+        UserError: The dataset is an `IterableDataset`, a sampler is given, or there are more repeats than samples
+            in a batch.
     """
 
     def __init__(
@@ -86,6 +98,7 @@ class ResumableLoader(DataLoader[Any]):
         shuffle: bool = True,
         seed: int = 0,
         drop_last: bool = False,
+        repeats: int = 1,
         **options: Any,
     ) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -98,8 +111,11 @@ class ResumableLoader(DataLoader[Any]):
                 f"ResumableLoader was given {', '.join(sorted(taken))}, but has its own",
                 "use torch's DataLoader (Lightning's overfit_batches and predict need it too)",
             )
-        self._randomness = _Randomness(dataset, seed)
-        self._order = ResumableSampler(dataset, shuffle=shuffle, seed=seed)
+        if repeats > (batch_size or 1):  # two batches would begin with one sample, and draw the same numbers for it
+            raise UserError(f"repeats is {repeats}, batch_size {batch_size}", "give a batch at least all of them")
+        self._order = ResumableSampler(dataset, shuffle=shuffle, seed=seed, repeats=repeats)
+        # with repeats, batches of two processes may begin with the same sample
+        self._randomness = _Randomness(dataset, (seed, self._order.rank) if self._order.rank else (seed,))
         self._worker_seeds = torch.Generator()
         super().__init__(
             self._randomness,
@@ -125,9 +141,9 @@ class ResumableLoader(DataLoader[Any]):
 class _Randomness(Dataset[Any]):
     """The dataset, with the random generators seeded for every batch that is read from it."""
 
-    def __init__(self, dataset: Dataset[Any], seed: int) -> None:
+    def __init__(self, dataset: Dataset[Any], seeds: tuple[int, ...]) -> None:
         self.dataset = dataset
-        self.seed = seed
+        self.seeds = seeds
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it change
 
     def __len__(self) -> int:
@@ -146,7 +162,7 @@ class _Randomness(Dataset[Any]):
         return getattr(self.dataset, name)
 
     def _read(self, indices: Sequence[int], *, batched: bool) -> Any:
-        seed = derive_seed(self.seed, int(self.epoch), indices[0])
+        seed = derive_seed(*self.seeds, int(self.epoch), indices[0])
         if get_worker_info() is not None:
             seed_generators(seed)
             return self._fetch(indices, batched=batched)

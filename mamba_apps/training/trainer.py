@@ -26,7 +26,8 @@ from mamba_apps.training.seeding import seed_everything
 # what a shell reports for a process ended by SIGTERM
 _TERMINATED = 143
 _SHOWN_KEYS = 3
-# Strategies that cut a model's weights into shards, which they write and read by themselves.
+_FSDP = "fsdp"
+# Lightning's strategies that cut a model's weights into shards, which they write and read by themselves.
 _SHARDED = ("fsdp", "deepspeed", "modelparallel")
 # no rehearsal of the validation, no table of layers; metrics often enough for short runs
 _DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
@@ -79,7 +80,7 @@ def make_trainer(
         callbacks: Further callbacks.
         **lightning_options: Further options of `lightning.Trainer` (gradient_clip_val, deterministic,
             accumulate_grad_batches, val_check_interval, ...); `logger=False` writes no metrics.csv; `strategy` may be
-            "ddp", but none that shards the model.
+            "ddp", or "fsdp" to shard the model (see `FullyShardedStrategy`).
 
     Returns:
         The trainer. Its `fit` raises KeyboardInterrupt on Ctrl-C, after saving.
@@ -97,7 +98,7 @@ def make_trainer(
         raise UserError(f"patience is {patience}", "give at least 1, or leave it out")
     if save_every_steps is not None and save_every_steps < 1:
         raise UserError(f"save_every_steps is {save_every_steps}", "give at least 1, or leave it out")
-    _check_strategy(lightning_options.get("strategy"))
+    lightning_options = {**lightning_options, **_strategy(lightning_options.get("strategy"), precision)}
     run_dir = Path(run_dir)
     make_directory(run_dir, "run folder")
     seed_everything(seed)
@@ -239,13 +240,23 @@ def _check_budget(**budgets: float | None) -> None:
         raise UserError(f"{name} is {value}", "give a number above 0")
 
 
-def _check_strategy(strategy: Any) -> None:
+def _strategy(strategy: Any, precision: str) -> dict[str, Any]:
+    """Return the option that Lightning is given for a strategy."""
+    if strategy is None:
+        return {}
+    if strategy == _FSDP:
+        if precision.startswith("16"):
+            raise UserError(f"the strategy {_FSDP} does not scale losses, as fp16 needs it", "use precision bf16-mixed")
+        from mamba_apps.training.fsdp import FullyShardedStrategy
+
+        return {"strategy": FullyShardedStrategy()}
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if name.lower().startswith(_SHARDED):
         raise UserError(
             f"the strategy {name} shards the model and saves it by its own means; checkpoints here are one whole file",
-            'use strategy "ddp"; where memory is short, a smaller batch with accumulate_grad_batches',
+            f'use strategy "{_FSDP}", which shards too, or "ddp"',
         )
+    return {"strategy": strategy}
 
 
 def _mismatch(error: Exception, ckpt_path: str | Path | None) -> UserError | None:

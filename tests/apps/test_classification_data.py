@@ -53,6 +53,16 @@ def test_a_folder_with_parts(folder: Path) -> None:
     assert data.test_dataloader() == []
 
 
+def test_repeated_images_are_augmented_anew(folder: Path) -> None:
+    torch.manual_seed(0)
+    data = ImageData(str(folder), size=8, batch_size=6, repeats=3, workers=0, scale=(0.3, 1.0))
+    x_BCHW, labels_B = next(iter(data.train_dataloader()))
+    assert labels_B.view(2, 3).unique(dim=1).shape == (2, 1)
+    assert len(torch.unique(x_BCHW, dim=0)) == 6
+    with pytest.raises(UserError, match="repeats is 0"):
+        ImageData(str(folder), repeats=0)
+
+
 def test_parts_that_are_not_named_are_told(folder: Path) -> None:
     with pytest.raises(UserError, match=r"holds parts, no classes: train, val; name them: --data\.train, --data\.val"):
         _ = ImageData(str(folder), train=None, val=0.2).classes

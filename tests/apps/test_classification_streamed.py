@@ -78,7 +78,11 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(chunks: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"val": 0.1}, "nothing is held back"), ({"leave_out": "list.json"}, "neither dataset nor leave_out")],
+    [
+        ({"val": 0.1}, "nothing is held back"),
+        ({"leave_out": "list.json"}, "neither dataset nor leave_out"),
+        ({"repeats": 3}, "has each image once"),
+    ],
 )
 def test_what_a_stream_has_not(options: dict, says: str, chunks: Path) -> None:
     with pytest.raises(UserError, match=says):

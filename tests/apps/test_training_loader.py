@@ -154,6 +154,44 @@ def test_processes_share_the_order_out(length: int, monkeypatch: pytest.MonkeyPa
     assert set().union(*parts) == set(range(length))
 
 
+def test_repeats_are_neighbours_that_differ_and_can_be_resumed() -> None:
+    def loader() -> ResumableLoader:
+        return ResumableLoader(Random(), batch_size=5, seed=7, repeats=3)
+
+    batches = read(loader(), 2)
+    seen = torch.cat(batches)
+    assert len(seen) == len(Random())
+    numbers = seen[:, 0].tolist()
+    assert numbers[::3] == list(dict.fromkeys(numbers))  # each three times in a row, but for the last
+    assert numbers[1:-2:3] == numbers[:-2:3]
+    assert len(torch.unique(seen[:, 1:], dim=0)) == len(seen)
+    assert set(torch.cat(read(loader(), 3))[:, 0].tolist()) != set(numbers)
+    resumed = loader()
+    resumed.skip(2, 2)
+    assert same(read(resumed, 2), batches[2:])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_repeats_go_to_different_processes_with_different_randomness(
+    processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: processes)
+    for rank in range(processes):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        parts.append(torch.cat(read(ResumableLoader(Random(24), batch_size=4, seed=7, repeats=3), 1)))
+    together = torch.stack(parts, dim=1).flatten(0, 1)  # as they were dealt out
+    assert together[:, 0].view(-1, 3).unique(dim=1).shape == (8, 1)
+    assert len(torch.unique(together[:, 1:], dim=0)) == 24
+
+
+@pytest.mark.parametrize(("repeats", "says"), [(0, "repeats is 0"), (5, "repeats is 5, batch_size 4")])
+def test_repeats_out_of_range(repeats: int, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ResumableLoader(Random(), batch_size=4, repeats=repeats)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**32, True, 1.5])
 def test_seed_out_of_range(seed: Any) -> None:
     with pytest.raises(UserError, match="expected an integer from 0 to 4294967295"):

@@ -81,8 +81,11 @@ def test_killed_again_and_again(tmp_path: Path, arguments: tuple[str, ...]) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed(tmp_path: Path) -> None:
-    arguments = ("--options", '{"devices": 2, "strategy": "ddp", "max_steps": 20}', "--save-every", "2")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_killed_and_resumed(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAMBA_KERNELS_BACKEND", "reference")  # without which shards are refused on CPUs
+    options = json.dumps({"devices": 2, "strategy": strategy, "max_steps": 20})
+    arguments = ("--options", options, "--save-every", "2")
     whole = finish(tmp_path / "whole", *arguments)
     process = start(tmp_path / "killed", *arguments, own_group=True)
     assert process.stdout is not None

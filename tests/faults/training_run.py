@@ -116,7 +116,7 @@ def fingerprint(task: Task, trainer: pl.Trainer) -> dict[str, Any]:
         "epochs": trainer.current_epoch,
         "loss": task.last_loss.hex(),
         "weights": digest(dict(task.state_dict())),
-        "optimizer": digest(task.trainer.optimizers[0].state_dict()),
+        "optimizer": digest([optimizer.state_dict() for optimizer in task.trainer.optimizers]),
         "logged": {name: float(value).hex() for name, value in sorted(trainer.callback_metrics.items())},
         "waited": None if stopper is None else stopper.wait_count,
         "best": None
@@ -156,7 +156,8 @@ def main() -> None:
     task.report = lambda step: print("step", step, flush=True)
     task.pause = arguments.pause
     trainer.fit(task, train, val)
-    print(json.dumps(fingerprint(task, trainer)), flush=True)
+    if trainer.is_global_zero:  # a mean that is not synchronised differs between processes
+        print(json.dumps(fingerprint(task, trainer)), flush=True)
 
 
 if __name__ == "__main__":

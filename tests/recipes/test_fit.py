@@ -223,14 +223,19 @@ def test_an_interrupt_ends_with_130_and_can_be_resumed(tmp_path: Path, monkeypat
     assert main(["fit", "--resume", "run", "--trainer.max_epochs", "2", "--model.pause", "0"]) == 0
 
 
-def test_two_processes_train_one_run(tmp_path: Path) -> None:
-    words = "fit digits --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp --trainer.max_epochs null"
-    command = [sys.executable, "-m", "mamba_recipes.cli", *words.split(), "--trainer.max_steps", "2"]
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+def test_two_processes_train_one_run(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAMBA_KERNELS_BACKEND", "reference")  # without which shards are refused on CPUs
+    words = f"fit digits --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy {strategy}"
+    command = [sys.executable, "-m", "mamba_recipes.cli", *words.split()]
+    command += ["--trainer.max_epochs", "null", "--trainer.max_steps", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "model" / "model.safetensors").is_file()
     assert done.stderr.count("saved: ") == 1
+    best = torch.load(run / "best.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(load_file(run / "model" / "model.safetensors"), dict(best))
 
 
 def test_a_process_that_does_not_know_the_run_asks_for_its_folder(

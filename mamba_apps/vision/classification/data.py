@@ -40,6 +40,8 @@ class ImageData(pl.LightningDataModule):
         leave_out: A list of broken files to leave out, as `mamba-apps check` writes it.
         size: Height and width that models see.
         batch_size: Images a training batch, on each device; a rest that fills none is left out of the epoch.
+        repeats: How often an image comes in an epoch, each time augmented anew, mostly on different devices (repeated
+            augmentation, arXiv 1902.05509); an epoch is as long as ever, and has that many times fewer of the images.
         eval_batch_size: Images a batch of validation and test.
         workers: Processes that load data; 0 loads in the training process.
         scale: The part of an image's area that a random crop takes, least and most.
@@ -67,6 +69,7 @@ class ImageData(pl.LightningDataModule):
         leave_out: str | None = None,
         size: int = 224,
         batch_size: int = 64,
+        repeats: int = 1,
         eval_batch_size: int = 128,
         workers: int = 4,
         scale: tuple[float, float] = (0.08, 1.0),
@@ -80,7 +83,8 @@ class ImageData(pl.LightningDataModule):
         std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
     ) -> None:
         super().__init__()
-        for name, count in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+        counts = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "repeats": repeats}
+        for name, count in counts.items():
             if count < 1:
                 raise UserError(f"{name} is {count}", "give at least 1")
         held_back = [part for part in (val, test) if isinstance(part, float)]
@@ -91,7 +95,7 @@ class ImageData(pl.LightningDataModule):
         self.root, self.dataset, self.leave_out = root, dataset, leave_out
         self.train_part, self.val_part, self.test_part = train, val, test
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
-        self.erase = erase
+        self.erase, self.repeats = erase, repeats
         self.preprocessing = Preprocessing(size, interpolation, crop_pct, mean, std)
         self._augmentation: dict[str, Any] = {
             "scale": scale,
@@ -139,6 +143,7 @@ class ImageData(pl.LightningDataModule):
             shuffle=True,
             seed=torch.initial_seed() % 2**32,
             drop_last=True,
+            repeats=self.repeats,
             **self._loading(),
         )
 

@@ -18,7 +18,8 @@ class StreamedImageData(ImageData):
     """Images of classes in chunks that `mamba_datasets.images.optimize_folder` wrote, a folder of chunks a part.
 
     Everything else is as in `ImageData`: ``root`` holds the parts or is their common address ("s3://bucket/imagenet").
-    Nothing can be held back from a stream, so every part has its own chunks. The extra ``scale`` is needed (litdata).
+    Nothing can be held back from a stream or repeated in it, so every part has its own chunks, and ``repeats`` is 1.
+    The extra ``scale`` is needed (litdata).
     """
 
     @property
@@ -60,6 +61,8 @@ class StreamedImageData(ImageData):
             raise UserError("there are no images yet", "name the folder of their chunks: --data.root DIR")
         if self.dataset is not None or self.leave_out is not None:
             raise UserError("a stream has neither dataset nor leave_out", "leave them out when the chunks are written")
+        if self.repeats > 1:
+            raise UserError(f"repeats is {self.repeats}, but a stream has each image once", "leave repeats out")
         if isinstance(part, float):
             raise UserError(f"{name} is {part}, but nothing is held back from a stream", "write chunks for that part")
         return StreamingImages(self.root if part is None else f"{self.root.rstrip('/')}/{part}", **options)
