@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from mamba_kernels.selective_scan import gluon_backward, gluon_forward
+from mamba_kernels.selective_scan.triton_launch import hopper_kernel
 from mamba_kernels.selective_scan.triton_plan import Shape, hopper_plan
 
 HALF = "u delta B C z out dout du ddelta dz".split()
@@ -32,8 +32,10 @@ SHARED_MEMORY = 227 * 1024
 def compile_for_hopper(kernel: Any, constants: dict[str, Any]) -> Any:
     names = list(inspect.signature(kernel.fn).parameters)
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
+    options = {name: constants.pop(name) for name in ("maxnreg",) if name in constants}
     source = GluonASTSource(kernel, signature, {(names.index(name),): constants[name] for name in constants})
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": constants["num_warps"]})
+    options["num_warps"] = constants["num_warps"]
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -45,6 +47,8 @@ def compile_for_hopper(kernel: Any, constants: dict[str, Any]) -> Any:
         pytest.param(16, 768, 1, "order", {**PLAIN, "HAS_MARKS": True, "ENDS": True}, marks=slow),
         pytest.param(16, 16, 1, "reverse", {**EVERYTHING, "HAS_MARKS": True}, marks=slow),
         pytest.param(1, 5, 1, "order", EVERYTHING, marks=slow),
+        pytest.param(1, 96, 1, "reverse", {**EVERYTHING, "HAS_MARKS": True}, marks=slow),
+        pytest.param(1, 96, 1, "forward", {**PLAIN, "HAS_MARKS": True, "ENDS": True}, marks=slow),
         pytest.param(2, 64, 1, "order", EVERYTHING, marks=slow),
         pytest.param(4, 33, 1, "forward", EVERYTHING, marks=slow),
         pytest.param(8, 512, 4, "forward", EVERYTHING, marks=slow),
@@ -57,13 +61,13 @@ def test_compiles(backward: bool, states: int, channels: int, groups: int, walk:
     assert plan is not None
     time_fast = tuple(i % 2 == 1 for i in range(6 if backward else 5))
     constants = {"HAS_MARKS": False, **plan.constants, **options, "WALK": walk, "TIME_FAST": time_fast}
+    constants["WIDE"] = walk == "reverse"
     # Numbers that are 1 are constants to Triton.
     constants |= {"states": 1} if states == 1 else {}
     constants |= {"readings": 1, "parts": 1, "u_d": 1, "u_k": 1} if walk == "forward" else {}
     if not backward:
         constants["SAVE"] = True
-    kernel = gluon_backward.scan_backward if backward else gluon_forward.scan_forward
-    compiled = compile_for_hopper(kernel, constants)
+    compiled = compile_for_hopper(hopper_kernel(states, backward), constants)
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= SHARED_MEMORY
 

@@ -24,7 +24,7 @@ STATES, CHANNELS = (1, 2, 5, 8, 16, 20, 32), (1, 3, 33, 96, 160)
 WHOLE, IN_PARTS = (1, 15, 47, 63), (65, 129, 500, 777)
 
 
-def hopper_case(case: int) -> tuple[Inputs, torch.dtype, dict[str, Any]]:
+def hopper_case(case: int, states: int | None = None) -> tuple[Inputs, torch.dtype, dict[str, Any]]:
     """Return one of 36 problems: options in pairs, and their sizes and layouts."""
     chosen, channels = dict(DESIGN[case % 12]), CHANNELS[case % 5]
     lengths = IN_PARTS if chosen.pop("in_parts") else WHOLE
@@ -34,7 +34,7 @@ def hopper_case(case: int) -> tuple[Inputs, torch.dtype, dict[str, Any]]:
         for name, groups in {"B_differs": 2, "C_differs": 4}.items()
     )
     inputs, options = scan_case(
-        DTYPES[case // 12], channels=channels, states=STATES[case % 7], length=lengths[(case // 3 + case // 12) % 4],
+        DTYPES[case // 12], channels=channels, states=states or STATES[case % 7], length=lengths[(case // 3 + case // 12) % 4],
         B_groups=B_groups, C_groups=C_groups, last=case % 2 == 0, mixed=case % 3 == 0, **chosen,
     )  # fmt: skip
     return inputs, DTYPES[case // 12], options
@@ -43,6 +43,12 @@ def hopper_case(case: int) -> tuple[Inputs, torch.dtype, dict[str, Any]]:
 @pytest.mark.parametrize("case", range(36))
 def test_options_in_pairs_over_sizes(case: int) -> None:
     inputs, dtype, options = hopper_case(case)
+    compare(selective_scan, inputs, dtype, **options)
+
+
+@pytest.mark.parametrize("case", range(0, 36, 2))
+def test_options_in_pairs_of_one_state(case: int) -> None:
+    inputs, dtype, options = hopper_case(case, states=1)
     compare(selective_scan, inputs, dtype, **options)
 
 

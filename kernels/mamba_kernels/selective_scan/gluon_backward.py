@@ -104,7 +104,7 @@ def scan_backward(
     N_PAD: gl.constexpr, LANES: gl.constexpr, DEEP: gl.constexpr, STEPS: gl.constexpr,
     SOFTPLUS: gl.constexpr, WALK: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_MARKS: gl.constexpr, HAS_ENTERING: gl.constexpr, ENDS: gl.constexpr,
-    TIME_FAST: gl.constexpr, num_warps: gl.constexpr,
+    TIME_FAST: gl.constexpr, WIDE: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     """Walk one part of one sequence back for one block of channels."""
     BLOCK: gl.constexpr = 32 // LANES * DEEP * num_warps
@@ -112,14 +112,14 @@ def scan_backward(
     LAYOUT: gl.constexpr = tile_layout(STEPS, BLOCK, num_warps)
     ROWS: gl.constexpr = rows_at_once(STEPS, BLOCK, num_warps)
     BC_LAYOUT: gl.constexpr = tile_layout(STEPS, N_PAD, num_warps)
-    TILE: gl.constexpr = (STEPS, BLOCK, LAYOUT)
-    BC_TILE: gl.constexpr = (STEPS, N_PAD, BC_LAYOUT)
-    U_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[0]))
-    DELTA_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[1]))
-    B_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[2]))
-    C_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[3]))
-    Z_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[4]))
-    DOUT_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[5]))
+    TILE: gl.constexpr = (STEPS, BLOCK, LAYOUT, WIDE)
+    BC_TILE: gl.constexpr = (STEPS, N_PAD, BC_LAYOUT, WIDE)
+    U_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[0]), WIDE)
+    DELTA_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[1]), WIDE)
+    B_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[2]), WIDE)
+    C_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[3]), WIDE)
+    Z_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[4]), WIDE)
+    DOUT_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[5]), WIDE)
     WARPS: gl.constexpr = gl.BlockedLayout([num_warps, 1], [1, 32], [num_warps, 1], [1, 0])
     BOTH: gl.constexpr = tile_layout(STEPS, 2 * N_PAD, num_warps)
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
@@ -326,7 +326,7 @@ def scan_backward(
             if SOFTPLUS:
                 if HAS_BIAS:
                     raw += bias_d[None, :]
-                ddt = gl.where(raw > 20.0, ddt, ddt * sigmoid(raw))
+                ddt = ddt * sigmoid(raw)
             ddt = gl.where(real, ddt, 0.0)
             if HAS_BIAS:
                 dbias_sum += sum_in_thread(ddt, ROWS)

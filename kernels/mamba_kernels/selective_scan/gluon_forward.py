@@ -39,20 +39,20 @@ def scan_forward(
     N_PAD: gl.constexpr, LANES: gl.constexpr, STEPS: gl.constexpr,
     SOFTPLUS: gl.constexpr, WALK: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_MARKS: gl.constexpr, HAS_ENTERING: gl.constexpr, ENDS: gl.constexpr, SAVE: gl.constexpr,
-    TIME_FAST: gl.constexpr, num_warps: gl.constexpr,
+    TIME_FAST: gl.constexpr, WIDE: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     """Scan one part of one sequence for one block of channels."""
     BLOCK: gl.constexpr = 32 // LANES * num_warps
     STATE: gl.constexpr = gl.BlockedLayout([N_PAD // LANES, 1], [LANES, 32 // LANES], [1, num_warps], [1, 0])
     LAYOUT: gl.constexpr = tile_layout(STEPS, BLOCK, num_warps)
     BC_LAYOUT: gl.constexpr = tile_layout(STEPS, N_PAD, num_warps)
-    TILE: gl.constexpr = (STEPS, BLOCK, LAYOUT)
-    BC_TILE: gl.constexpr = (STEPS, N_PAD, BC_LAYOUT)
-    U_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[0]))
-    DELTA_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[1]))
-    B_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[2]))
-    C_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[3]))
-    Z_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[4]))
+    TILE: gl.constexpr = (STEPS, BLOCK, LAYOUT, WIDE)
+    BC_TILE: gl.constexpr = (STEPS, N_PAD, BC_LAYOUT, WIDE)
+    U_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[0]), WIDE)
+    DELTA_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[1]), WIDE)
+    B_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[2]), WIDE)
+    C_TILE: gl.constexpr = (STEPS, N_PAD, read_layout(STEPS, N_PAD, num_warps, TIME_FAST[3]), WIDE)
+    Z_TILE: gl.constexpr = (STEPS, BLOCK, read_layout(STEPS, BLOCK, num_warps, TIME_FAST[4]), WIDE)
     FLAT: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
 
     blocks = gl.cdiv(channels, BLOCK)

@@ -31,7 +31,7 @@ def sigmoid(x):
 
 @gluon.jit
 def softplus(x):
-    """Return log(1 + exp(x)), the identity above 20.
+    """Return log(1 + exp(x)), which is x itself from 20 on.
 
     It is max(x, 0) + log1p(e) with e = exp(-|x|) and log1p(e) / e a polynomial on [0, 1], to 2e-7 of its value: the
     hardware's logarithm loses the digits of results near 0, which small step sizes are made of.
@@ -45,7 +45,7 @@ def softplus(x):
     p = p * e + 0.33319270610809326
     p = p * e - 0.49999502301216125
     p = p * e + 1.0
-    return gl.where(x > 20.0, x, gl.maximum(x, 0.0) + e * p)
+    return gl.maximum(x, 0.0) + e * p
 
 
 @gluon.jit
@@ -61,7 +61,9 @@ def position(order, t, stop, length, WALK: gl.constexpr):
 
 @gluon.jit
 def rows_of_tile(order, t0, stop, length, WALK: gl.constexpr, TILE: gl.constexpr):
-    """Return where in memory the positions of the tile at ``t0`` are; TILE is its shape and layout.
+    """Return where in memory the positions of the tile at ``t0`` are.
+
+    TILE is the tile's shape and layout, and whether numbers within a sequence take 64 bits.
 
     Where they are looked up, that takes as long as a tile's own loads, which cannot begin before: rows are asked for a
     tile earlier than what lies there.
@@ -71,12 +73,20 @@ def rows_of_tile(order, t0, stop, length, WALK: gl.constexpr, TILE: gl.constexpr
 
 
 @gluon.jit
+def offsets(index, stride, TILE: gl.constexpr):
+    """Return index * stride, in 64 bits where a sequence reaches that far."""
+    if TILE[3]:
+        index = index.to(gl.int64)
+    return index * stride
+
+
+@gluon.jit
 def load_tile(base, rows, t0, c0, row_stride, column_stride, stop, columns, TILE: gl.constexpr):
     """Return the tile (positions, columns) at ``rows`` and ``c0``, zero outside; its positions begin at ``t0``."""
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
     rows = gl.convert_layout(rows, gl.SliceLayout(1, TILE[2]))
-    at = rows.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
+    at = offsets(rows, row_stride, TILE)[:, None] + offsets(c, column_stride, TILE)[None, :]
     return gl.load(base + at, mask=(t < stop)[:, None] & (c < columns)[None, :], other=0.0)
 
 
@@ -86,7 +96,7 @@ def store_tile(base, tile, rows, t0, c0, row_stride, column_stride, stop, column
     t = t0 + gl.arange(0, TILE[0], gl.SliceLayout(1, TILE[2]))
     c = c0 + gl.arange(0, TILE[1], gl.SliceLayout(0, TILE[2]))
     rows = gl.convert_layout(rows, gl.SliceLayout(1, TILE[2]))
-    at = rows.to(gl.int64)[:, None] * row_stride + c.to(gl.int64)[None, :] * column_stride
+    at = offsets(rows, row_stride, TILE)[:, None] + offsets(c, column_stride, TILE)[None, :]
     tile = gl.convert_layout(tile.to(base.dtype.element_ty), TILE[2])
     gl.store(base + at, tile, mask=(t < stop)[:, None] & (c < columns)[None, :])
 

@@ -149,12 +149,10 @@ def _plan(
         plan = triton_plan.any_gpu_plan(shape, backward)
         constants: dict[str, Any] = {**plan.constants, "B_VARIES": scan.B_groups > 0, "C_VARIES": scan.C_groups > 0}
     else:
-        # Gluon is imported where it runs: elsewhere it may be missing.
-        from mamba_kernels.selective_scan import gluon_backward, gluon_forward
-
-        kernel = gluon_backward.scan_backward if backward else gluon_forward.scan_forward
+        kernel = hopper_kernel(scan.states, backward)
         read = (scan.u, scan.delta, scan.B, scan.C, scan.z or ABSENT, *(others[:1] if backward else ()))
-        constants = {**plan.constants, "TIME_FAST": tuple(strides[-1] == 1 != strides[-2] for strides in read)}
+        time_fast = tuple(strides[-1] == 1 != strides[-2] for strides in read)
+        constants = {**plan.constants, "TIME_FAST": time_fast, "WIDE": _is_wide(scan, *read, *others)}
     blocks, parts = ceil_divide(scan.channels, plan.block), ceil_divide(scan.length, plan.part_length)
     shares = (scan.groups // max(1, scan.B_groups), scan.groups // max(1, scan.C_groups))
     sizes = (
@@ -183,6 +181,27 @@ def _plan(
         tile = constants["N_PAD"] * constants["BLOCK"]
         scratch = (sequences * parts * blocks, constants["CHUNK"] // constants["STEPS"], tile)
     return Pass(ends, carry, whole, parts, blocks, scratch)
+
+
+def hopper_kernel(states: int, backward: bool) -> Any:
+    """Return the Gluon kernel for so many states."""
+    # Gluon is imported where it runs: elsewhere it may be missing.
+    from mamba_kernels.selective_scan import (
+        gluon_backward,
+        gluon_forward,
+        gluon_single_backward,
+        gluon_single_forward,
+    )
+
+    if states == 1:
+        return gluon_single_backward.scan_backward if backward else gluon_single_forward.scan_forward
+    return gluon_backward.scan_backward if backward else gluon_forward.scan_forward
+
+
+def _is_wide(scan: Scan, *tensors: Strides) -> bool:
+    """Return whether one sequence of one of the tensors reaches past what 32 bits count."""
+    width = max(scan.channels, scan.states)
+    return any((scan.length - 1) * abs(along) + (width - 1) * abs(across) >= 2**31 for *_, across, along in tensors)
 
 
 def plan_parts(scan: Scan, parts: int, dA: Strides) -> Launch:

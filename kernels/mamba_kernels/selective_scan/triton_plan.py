@@ -19,6 +19,9 @@ HOPPER_WARPS = 7
 FEW_STATES_WARPS = 5
 # With so few states the backward pass keeps a tile's inputs in registers.
 KEPT_STATES = 2
+# Channels of a program of the kernels for one state, and programs a multiprocessor before time is left uncut.
+SINGLE_BLOCK = 32
+SINGLE_PROGRAMS = 2
 
 
 class Shape(NamedTuple):
@@ -42,7 +45,7 @@ class Plan(NamedTuple):
 
 def checkpoint_distance(states: int) -> int:
     """Return the number of positions between two states that a forward pass keeps."""
-    return 16 if states <= 32 else 64
+    return 16 if 1 < states <= 32 else 64
 
 
 def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
@@ -70,11 +73,13 @@ def any_gpu_plan(shape: Shape, backward: bool) -> Plan:
 
 
 def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
-    """Plan for the kernels of `gluon_forward` and `gluon_backward`; None where they do not fit the shape."""
+    """Plan for the Gluon kernels (one state has a pair of its own); None where they do not fit the shape."""
     state_pad = next_power_of_2(shape.states)
     if state_pad > 32:
         return None
     group = shape.channels // shape.groups
+    if shape.states == 1:
+        return _single_plan(shape, backward) if shape.groups == 1 or group % SINGLE_BLOCK == 0 else None
     lanes = min(4 if backward else max(2, state_pad // 16), state_pad)
     # The largest block that leaves few lanes idle; blocks never span two groups of channels.
     # A lane keeps what it read where states are few: a second channel would not fit beside it.
@@ -93,6 +98,16 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
     wanted = HOPPER_WARPS if shape.states > 4 else FEW_STATES_WARPS
     running = shape.batch * ceil_divide(shape.channels, block) * warps
     return Plan(block, _part_length(shape, ceil_divide(shape.processors * wanted, max(1, running))), constants)
+
+
+def _single_plan(shape: Shape, backward: bool) -> Plan:
+    """Plan for the kernels of one state, whose programs have as many warps as their tiles have pairs of segments."""
+    constants = {"STEPS": checkpoint_distance(1), "num_warps": checkpoint_distance(1) // 16}
+    if not backward:
+        # One program more a multiprocessor than the compiler's own choice allows; nothing spills.
+        constants["maxnreg"] = 128
+    programs = shape.batch * ceil_divide(shape.channels, SINGLE_BLOCK)
+    return Plan(SINGLE_BLOCK, _part_length(shape, ceil_divide(shape.processors * SINGLE_PROGRAMS, programs)), constants)
 
 
 def _padded(channels: int, block: int) -> int:
