@@ -17,7 +17,6 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from mamba_kernels.selective_scan import triton_plan
 from mamba_kernels.selective_scan.gluon_steps import (
     LN2,
     LOG2E,
@@ -37,8 +36,6 @@ from mamba_kernels.selective_scan.gluon_steps import (
     store_tile,
     tile_layout,
 )
-
-KEPT_STATES = gl.constexpr(triton_plan.KEPT_STATES)
 
 
 @gluon.jit
@@ -308,12 +305,11 @@ def scan_backward(
                 in_groups(pulls).index(four).store(rows_of(pulls_i))
                 in_groups(drives).index(four).store(rows_of(drives_i))
                 dBCs.index(four).store(matrices_of(dBCs_i))
-            if N_PAD > KEPT_STATES:
-                # The inputs are read again (from the cache): kept, they would take the registers of the recurrence.
-                x = load_tile(u, rows_here, t0, d0, u_l, u_d, stop, channels, U_TILE)
-                x = gl.convert_layout(x, LAYOUT).to(gl.float32)
-                raw = load_tile(delta, rows_here, t0, d0, delta_l, delta_d, stop, channels, DELTA_TILE)
-                raw = gl.convert_layout(raw, LAYOUT).to(gl.float32)
+            # The inputs are read again (from the cache): kept, they would take the registers of the recurrence.
+            x = load_tile(u, rows_here, t0, d0, u_l, u_d, stop, channels, U_TILE)
+            x = gl.convert_layout(x, LAYOUT).to(gl.float32)
+            raw = load_tile(delta, rows_here, t0, d0, delta_l, delta_d, stop, channels, DELTA_TILE)
+            raw = gl.convert_layout(raw, LAYOUT).to(gl.float32)
             if HAS_MARKS:
                 x = gl.where(real, x, 0.0)
             dy = dys.load(LAYOUT)

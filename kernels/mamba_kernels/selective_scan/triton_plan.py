@@ -17,8 +17,6 @@ WARPS_WANTED = 16
 HOPPER_WARPS = 7
 # With few states the pass that finds what enters each part costs nearly as much as the scan itself.
 FEW_STATES_WARPS = 5
-# With so few states the backward pass keeps a tile's inputs in registers.
-KEPT_STATES = 2
 # Channels of a program of the kernels for one state, and programs a multiprocessor before time is left uncut.
 SINGLE_BLOCK = 32
 SINGLE_PROGRAMS = 2
@@ -82,8 +80,7 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
         return _single_plan(shape, backward) if shape.groups == 1 or group % SINGLE_BLOCK == 0 else None
     lanes = min(4 if backward else max(2, state_pad // 16), state_pad)
     # The largest block that leaves few lanes idle; blocks never span two groups of channels.
-    # A lane keeps what it read where states are few: a second channel would not fit beside it.
-    deeps = (2, 1) if backward and state_pad > KEPT_STATES else (1,)
+    deeps = (2, 1) if backward else (1,)
     sizes = [(deep, warps) for deep in deeps for warps in ((4, 2, 1) if backward else (2, 1))]
     blocks = [(32 // lanes * deep * warps, deep, warps) for deep, warps in sizes]
     if shape.groups > 1:
