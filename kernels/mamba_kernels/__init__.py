@@ -15,7 +15,7 @@ from mamba_kernels.norm import gated_rms_norm, layer_norm, rms_norm
 from mamba_kernels.routes import Readings, Route, route_scan, selective_scan_route
 from mamba_kernels.selective_scan import selective_scan
 from mamba_kernels.selective_state_update import selective_state_update
-from mamba_kernels.ssd import ssd
+from mamba_kernels.ssd import ssd, ssd_route
 
 __all__ = [
     "BackendError",
@@ -36,4 +36,5 @@ __all__ = [
     "selective_scan_route",
     "selective_state_update",
     "ssd",
+    "ssd_route",
 ]

@@ -21,7 +21,7 @@ from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State
 from mamba_apps.mixers.norms import GatedRMSNorm
 from mamba_apps.mixers.registry import register
 from mamba_apps.mixers.route_conv import causal_conv1d_route
-from mamba_kernels import Route, causal_conv1d, causal_conv1d_update, selective_state_update, ssd
+from mamba_kernels import Route, causal_conv1d, causal_conv1d_update, selective_state_update, ssd, ssd_route
 
 _NO_LIMIT = (0.0, math.inf)
 
@@ -254,18 +254,21 @@ class Mamba2Mixer(Mixer):
             activation="silu",
             backend=self.backend,
         )
-        readings = route.readings(tuple(x.shape[1:-1]), x.device)
-        u_BKLE, dt_BKLH = readings.gather_each(u), readings.gather(projected.dt)
-        segment_KBL = (
-            [None] * readings.K if readings.segment is None else readings.segment[:, None].expand(-1, len(x), -1)
+        x_heads, B, C = self._split(u)
+        y = ssd_route(
+            x_heads,
+            projected.dt,
+            torch.cat([m._rates() for m in mixers]),
+            B,
+            C,
+            torch.cat([m._skips().expand(-1, self.headdim) for m in mixers]),
+            torch.cat([m.dt_bias for m in mixers]),
+            True,
+            self.dt_limit,
+            route=route,
+            backend=self.backend,
         )
-        ys = [
-            mixer._scan(u_BLE, dt_BLH, segment_BL)[0]
-            for mixer, u_BLE, dt_BLH, segment_BL in zip(
-                mixers, u_BKLE.unbind(1), dt_BKLH.unbind(1), segment_KBL, strict=True
-            )
-        ]
-        return self._merge(projected, readings.scatter_merge(torch.stack(ys, dim=1)))
+        return self._merge(projected, y.flatten(-2))
 
     def _project(self, x: Tensor) -> _Projected:
         return _Projected(*self.in_proj(x).split(self._widths, dim=-1))

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from mamba_kernels.gpu import on_device_of_inputs, refuse_float64
 from mamba_kernels.ssd import triton_choices, triton_launch
+from mamba_kernels.ssd.triton_route import backward_route, forward_route
+
+__all__ = ["backward", "backward_route", "forward", "forward_route"]
 
 
 @on_device_of_inputs

@@ -54,7 +54,7 @@ def tiles(x: Tensor, B: Tensor, C: Tensor) -> Tiles:
     Raises:
         KernelInputError: If the state is larger than the kernels' registers.
     """
-    width, states = x.shape[3], B.shape[3]
+    width, states = x.shape[-1], B.shape[-1]
     if states > LARGEST_STATE:
         raise KernelInputError(
             f"ssd: the GPU kernels take states N up to {LARGEST_STATE}, got {states}", "pass backend='reference'"
