@@ -58,6 +58,8 @@ class Forecaster:
         id_col: The column of series ids.
         time_col: The column of timestamps.
         target_col: The column of targets.
+        tz: The time zone that local times are read in, such as "Europe/Berlin", where the clock may change; others are
+            converted into it.
         past: Columns known up to the present only.
         future: Columns known ahead; predict needs their future.
         static: Columns with one value a series.
@@ -96,6 +98,7 @@ class Forecaster:
         id_col: str = "unique_id",
         time_col: str = "ds",
         target_col: str = "y",
+        tz: str | None = None,
         past: Sequence[str] = (),
         future: Sequence[str] = (),
         static: Sequence[str] = (),
@@ -156,6 +159,7 @@ class Forecaster:
             "static": tuple(static),
             "missing": missing,
             "season": season,
+            "tz": tz,
         }
         self.loss, self.lr, self.max_steps, self.batch_size = loss, lr, max_steps, batch_size
         self.val_steps, self.patience, self.seed = val_steps, patience, seed
@@ -362,6 +366,7 @@ class Forecaster:
             model_options={name: value for name, value in fitted.options.items() if name != "quantiles"},
             missing=reading.missing,  # type: ignore[arg-type]
             season=reading.season,
+            tz=reading.tz,
             short="pad" if fitted.pads else "error",
             calendar=reading.calendar,
             holidays=reading.holidays,
@@ -437,7 +442,14 @@ class Forecaster:
             )
         kept = {name: value for name, value in settings.items() if name not in ("accelerator", "progress")}
         kept["val_steps"] = self.val_steps
-        found = dataclasses.replace(found, alias=self.alias, calibration=self.calibration, pads=pads, training=kept)
+        found = dataclasses.replace(
+            found,
+            reading=dataclasses.replace(found.reading, tz=self._reading["tz"]),
+            alias=self.alias,
+            calibration=self.calibration,
+            pads=pads,
+            training=kept,
+        )
         return self._placed(dataclasses.replace(found, history=series_set.last(found.memory)))
 
 

@@ -53,11 +53,13 @@ class Reading:
         columns: What `describe_columns` says of the training data.
         missing: "error", "mask" or "seasonal".
         season: The season in steps that missing values are filled from, or None for the frequency's usual one.
+        tz: The time zone that local times were read in, if any.
     """
 
     columns: Mapping[str, Any]
     missing: str
     season: int | None
+    tz: str | None = None
 
     @classmethod
     def of(cls, series_set: SeriesSet, missing: str, season: int | None) -> Reading:
@@ -92,6 +94,7 @@ class Reading:
             freq=self.columns["freq"],
             missing=self.missing,
             season=self.season,
+            tz=self.tz,
             categories=self.columns["categories"],
             **self.named,
         )

@@ -224,6 +224,21 @@ def test_clocks_that_change() -> None:
     refused(lambda: make(freq="h", horizon=24).fit(wall), "2021-03-28", "tz=")
     autumn = pd.date_range("2021-10-25", periods=24 * 14, freq="h", tz="Europe/Berlin").tz_localize(None)
     refused(lambda: make(freq="h", horizon=24).fit(frame.assign(ds=autumn)), "2021-10-31 02:00:00", "tz=")
+    refused(lambda: make(freq="h", tz="Europe/Bern").fit(wall), "Europe/Bern")
+
+
+@pytest.mark.parametrize("month", ["2021-03-20", "2021-10-25"])
+def test_local_times_over_a_clock_change_where_the_zone_is_told(month: str, tmp_path: Path) -> None:
+    index = pd.date_range(month, periods=24 * 14, freq="h", tz="Europe/Berlin")
+    frame = Frame({"unique_id": "a", "ds": index, "y": np.arange(len(index)) % 24 + 1.0})
+    wall = frame.assign(ds=index.tz_localize(None))
+    forecaster = make(freq="h", horizon=24, tz="Europe/Berlin").fit(wall)
+    expected = make(freq="h", horizon=24).fit(frame).predict()
+    pd.testing.assert_frame_equal(forecaster.predict(), expected)
+    loaded = Forecaster.load(forecaster.save(tmp_path / "saved"), accelerator="cpu", progress=False)
+    pd.testing.assert_frame_equal(loaded.predict(df=wall), expected)
+    later = wall.tail(24).assign(ds=lambda f: f["ds"] + pd.Timedelta(days=1))
+    assert loaded.update(later).predict()["ds"].iloc[0] == expected["ds"].iloc[-1] + pd.Timedelta(hours=1)
 
 
 def test_folders_that_hold_no_forecaster(fitted: Forecaster, tmp_path: Path) -> None:

@@ -232,3 +232,19 @@ def test_markup_in_ids_stays_text(sales: Path, capsys: pytest.CaptureFixture[str
     words = ["--horizon", "6", "--model", "seasonal_naive", "--lookback", "48", "--cross-validate", "1"]
     assert main(["forecast", "sales.csv", *words]) == 0
     assert "<script>" not in Path("sales-cross-validation.html").read_text(encoding="utf-8")
+
+
+def test_local_times_over_a_clock_change(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    local = pd.date_range("2021-10-25", periods=24 * 12, freq="h", tz="Europe/Berlin").tz_localize(None)
+    rows = (f"{stamp:%d.%m.%Y %H:%M};{stamp.hour + 0.5}".replace(".5", ",5") for stamp in local)
+    Path("power.csv").write_text("time;kWh\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    words = ["--horizon", "24", "--model", "seasonal_naive"]
+    assert main(["forecast", "power.csv", *words]) == 2
+    assert "tz='Europe/Berlin'" in capsys.readouterr().err
+    zone = ["--tz", "Europe/Berlin"]
+    assert main(["forecast", "power.csv", *words, *zone, "--levels", "80", "--calibration", "24", "--save", "m"]) == 0
+    first = capsys.readouterr().out
+    assert first.splitlines()[1].startswith("power,2021-11-05 23:00:00+01:00,")
+    assert main(["forecast", "power.csv", "--model", "m", "--plot", "p.png"]) == 0
+    assert capsys.readouterr().out == first
+    assert main(["forecast", "power.csv", *words, *zone, "--cross-validate", "2"]) == 0

@@ -50,6 +50,7 @@ def make_parser() -> Parser:
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the model; may be repeated"
     )
     parser.add_argument("--lookback", type=positive, metavar="L", help="steps of the past each forecast reads")
+    parser.add_argument("--tz", metavar="ZONE", help="the time zone of local times, such as Europe/Berlin")
     parser.add_argument("--id-col", metavar="C", help="column of series ids (guessed)")
     parser.add_argument("--time-col", metavar="C", help="column of timestamps (guessed)")
     parser.add_argument("--target-col", metavar="C", help="column of targets (guessed)")
@@ -208,7 +209,7 @@ def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
     words = [f"forecast {arguments.file.name}", f"{forecaster.model} from {folder}", f"horizon {forecaster.horizon}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
     source = read_file(arguments, settings["columns"]["columns"])
-    same = {"freq": settings["columns"]["freq"], "missing": settings["missing"]}
+    same = {"freq": settings["columns"]["freq"], "missing": settings["missing"], "tz": settings.get("tz")}
     return forecaster, SeriesFile(source.table, {**source.reading, **same})
 
 

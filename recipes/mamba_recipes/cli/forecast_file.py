@@ -54,7 +54,8 @@ def read_file(arguments: Namespace, named: Mapping[str, Any] | None = None) -> S
         ids = own[guess.id_col] if table.id_col is not None else None
         table = dataclasses.replace(table, frame=table.frame.rename(columns=own), id_col=ids)
         found = {role: str(named[role]) for role in found}
-    return SeriesFile(table, {"freq": _freq(arguments.freq), "missing": arguments.missing, **found, **roles})
+    told = {"freq": _freq(arguments.freq), "missing": arguments.missing, "tz": arguments.tz}
+    return SeriesFile(table, {**told, **found, **roles})
 
 
 def read_future(path: Path | None) -> Table | None:
