@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from mamba_apps.vision.pretrained import unwrapped
 _PREFIX = "network."
 _BACKBONE = "backbone."
 _KERNEL = "patch_embed.proj.weight"
+# Arguments of a model that its data decide on.
+_OF_THE_DATA = ("num_classes", "sample_rate", "seconds", "mean", "std")
 
 
 def check_name(name: str) -> None:
@@ -53,7 +56,10 @@ def make_network(name: str, arguments: Mapping[str, Any], weights: str | None = 
     network = create_model(name, **arguments)
     if weights is not None:
         found = unwrapped(_read(weights), "module.")
-        network.backbone.load_state_dict(_adapted(weights, found, network.backbone))
+        try:
+            network.backbone.load_state_dict(_adapted(weights, found, network.backbone))
+        except UserError as error:
+            raise UserError(f"{weights}: {error.message}", _settings_of(weights) or error.remedy) from error
     return network
 
 
@@ -97,6 +103,16 @@ def _read_run(folder: Path) -> Mapping[str, Any]:
         )
     found = saved_weights(folder)
     return {name.removeprefix(_BACKBONE): value for name, value in found.items()}
+
+
+def _settings_of(weights: str) -> str | None:
+    """Name the settings with which the weights of a run of sound fit; None for weights of another kind."""
+    card = load_card(saved_folder(weights)) if Path(weights).is_dir() else None
+    if card is None or card.domain != "audio":
+        return None
+    options = {key: value for key, value in card.arguments.items() if key not in _OF_THE_DATA}
+    words = f"train what the run has: --model.model {card.model}"
+    return words + (f" --model.model_options '{json.dumps(options)}'" if options else "")
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
