@@ -47,7 +47,8 @@ class FullyShardedStrategy(DDPStrategy):
                 f'use strategy "ddp", or set {backend.VARIABLE}=reference',
             )
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        _sync_module_states(task, distributed.group.WORLD, _SYNC_BYTES, 0, params_and_buffers_to_ignore=set())
+        everybody = cast(distributed.ProcessGroup, distributed.group.WORLD)
+        _sync_module_states(task, everybody, _SYNC_BYTES, 0, params_and_buffers_to_ignore=set())
         self._statistics = _running_statistics(task)
         self._shards = Shards(task, mesh)
 
