@@ -238,7 +238,7 @@ def test_weights_of_vision_mamba_and_of_runs_start_a_model(folder: Path, tmp_pat
     run(probe, data, tmp_path / "probe")
     changed = {name for name, value in probe.state_dict().items() if not torch.equal(value, saved[name])}
     assert changed == {"network.backbone.head.weight", "network.backbone.head.bias"}
-    with pytest.raises(UserError, match="train what the run has: --model.model aum_nano_.* --model.model_opt"):
+    with pytest.raises(UserError, match=r"train what the run has: --model.model aum_nano_.* --model.model_opt"):
         make_network("aum_micro_fofo", {"num_classes": 2, "seconds": 1.0}, str(tmp_path / "first"))
 
 
