@@ -130,11 +130,11 @@ def test_every_timed_model_is_in_the_registry_and_shown() -> None:
     for setting in models.SETTINGS:
         assert timm.is_model(setting.model)
     kernel = {"kernel": "a kernel", "calls": 3, "ms": 2.0}
-    figures = {"ms": 10.0, "peak_mib": 2048.0, "gpu_ms": 8.0, "kernels": [kernel]}
+    figures = {"ms": 10.0, "in_graphs_ms": 8.0, "peak_mib": 2048.0, "gpu_ms": 8.0, "kernels": [kernel]}
     row = {"case": "vim", "shape": [128, 224], "parameters": 7_000_000}
     row |= {f"{mode}_{name}": value for mode in ("training", "inference") for name, value in figures.items()}
     text = models.render([row])
-    assert "| vim | 128, 224 | 7.0 | 12,800 | 80% | 12,800 | 80% | 2.0 |" in text
+    assert "| vim | 128, 224 | 7.0 | 12,800 | 80% | 16,000 | 12,800 | 80% | 16,000 | 2.0 |" in text
     assert "25.0%     2.00 ms     3 x  a kernel" in text
 
 

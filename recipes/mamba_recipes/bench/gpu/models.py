@@ -2,6 +2,7 @@
 
 Training is bfloat16 autocast, cross-entropy, backward pass and a fused AdamW step; inference is the same autocast
 under `torch.inference_mode`. TF32 is allowed, nothing is compiled, and the images are random and already on the GPU.
+Both run twice: eagerly, and with their passes replayed from CUDA graphs, as `trainer.graph=true` trains.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import mamba_apps.vision  # noqa: F401 - registers the models' names
 from mamba_apps.errors import UserError
+from mamba_kernels.graphs import ReplayedTraining
 
 Row = dict[str, Any]
 _CLASSES = 1000
@@ -103,7 +105,20 @@ def _row(setting: Setting, steps: int) -> Row:
     for mode, step in (("training", train), ("inference", infer)):
         model.train(mode == "training")
         row |= {f"{mode}_{name}": value for name, value in _measure(setting.label(), step, steps).items()}
+        replayed = ReplayedTraining(model) if mode == "training" else None
+        row[f"{mode}_in_graphs_ms"] = median(_times(step if replayed else _captured(step), steps))
+        if replayed:
+            replayed.remove()
     return row
+
+
+def _captured(infer: Callable[[], Tensor]) -> Callable[[], None]:
+    """Return a replay of a step in evaluation, which has run before."""
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        infer()
+    return graph.replay
 
 
 def _model(setting: Setting) -> nn.Module:
@@ -121,14 +136,21 @@ def _measure(name: str, step: Callable[[], Tensor], steps: int) -> Row:
     if not bool(last.isfinite().all()):
         raise FloatingPointError(f"{name} gives results that are not finite")
     torch.cuda.reset_peak_memory_stats()
+    times = _times(step, steps)
+    return {"ms": median(times), "peak_mib": torch.cuda.max_memory_allocated() / 2**20, **_profile(step)}
+
+
+def _times(step: Callable[[], object], steps: int) -> list[float]:
+    """Return the milliseconds of some steps, one after another, the first two left out."""
+    for _ in range(2):
+        step()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     marks[0].record()
     for mark in marks[1:]:
         step()
         mark.record()
     torch.cuda.synchronize()
-    times = [before.elapsed_time(after) for before, after in pairwise(marks)]
-    return {"ms": median(times), "peak_mib": torch.cuda.max_memory_allocated() / 2**20, **_profile(step)}
+    return [before.elapsed_time(after) for before, after in pairwise(marks)]
 
 
 def _profile(step: Callable[[], object]) -> Row:
@@ -150,15 +172,17 @@ def _profile(step: Callable[[], object]) -> Row:
 def render(rows: list[Row]) -> str:
     """Return the rows as a Markdown table, and under it the kernels of each model's training step."""
     lines = [
-        "| model | batch, px | parameters, M | inference img/s | GPU busy | training img/s | GPU busy | peak GiB |",
-        "|" + "---|" * 8,
+        "| model | batch, px | parameters, M | inference img/s | GPU busy | in graphs "
+        "| training img/s | GPU busy | in graphs | peak GiB |",
+        "|" + "---|" * 10,
     ]
     for row in rows:
         batch, px = row["shape"]
         cells = [row["case"], f"{batch}, {px}", f"{row['parameters'] / 1e6:.1f}"]
         for mode in ("inference", "training"):
             busy = min(1.0, row[f"{mode}_gpu_ms"] / row[f"{mode}_ms"])
-            cells += [f"{1e3 * batch / row[f'{mode}_ms']:,.0f}", f"{busy:.0%}"]
+            eager, graphed = (1e3 * batch / row[f"{mode}_{name}"] for name in ("ms", "in_graphs_ms"))
+            cells += [f"{eager:,.0f}", f"{busy:.0%}", f"{graphed:,.0f}"]
         lines.append("| " + " | ".join([*cells, f"{row['training_peak_mib'] / 1024:.1f}"]) + " |")
     for row in rows:
         lines += [
