@@ -3,7 +3,7 @@
 Inputs have 16 bits and parameters 32, as under autocast.
 
 Dimensions: B batch, K readings, L length, H and W of an image, D channels, N state, R rank of a low-rank delta; of SSD
-and attention H heads, P head width, G groups.
+and attention H heads (S where H is an axis of an image), P head width, G groups.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mamba_kernels import (
     selective_scan,
     selective_scan_route,
     ssd,
+    ssd_route,
 )
 from mamba_kernels.selective_scan.decomposition import selective_scan_decomposition
 from mamba_kernels.ssd.cpu import ssd as ssd_by_chunks
@@ -48,6 +49,10 @@ SSDS = {
     "long": (1, 131072, 24, 64, 128),
     "sound": (32, 513, 24, 64, 64),
 }  # B, L, H, P, N; one group
+SSD_ROUTES = {
+    "image, cross": ("cross", 64, (28, 28), 6, 64, 64),
+    "image, both ends": ("bidirectional", 128, (197,), 12, 64, 64),
+}  # the route, B, the grid, H, P, N; one group
 STAGES = ((64, 56, 96, 6), (64, 28, 192, 12), (64, 14, 384, 24), (64, 7, 768, 48))  # B, side, D, R of VMamba-T
 BOTH_ENDS = {"Vim-S, 224 px": (128, 768, 197, 16, 24), "Vim-Ti, 1248 px": (4, 384, 6085, 16, 12)}  # B, D, L, N, R
 GRIDS: dict[str, list[tuple[int, ...]]] = {
@@ -85,6 +90,9 @@ def all_cases() -> Iterator[Case]:
         yield Case("ssd", name, sizes, "channel last", partial(_ssd, *sizes))
         if name != "long":
             yield Case("causal attention", name, sizes[:4], "heads", partial(_attention, *sizes[:4]))
+    for name, (path, batch, grid, *head) in SSD_ROUTES.items():
+        shape = (batch, *grid, *head)
+        yield Case("ssd_route", name, shape, "channel last", partial(_ssd_route, path, batch, grid, *head))
     for stage in STAGES:
         yield Case("selective_scan_route", "VMamba-T", stage, "channel last", partial(_cross_scan, *stage))
     for name, pair in BOTH_ENDS.items():
@@ -177,6 +185,39 @@ def _ssd(batch: int, length: int, heads: int, width: int, states: int) -> Proble
         out_bytes=inputs["x"].nbytes,
         rivals=rivals.ssds(),
     )
+
+
+def _ssd_route(path: str, batch: int, grid: tuple[int, ...], heads: int, width: int, states: int) -> Problem:
+    """Readings of an input that each has of its own, as after convolutions, up to the merged result."""
+    route, axes = Route(path), "HW" if len(grid) > 1 else "L"
+    K = route.count(len(grid))
+    inputs = {
+        "x": _draw(batch, K, *grid, heads, width),
+        "dt": _draw(batch, *grid, heads),
+        "A": (-1 - 15 * torch.rand(K, heads)).requires_grad_(),
+        **{name: _draw(batch, K, *grid, 1, states) for name in ("B", "C")},
+        "D": _parameter(K, heads),
+        "dt_bias": _parameter(K, heads, mean=-4.0),
+    }
+
+    def operator(*, A: Tensor, D: Tensor, dt_bias: Tensor, backend: str | None = None, **rest: Any) -> Tensor:
+        return ssd_route(
+            **rest, A=A.flatten(), D=D.flatten(), dt_bias=dt_bias.flatten(), dt_softplus=True, route=route,
+            backend=backend,
+        )  # fmt: skip
+
+    return Problem(
+        operator=operator,
+        inputs=inputs,
+        dims={
+            "x": f"BK{axes}SP", "dt": f"B{axes}S", "A": "KS", "B": f"BK{axes}GN", "C": f"BK{axes}GN", "D": "KS",
+            "dt_bias": "KS",
+        },
+        out_dims=[f"B{axes}SP"],
+        reference=partial(operator, backend="reference"),
+        sample={"B": _some(batch, 2), "S": _some(heads, 4)},
+        out_bytes=inputs["x"].nbytes // K,
+    )  # fmt: skip
 
 
 def _attention(batch: int, length: int, heads: int, width: int) -> Problem:
