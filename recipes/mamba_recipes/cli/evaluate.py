@@ -94,6 +94,7 @@ def _write_page(text: str, path: Path) -> None:
         write_text(path, text)
     except OSError as error:
         raise storage_error("write the page", path, error) from error
+    print(f"page:   {path}", file=sys.stderr)
 
 
 def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:
