@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cells += [f"{100 * scores[f'cover-{level}']:.1f}", f"{scores[f'width-{level}']:.0f}"]
             row = (name, str(seed), *cells, f"{time.perf_counter() - start:.0f}")
             print("  ".join(f"{cell:>19}" for cell in row), flush=True)
-    print("\n".join(differences(weekly)))
+    for line in differences(weekly):
+        print(line)
     return 0
 
 

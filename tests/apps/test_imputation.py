@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,13 @@ def test_folders_that_hold_no_imputer(tmp_path: Path) -> None:
     refused(lambda: Imputer.load(folder), "forecasting")
     card.write_text(text.replace('"linear"', '"mamba1"'))
     refused(lambda: Imputer.load(folder), str(folder))
+
+
+def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "imputation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(block, scope)  # noqa: S102  (the project's own page)
+    assert len(scope["whole"]) == 24 * 28
+    assert scope["whole"]["power"].notna().all()
