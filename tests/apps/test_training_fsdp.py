@@ -90,6 +90,18 @@ def test_a_step_with_shards_is_one_without_and_undone_is_undone(mesh: DeviceMesh
         sharded.load_state_dict(plain.state_dict())  # calls the hooks, of which none is left
 
 
+@pytest.mark.parametrize("name", [MODEL, "vmamba_nano_8", "mambavision_nano_8"])
+def test_backbones_give_their_features_from_shards(name: str, mesh: DeviceMesh) -> None:
+    backbone = timm.create_model(name, features_only=True).eval()
+    x_BCHW = torch.randn(2, 3, 8, 8)
+    plain = [feature.detach().clone() for feature in backbone(x_BCHW)]
+    Shards(backbone, mesh)
+    features = backbone(x_BCHW)
+    torch.testing.assert_close(features, plain)
+    features[-1].square().mean().backward()
+    assert all(isinstance(parameter.grad, DTensor) for parameter in backbone.parameters() if parameter.grad is not None)
+
+
 def test_the_state_of_an_optimiser_goes_into_shards_and_back(mesh: DeviceMesh) -> None:
     plain, sharded = timm.create_model(MODEL, **SMALL), timm.create_model(MODEL, **SMALL)
     Shards(sharded, mesh)
