@@ -25,6 +25,8 @@ class RawSound(nn.Module):
         samples: How many come out; None for as many as the clip has.
     """
 
+    nothing: Tensor
+
     def __init__(self, sample_rate: int = 16000, samples: int | None = None) -> None:
         super().__init__()
         self.sample_rate, self.samples = sample_rate, samples
