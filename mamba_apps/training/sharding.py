@@ -135,7 +135,7 @@ def _is_of(value: Any, parameter: Tensor) -> bool:
 
 def _hooks(module: nn.Module) -> dict[str, Any]:
     """Return copies of a module's tables of hooks, by their names."""
-    return {name: copy.copy(table) for name, table in vars(module).items() if name.endswith("_hooks")}
+    return {name: copy.copy(table) for name, table in vars(module).items() if "_hooks" in name}
 
 
 def _repeated_layers(task: nn.Module) -> list[nn.Module]:
