@@ -17,6 +17,9 @@ from mamba_apps.vision.classification.augment import BatchAugment
 from mamba_apps.vision.classification.data import ImageData
 from mamba_apps.vision.classification.sources import ImageSource
 
+# Images that a thread reads at a time.
+_BLOCK = 256
+
 
 class SmallImageData(ImageData):
     """Images of classes that are small enough to keep all of them in memory (CIFAR-10: 180 MB).
@@ -113,14 +116,15 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, images: ImageSource, transform: Callable[[Image.Image], Tensor]) -> None:
-        def read(index: int) -> tuple[Tensor, int]:
-            image, label = images[index]
-            return transform(image), label
+        def read(numbers: range) -> tuple[Tensor, list[int]]:
+            found = [images[number] for number in numbers]
+            return torch.stack([transform(image) for image, _ in found]), [label for _, label in found]
 
+        blocks = [range(len(images))[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)]
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # decoders leave Python's lock
-            found = list(pool.map(read, range(len(images))))
-        self.images_NCHW = torch.stack([image for image, _ in found])
-        self.labels_N = torch.tensor([label for _, label in found])
+            found = list(pool.map(read, blocks))
+        self.images_NCHW = torch.cat([images_NCHW for images_NCHW, _ in found])
+        self.labels_N = torch.tensor([label for _, labels in found for label in labels])
 
     def __len__(self) -> int:
         return len(self.labels_N)
