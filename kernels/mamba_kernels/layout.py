@@ -15,10 +15,12 @@ def dimension_order(x: Tensor) -> list[int]:
 
     Ties, size-1 and broadcast (stride 0) dimensions keep their logical place as far as the others allow.
     """
-    return list(_order(tuple(x.shape), tuple(x.stride())))
+    return list(_order(x))
 
 
-def _order(shape: Sequence[int], stride: Sequence[int]) -> list[int]:
+@per_layout
+def _order(x: Tensor) -> tuple[int, ...]:
+    shape, stride = x.shape, x.stride()
     order: list[int] = []
     for dim in range(len(shape)):
         place = len(order)
@@ -33,7 +35,7 @@ def _order(shape: Sequence[int], stride: Sequence[int]) -> list[int]:
                 else:
                     break
         order.insert(place, dim)
-    return order
+    return tuple(order)
 
 
 def empty_in_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

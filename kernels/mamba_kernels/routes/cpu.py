@@ -17,10 +17,12 @@ from torch import Tensor
 
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.layout import empty_in_order
+from mamba_kernels.memo import per_layout
 from mamba_kernels.routes.readings import Readings
 from mamba_kernels.selective_scan import registered as scans
 
 
+@per_layout
 def checkpoint_shape(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
     """Return the shape of the states that the scans of all readings keep for the backward pass."""
     u_BLD = (x if x.dim() < delta.dim() else x[:, 0]).flatten(1, -2)
