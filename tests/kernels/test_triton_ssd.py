@@ -87,7 +87,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one_group": {"groups": 1, "D": 1, "length": 19},
     "group_each": {"groups": 4, "length": 16},
     "wide_heads": {"width": 70, "states": 20, "heads": 2, "length": 17, "D": 1},
-    "wide_heads_D": {"width": 70, "states": 3, "heads": 2, "length": 5},
+    "wide_heads_D": {"width": 70, "states": 40, "heads": 2, "length": 5},
     "parts": {"length": IN_PARTS, "batch": 1, "heads": 2, "groups": 1, "seq_idx": True, "reverse": True},
 }
 LARGE_CASES: dict[str, dict[str, Any]] = {

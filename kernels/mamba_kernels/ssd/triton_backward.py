@@ -58,7 +58,7 @@ def gradients_of_heads(
     HAS_D: tl.constexpr, D_VARIES: tl.constexpr, HAS_Z: tl.constexpr, HAS_MARKS: tl.constexpr, REVERSE: tl.constexpr,
     ROUTED: tl.constexpr, EXACT: tl.constexpr, WIDE: tl.constexpr, ALL_N: tl.constexpr, ALL_P: tl.constexpr,
     OPERAND: tl.constexpr, PRECISION: tl.constexpr, CHUNK: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    BLOCKS: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of x, dt and z in a chunk of a head, and what is left to `gradients_of_groups`.
 
@@ -71,9 +71,8 @@ def gradients_of_heads(
     chunk = program // heads % chunks
     batch = (program // heads // chunks).to(tl.int64)
     q = tl.arange(0, CHUNK)
-    n = tl.arange(0, N_PAD)
-    on_n = n < states
-    at_n = offsets(N_PAD, False, WIDE)
+    n = tl.arange(0, SLICE)
+    at_n = offsets(SLICE, False, WIDE)
     marks = at_sequence(marks, batch, head, reading_heads, length, ROUTED)
     order = at_sequence(order, batch, head, reading_heads, length, ROUTED)
     first, step, exists, real = rows_of_chunk(marks, order, chunk, length, CHUNK, REVERSE, ROUTED, HAS_MARKS, WIDE)
@@ -90,11 +89,33 @@ def gradients_of_heads(
     at_sums = sums + place * (2 + (width if D_VARIES else 1))
     size = tl.load(at_steps + SIZE * field + q)
 
-    # Rows are the earlier positions here, columns the later ones: so no product needs a transposed score.
+    # Loads come first, so that they are under way together. Rows are the earlier positions here, columns the later
+    # ones: so no product needs a transposed score.
     p = tl.arange(0, BLOCK)
     at_p = offsets(BLOCK, False, WIDE)
+    tile = n[:, None] * BLOCK + p[None, :]
+    kept += place * BLOCKS * (N_PAD * BLOCK)
+    B = at_head(B, batch, group, reading_heads // shared, B_b, B_k, B_g, ROUTED) + first * B_l
+    C = at_head(C, batch, group, reading_heads // shared, C_b, C_k, C_g, ROUTED) + first * C_l
     x_QP = load_tile(x, step, x_l, at_p, x_p, real, p < width, ALL_P).to(OPERAND)
     dy_QP = load_dy(dout, z, step, dout_l, z_l, at_p, dout_p, z_p, real, p < width, HAS_Z, ALL_P).to(OPERAND)
+    if SLICE == N_PAD:
+        B_QN = load_tile(B, step, B_l, at_n, B_n, real, n < states, ALL_N).to(OPERAND)
+        C_QN = load_tile(C, step, C_l, at_n, C_n, real, n < states, ALL_N).to(OPERAND)
+        if BLOCKS == 1 and not HAS_Z:  # With a gate registers do not suffice.
+            state = tl.load(kept + tile)
+            dstate = tl.load(kept + direction_kept + tile)
+    to_end = tl.load(at_steps + END * field + q)
+    from_start = tl.load(at_steps + START * field + q)
+    through = tl.load(at_steps + START * field + CHUNK - 1)
+    slope = tl.load(at_steps + SLOPE * field + q)
+    rate = tl.load(A + head * A_h).to(tl.float32)
+    # Resets do not depend on step sizes.
+    resets = tl.load(at_steps + RESETS * field + q)
+    before = tl.load(at_steps + RESETS * field + q - 1, mask=q > 0, other=0.0)
+    goes_on = tl.where(resets == before, 1.0, 0.0)
+    decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
+
     pairs = tl.dot(x_QP, tl.trans(dy_QP), input_precision=PRECISION)
     for block in range(1, BLOCKS):
         on_p = block * BLOCK + p < width
@@ -102,27 +123,29 @@ def gradients_of_heads(
         dy_QP = load_dy(dout, z, step, dout_l, z_l, block * BLOCK + at_p, dout_p, z_p, real, on_p, HAS_Z, ALL_P)
         dy_QP = dy_QP.to(OPERAND)
         pairs = tl.dot(x_QP, tl.trans(dy_QP), pairs, input_precision=PRECISION)
-    decay = load_decays(at_steps, field, q[None, :], q[:, None], EXACT)
+    if SLICE == N_PAD:
+        score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
+    else:
+        score = tl.zeros([CHUNK, CHUNK], tl.float32)
+        for first_n in range(0, N_PAD, SLICE):
+            on_n = first_n + n < states
+            B_QN = load_tile(B, step, B_l, first_n + at_n, B_n, real, on_n, ALL_N).to(OPERAND)
+            C_QN = load_tile(C, step, C_l, first_n + at_n, C_n, real, on_n, ALL_N).to(OPERAND)
+            score = tl.dot(B_QN, tl.trans(C_QN), score, input_precision=PRECISION)
     pairs *= decay * size[:, None]
     tl.store(dscores + place * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], pairs.to(OPERAND))
-    B = at_head(B, batch, group, reading_heads // shared, B_b, B_k, B_g, ROUTED) + first * B_l
-    C = at_head(C, batch, group, reading_heads // shared, C_b, C_k, C_g, ROUTED) + first * C_l
-    B_QN = load_tile(B, step, B_l, at_n, B_n, real, on_n, ALL_N).to(OPERAND)
-    C_QN = load_tile(C, step, C_l, at_n, C_n, real, on_n, ALL_N).to(OPERAND)
-    score = tl.dot(B_QN, tl.trans(C_QN), input_precision=PRECISION)
     pairs = (pairs * score).to(OPERAND)
     score = (score * decay).to(OPERAND)
 
-    to_end = tl.load(at_steps + END * field + q)
     entered = tl.zeros([CHUNK], tl.float32)
     leaving = tl.zeros([CHUNK], tl.float32)
     dsize = tl.zeros([CHUNK], tl.float32)
     passing = tl.zeros([], tl.float32)
     sum_of_D = tl.zeros([], tl.float32)
-    tile = n[:, None] * BLOCK + p[None, :]
     for block in range(BLOCKS):
         on_p = block * BLOCK + p < width
         here = block * BLOCK + at_p
+        at = kept + block * (N_PAD * BLOCK) + tile
         if BLOCKS > 1:
             x_QP = load_tile(x, step, x_l, here, x_p, real, on_p, ALL_P).to(OPERAND)
             dy_QP = load_dy(dout, z, step, dout_l, z_l, here, dout_p, z_p, real, on_p, HAS_Z, ALL_P).to(OPERAND)
@@ -131,14 +154,25 @@ def gradients_of_heads(
             dgate = load_tile(dout, step, dout_l, here, dout_p, real, on_p, ALL_P).to(tl.float32)
             dgate *= load_tile(ungated, step, y_l, here, y_p, real, on_p, ALL_P).to(tl.float32)
             store_tile(dz, dgate * silu_slope(gate), step, dz_l, here, dz_p, exists, on_p, ALL_P)
-        at = kept + (place * BLOCKS + block) * (N_PAD * BLOCK) + tile
-        state = tl.load(at)
-        taken = tl.dot(C_QN, state, input_precision=PRECISION)
-        entered += tl.sum(taken * dy_QP.to(tl.float32), 1)
-        dstate = tl.load(at + direction_kept)
-        products = tl.dot(tl.trans(state), dstate, input_precision=PRECISION)
-        passing += tl.sum(tl.sum(tl.where(p[:, None] == p[None, :], products, 0.0), 1), 0)
-        given = tl.dot(B_QN, dstate, input_precision=PRECISION) * to_end[:, None]
+        if SLICE == N_PAD:
+            if BLOCKS > 1 or HAS_Z:
+                state = tl.load(at)
+                dstate = tl.load(at + direction_kept)
+            passing += tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
+            given = tl.dot(B_QN, dstate, input_precision=PRECISION)
+        else:
+            given = tl.zeros([CHUNK, BLOCK], tl.float32)
+            taken = tl.zeros([CHUNK, BLOCK], tl.float32)
+            for first_n in range(0, N_PAD, SLICE):
+                on_n = first_n + n < states
+                B_QN = load_tile(B, step, B_l, first_n + at_n, B_n, real, on_n, ALL_N).to(OPERAND)
+                C_QN = load_tile(C, step, C_l, first_n + at_n, C_n, real, on_n, ALL_N).to(OPERAND)
+                state = tl.load(at + first_n * BLOCK)
+                dstate = tl.load(at + direction_kept + first_n * BLOCK)
+                passing += tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
+                given = tl.dot(B_QN, dstate, given, input_precision=PRECISION)
+                taken = tl.dot(C_QN, state, taken, input_precision=PRECISION)
+        given *= to_end[:, None]
         leaving += tl.sum(given * x_QP.to(tl.float32), 1) * size
         dx_QP = tl.dot(score, dy_QP, given, input_precision=PRECISION)
         dsize += tl.sum(dx_QP * x_QP.to(tl.float32), 1)
@@ -152,17 +186,16 @@ def gradients_of_heads(
             else:
                 sum_of_D += tl.sum(skipped, 0)
         store_tile(dx, dx_QP, step, dx_l, here, dx_p, exists, on_p, ALL_P)
+        if SLICE == N_PAD:
+            taken = tl.dot(C_QN, state, input_precision=PRECISION)
+        entered += tl.sum(taken * dy_QP.to(tl.float32), 1)
 
-    entered *= tl.load(at_steps + START * field + q)
+    entered *= from_start
     later = tl.where(q[:, None] >= q[None, :], 1.0, 0.0).to(OPERAND)
     crossing = tl.dot(pairs, later, input_precision=PRECISION)
     dlog = tl.sum(tl.where(q[:, None] < q[None, :], crossing + leaving[:, None], entered[:, None]), 0)
-    dlog += passing * tl.load(at_steps + START * field + CHUNK - 1)
-    # Resets do not depend on step sizes.
-    resets = tl.load(at_steps + RESETS * field + q)
-    before = tl.load(at_steps + RESETS * field + q - 1, mask=q > 0, other=0.0)
-    dlog = tl.where(resets == before, dlog, 0.0)
-    draw = (dlog * tl.load(A + head * A_h).to(tl.float32) + dsize) * tl.load(at_steps + SLOPE * field + q)
+    dlog = (dlog + passing * through) * goes_on
+    draw = (dlog * rate + dsize) * slope
     tl.store(ddt + step * ddt_l, draw.to(ddt.dtype.element_ty), mask=exists)
     tl.store(at_sums, tl.sum(dlog * size, 0))
     tl.store(at_sums + 1, tl.sum(draw, 0))

@@ -276,8 +276,8 @@ def _plan_backward(
         sizes.length, sizes.heads, *common,
         A.stride(0), *_skip_strides(D), *_gate_strides(z), *_strides(dout), of_y[0], *of_y[2:], *_dense(x),
         *_dense_steps(dt), *_gate_strides(None if z is None else _like(z)),
-        HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, **constants,
-        **of_heads.options(),
+        HAS_D=D is not None, D_VARIES=D is not None and D.dim() == 2, SLICE=triton_plan.state_slice(sizes.tiles),
+        **constants, **of_heads.options(),
     )  # fmt: skip
     matrices = Launch(
         gradients_of_groups, launch_grid("ssd", groups * splits, 2),

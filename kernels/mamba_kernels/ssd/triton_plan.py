@@ -71,6 +71,11 @@ def tiles(x: Tensor, B: Tensor, C: Tensor) -> Tiles:
     return Tiles(state, block, ceil_divide(width, block), operand, precision)
 
 
+def state_slice(tiles: Tiles) -> int:
+    """Return how many states the gradients of heads take at a time: of float32, whose splits fill registers, few."""
+    return tiles.state if tiles.operand == "bf16" else min(32, tiles.state)
+
+
 def parts(programs: int, length: int, processors: int, wanted: int) -> int:
     """Return into how many parts sequences are cut, so that ``programs`` a part give each processor those wanted."""
     return max(1, min(processors * wanted // programs, length // SHORTEST_PART))
