@@ -121,7 +121,10 @@ class FilterBank(nn.Module):
             frame_BTW = frame_BTW - frame_BTW.mean(dim=-1, keepdim=True)
             earlier_BTW = torch.cat([frame_BTW[..., :1], frame_BTW[..., :-1]], dim=-1)
             frame_BTW = (frame_BTW - _PREEMPHASIS * earlier_BTW) * self.window_W
-            power_BTP = torch.fft.rfft(frame_BTW, n=self.points).abs().square()
+            # Quiet bins hold little more than the transform's rounding, which shows in the logarithms. The CPU's in
+            # float32 is the references'; a GPU's is another, and none in float64.
+            exact_BTW = frame_BTW.double() if frame_BTW.is_cuda else frame_BTW
+            power_BTP = torch.fft.rfft(exact_BTW, n=self.points).abs().square()
             # In float64, as TensorFloat-32 products, which users may allow, show in the logarithms.
             mel_BTF = (power_BTP.double() @ self.mel_weight_PF.double()).float()
             return mel_BTF.clamp(min=torch.finfo(torch.float32).eps).log()

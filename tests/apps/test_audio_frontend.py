@@ -35,6 +35,21 @@ def published(wave_S: Tensor, rate: int, mels: int) -> Tensor:
     )
 
 
+@pytest.mark.parametrize(("rate", "mels"), [(16000, 128), (8000, 64)])
+def test_float32_is_within_a_ten_thousandth_of_what_a_gpu_computes(rate: int, mels: int) -> None:
+    bank = FilterBank(rate, mels)
+    wave_BS = 0.1 * torch.randn(4, 10 * rate, generator=torch.Generator().manual_seed(0))
+    # the steps written out, with the transform in float64 as on a GPU
+    frame_BTW = wave_BS.unfold(1, bank.size, bank.hop)
+    frame_BTW = frame_BTW - frame_BTW.mean(dim=-1, keepdim=True)
+    earlier_BTW = torch.cat([frame_BTW[..., :1], frame_BTW[..., :-1]], dim=-1)
+    frame_BTW = (frame_BTW - 0.97 * earlier_BTW) * torch.hann_window(bank.size, periodic=False)
+    power_BTP = torch.fft.rfft(frame_BTW.double(), n=bank.points).abs().square()
+    exact_BTF = (power_BTP @ bank.mel_weight_PF.double()).clamp(min=torch.finfo(torch.float32).eps).log()
+    found_BTF = bank.log_mel(wave_BS).double()
+    torch.testing.assert_close(found_BTF / (2 * bank.std), exact_BTF / (2 * bank.std), rtol=0, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")
 @pytest.mark.parametrize(("rate", "mels"), [(16000, 128), (8000, 128), (44100, 64), (11025, 40)])
 def test_a_batch_is_what_torchaudio_makes_of_each_clip(rate: int, mels: int) -> None:
