@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.sharding import shard_like, whole_state
@@ -33,24 +32,40 @@ class Ema(WeightAveraging):
         if not 0 < decay < 1:
             raise UserError(f"the decay of the weights' average is {decay}", "give a number in (0, 1), such as 0.999")
 
-        @torch.no_grad()
-        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], seen: Tensor | int) -> None:
-            count = int(seen)
-            get_ema_multi_avg_fn(min(decay, (1 + count) / (10 + count)))(averaged, current, seen)
-
-        super().__init__(multi_avg_fn=average)
+        super().__init__()
+        self._decay = decay
+        self._followed: int | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the average beside the model, on its device."""
         # Lightning calls the module's own setup, which may make its layers, and moves it to its device only later.
         pl_module.setup(stage)
         self._device = trainer.strategy.root_device
+        self._followed = None
         super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cut the average as the model is cut, where the strategy shards it."""
         if self._average_model is not None:
             shard_like(self._average_model.module, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let the average follow a step."""
+        if self._average_model is None or trainer.global_step <= self._latest_update_step:
+            return
+        self._latest_update_step = trainer.global_step
+        # The callback's own way reads the count from the device, and waits for it, at every step.
+        if self._followed is None:
+            self._followed = int(self._average_model.n_averaged)
+        count = self._followed
+        decay = min(self._decay, (1 + count) / (10 + count)) if count else 0.0
+        averaged = self._average_model.module
+        follow(list(averaged.parameters()), list(pl_module.parameters()), decay)
+        follow(list(averaged.buffers()), list(pl_module.buffers()), decay)
+        self._average_model.n_averaged += 1
+        self._followed += 1
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -69,3 +84,21 @@ class Ema(WeightAveraging):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let go of the average, which the model has taken over: a later validation is of the model as it then is."""
         self._average_model = None
+
+
+@torch.no_grad()
+def follow(averaged: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:
+    """Move averages towards values in place; those of whole numbers take the value.
+
+    Args:
+        averaged: The averages.
+        current: The values, as many.
+        decay: How much of an average stays.
+    """
+    pairs = list(zip(averaged, current, strict=True))
+    numbers = [(average.detach(), value.detach()) for average, value in pairs if average.is_floating_point()]
+    if numbers:
+        torch._foreach_lerp_([average for average, _ in numbers], [value for _, value in numbers], 1 - decay)
+    for average, value in pairs:
+        if not average.is_floating_point():
+            average.copy_(value)

@@ -15,6 +15,7 @@ from torch import nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, make_trainer, save_model
+from mamba_apps.training.ema import follow
 from mamba_apps.training.optimiser import backbone_rate, make_optimiser
 from mamba_apps.training.schedule import rate_factor
 from mamba_apps.vision.classification import ClassificationTask, SmallImageData
@@ -161,16 +162,28 @@ def test_the_average_is_what_is_tested_and_saved(tmp_path: Path) -> None:
     assert found["test/top1"] > 0
 
 
-def test_short_runs_average_over_less() -> None:
-    from mamba_apps.training.ema import Ema
+def test_the_average_follows_every_step_and_short_runs_average_over_less(tmp_path: Path) -> None:
+    module = task(ema=0.5, lr=0.05)
+    seen: list[dict[str, torch.Tensor]] = []
 
-    average = Ema(0.999)._kwargs["multi_avg_fn"]
-    kept, new = [torch.zeros(1)], [torch.ones(1)]
-    average(kept, new, torch.tensor(1))
-    assert kept[0].item() == pytest.approx(1 - 2 / 11)
-    kept = [torch.zeros(1)]
-    average(kept, new, torch.tensor(10**6))
-    assert kept[0].item() == pytest.approx(0.001, rel=1e-3)
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append(weights_of(pl_module))
+
+    fit(tmp_path, module, digits(), steps=12, callbacks=[Watch()])
+    expected = seen[0]
+    for count, weights in enumerate(seen[1:], start=1):
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = {name: decay * expected[name] + (1 - decay) * value for name, value in weights.items()}
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    torch.testing.assert_close(dict(saved["state_dict"]), expected)
+    assert saved["averaging_state"]["n_averaged"] == 12
+
+
+def test_averages_of_whole_numbers_are_the_latest() -> None:
+    kept = [torch.zeros(2), torch.tensor(3)]
+    follow(kept, [torch.ones(2), torch.tensor(8)], 0.75)
+    assert [value.tolist() for value in kept] == [[0.25, 0.25], 8]
 
 
 def test_saved_weights_start_another_task(tmp_path: Path) -> None:
