@@ -33,23 +33,25 @@ SHAPES: dict[str, dict[str, Any]] = {
     "image": {"heads": 12, "width": 64, "states": 64, "everything": True},
     "large": {"heads": 4, "width": 128, "states": 256, "everything": True},
     "odd": {"heads": 3, "width": 70, "states": 5, "everything": True},
+    "route": {"heads": 6, "width": 64, "states": 64, "readings": 4},
 }
 
 
 def plans(
-    dtype: torch.dtype, choice: int, *, heads: int, width: int, states: int, everything: bool = False
+    dtype: torch.dtype, choice: int, *, heads: int, width: int, states: int, everything: bool = False, readings: int = 0
 ) -> Iterator[tuple[Launch | None, str]]:
     """Yield the launches of a configuration, and what its products are made of."""
 
     def tensor(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    single, length = torch.float32, 1000
-    x, B = tensor(1, length, heads, width), tensor(1, length, 1, states)
-    A, D = tensor(heads, dtype=single), tensor(heads, width, dtype=single)
+    single, each = torch.float32, (1, readings, 1000) if readings else (1, 1000)
+    x, B = tensor(*each, heads, width), tensor(*each, 1, states)
+    all_heads = heads * max(1, readings)
+    A, D = tensor(all_heads, dtype=single), tensor(all_heads, width, dtype=single)
     z, bias = (x, A) if everything else (None, None)
-    tensors = (x, tensor(1, length, heads), A, B, B, D, z, bias)
-    options = triton_launch._Options(everything, (0.0, 1.0), everything, everything)
+    tensors = (x, tensor(*each, heads), A, B, B, D, z, bias)
+    options = triton_launch._Options(everything, (0.0, 1.0), everything or readings > 0, everything, readings > 0)
     tiles = triton_plan.tiles(x, B, B)
     configs = triton_plan.forward_configs(tiles.operand, tiles.state)[choice]
     forward = triton_launch._plan_forward(configs, *tensors, options, everything, everything)
@@ -68,7 +70,9 @@ def compile_for_hopper(launch: Launch, dtype: torch.dtype, operand: str) -> Any:
     constants = {name: value for name, value in launch.constants.items() if name in names}
     pointers = names[: len(names) - len(constants) - len(launch.numbers)]
     signature = (
-        dict.fromkeys(pointers, NAMES[dtype]) | {n: "*fp32" for n in pointers if n in SINGLE} | {"marks": "*i32"}
+        dict.fromkeys(pointers, NAMES[dtype])
+        | {n: "*fp32" for n in pointers if n in SINGLE}
+        | {"marks": "*i32", "order": "*i32"}
     )
     signature |= {n: "*bf16" if operand == "bf16" else "*fp32" for n in ("kept", "dscores") if n in pointers}
     attributes: dict[tuple[int], Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(pointers))}
