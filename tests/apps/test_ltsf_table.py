@@ -91,8 +91,10 @@ def test_a_captured_step_is_the_step(root: Path, model: str) -> None:
         options = {} if model == "dlinear" else {"dropout": 0.0}
         overrides = {"model_options": options} | ({"mix": 0.0} if model == "anchor" else {})
         row = {"model": model, "seed": 0}
-        training = Training(data, row, 2, overrides, torch.device("cuda"), steps=8, eager=not captured)
-        torch.manual_seed(1)
-        list(training.run())
-        weights.append(torch.cat([p.detach().flatten() for p in training.learned]))
+        with torch.cuda.stream(torch.cuda.Stream()):
+            training = Training(data, row, 2, overrides, torch.device("cuda"), steps=8, eager=not captured)
+            torch.manual_seed(1)
+            list(training.run())
+            weights.append(torch.cat([p.detach().flatten() for p in training.learned]))
+        torch.cuda.synchronize()
     torch.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)

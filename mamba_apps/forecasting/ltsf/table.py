@@ -44,7 +44,8 @@ class Step:
     Args:
         function: What to do.
         reset: Undoes what the calls before the capture did.
-        capture: Whether to; otherwise it is simply called.
+        capture: Whether to; otherwise it is simply called. What it reads and writes must have been made on the stream
+            on which it is first called, and that must not be the default one.
     """
 
     def __init__(self, function: Callable[[], None], reset: Callable[[], None], capture: bool) -> None:
@@ -58,17 +59,12 @@ class Step:
             self._function()
             return
         if not self._captured:
-            # No graph is captured on the default stream.
-            now = torch.cuda.current_stream()
-            stream = torch.cuda.Stream() if now == torch.cuda.default_stream() else now
-            stream.wait_stream(now)
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    self._function()
-                stream.synchronize()
-                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                    self._function()
-            now.wait_stream(stream)
+            for _ in range(3):
+                self._function()
+            stream = torch.cuda.current_stream()
+            stream.synchronize()
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self._function()
             self._captured = True
             self._reset()
         self._graph.replay()
