@@ -247,4 +247,7 @@ def test_local_times_over_a_clock_change(sales: Path, capsys: pytest.CaptureFixt
     assert first.splitlines()[1].startswith("power,2021-11-05 23:00:00+01:00,")
     assert main(["forecast", "power.csv", "--model", "m", "--plot", "p.png"]) == 0
     assert capsys.readouterr().out == first
+    for other in (["--tz", "UTC"], ["--calibration", "48"]):
+        assert main(["forecast", "power.csv", "--model", "m", *other]) == 2
+        assert f"leave {other[0]} out" in capsys.readouterr().err
     assert main(["forecast", "power.csv", *words, *zone, "--cross-validate", "2"]) == 0

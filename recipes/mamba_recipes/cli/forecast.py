@@ -206,6 +206,10 @@ def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
     if arguments.levels and tuple(arguments.levels) != tuple(forecaster.levels):
         known = ",".join(f"{level:g}" for level in forecaster.levels) or "none"
         raise UserError(f"{folder}: the model's levels are {known}", "leave --levels out, or train with others")
+    for name, own in (("calibration", forecaster.calibration), ("tz", settings.get("tz"))):
+        asked = getattr(arguments, name)
+        if asked and asked != own:
+            raise UserError(f"{folder}: the model's {name} is {own}", f"leave --{name} out, or train with another")
     words = [f"forecast {arguments.file.name}", f"{forecaster.model} from {folder}", f"horizon {forecaster.horizon}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
     source = read_file(arguments, settings["columns"]["columns"])
