@@ -249,7 +249,7 @@ class TestOptions:
 
         inputs, _ = ssd_case(torch.float32, length=3, heads=2, seq_idx=True, reverse=True)
         *tensors, _ = inputs.values()
-        shapes = triton_choices._class(*tensors, True, True, True, True, True, torch.float32, True)
+        shapes = triton_choices._class(True, *tensors, True, True, True, True, True, torch.float32)
         device, chosen = torch.device(DEVICE), (triton_choices.INTERPRETED,) * 3
         checks = {
             "forward": lambda: triton_choices._check_forward(shapes, chosen[:2], device),

@@ -139,7 +139,7 @@ def test_configurations_are_checked_and_wrong_results_found(monkeypatch: pytest.
     inputs, _ = route_case(torch.float32, Route("bidirectional"), (3,), own=True, own_steps=True)
     x, dt, A, B, C, D, bias = inputs.values()
     shapes = triton_choices._class(
-        x, dt, A, B, C, D, None, bias, True, False, False, True, False, torch.float32, False
+        False, x, dt, A, B, C, D, None, bias, True, False, False, True, False, torch.float32
     )  # fmt: skip
     assert shapes[14] == 2
     device, chosen = torch.device(DEVICE), (triton_choices.INTERPRETED,) * 3

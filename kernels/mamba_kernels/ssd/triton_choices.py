@@ -34,9 +34,9 @@ _log = logging.getLogger(__name__)
 
 @per_layout
 def _class(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    backward: bool, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     dt_bias: Tensor | None, softplus: bool, enters: bool, denters: bool, has_marks: bool, reverse: bool,
-    out_dtype: torch.dtype, backward: bool,
+    out_dtype: torch.dtype,
 ) -> tuple:  # fmt: skip
     """Return what decides the kernels' compile-time constants, as plain numbers and strings."""
     length, heads, width = x.shape[-3:]
@@ -115,7 +115,8 @@ def _exact(arguments: list[Any], readings: Readings | None) -> tuple[list[Any], 
         results = []
         for k, order in enumerate(readings.order):
             x_k, dt_k, B_k, C_k = (t[:, k].index_select(1, order) for t in (x, dt, B, C))
-            A_k, D_k, bias_k = (None if t is None else t.chunk(readings.K)[k] for t in (A, D, bias))
+            A_k = A.chunk(readings.K)[k]
+            D_k, bias_k = (None if t is None else t.chunk(readings.K)[k] for t in (D, bias))
             ids = None if readings.segment is None else readings.segment[k : k + 1]
             y, final = cpu.ssd(
                 x_k, dt_k, A_k, B_k, C_k, None, D_k, None, bias_k, softplus, limit, None, ids, False, torch.float64
@@ -142,13 +143,13 @@ def _agree(arguments: list[Any], names: Sequence[str], got: Sequence[Tensor], wa
 def forward_configs(*arguments: Any) -> tuple[Config, Config]:
     """Return the configurations of a forward pass, from what `_class` takes."""
     device = arguments[0].device
-    return _forward(_class(*arguments, False), device) if device.type == "cuda" else (INTERPRETED,) * 2
+    return _forward(_class(False, *arguments), device) if device.type == "cuda" else (INTERPRETED,) * 2
 
 
 def backward_configs(*arguments: Any) -> tuple[Config, Config, Config]:
     """Return the configurations of a backward pass, from what `_class` takes."""
     device = arguments[0].device
-    return _backward(_class(*arguments, True), device) if device.type == "cuda" else (INTERPRETED,) * 3
+    return _backward(_class(True, *arguments), device) if device.type == "cuda" else (INTERPRETED,) * 3
 
 
 def _check_forward(shapes: tuple, configs: tuple[Config, Config], device: torch.device) -> bool:
