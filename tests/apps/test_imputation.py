@@ -256,3 +256,13 @@ def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(block, scope)  # noqa: S102  (the project's own page)
     assert len(scope["whole"]) == 24 * 28
     assert scope["whole"]["power"].notna().all()
+
+
+@pytest.mark.gpu
+def test_an_imputer_of_the_cpu_fills_the_same_on_a_gpu_and_learns_there(tmp_path: Path) -> None:
+    data = holed(waves())
+    imputer = Imputer("mamba1", **{**SMALL, "max_steps": 5}).fit(data)
+    there = Imputer.load(imputer.save(tmp_path), accelerator="gpu", progress=False)
+    pd.testing.assert_frame_equal(there.impute(data), imputer.impute(data), rtol=1e-3, atol=1e-3)
+    learned = Imputer("mamba1", **{**SMALL, "accelerator": "gpu"}).fit(data)
+    assert np.isfinite(learned.impute(data)[["up", "down"]].to_numpy()).all()
