@@ -181,6 +181,17 @@ def test_augmentation_draws_for_each_image() -> None:
     assert len(torch.unique(distorted, dim=0)) == 64
 
 
+def test_what_enters_is_black_or_a_mirror_image() -> None:
+    x_BCHW = torch.arange(1.0, 7.0).expand(64, 3, 6, 6)
+    for mirror, first in ((False, 0.0), (True, 2.0)):
+        torch.manual_seed(0)
+        y_BCHW = BatchAugment(shift=2, mirror=mirror)(x_BCHW)
+        # moved to the right by two: (2, 1,) 1, 2, 3, 4
+        rows = {tuple(row.round().int().tolist()) for row in y_BCHW[:, 0, 2]}
+        assert (int(first), int(first / 2), 1, 2, 3, 4) in rows
+        assert (y_BCHW.round() == 0).any() != mirror
+
+
 def test_some_images_stay_as_they_are() -> None:
     torch.manual_seed(0)
     x_BCHW = 255 * torch.rand(64, 3, 8, 8)

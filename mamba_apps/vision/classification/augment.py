@@ -24,11 +24,12 @@ class BatchAugment:
     processes to keep up.
 
     Args:
-        shift: Pixels that an image moves at most, up or down and left or right; what enters is black.
+        shift: Pixels that an image moves at most, up or down and left or right.
         hflip: The probability of a left-right flip.
         distort: From 0 to 1, the strength of random rotation, shear and zoom, brightness, contrast and saturation.
         distorted: The probability that an image's shape is distorted, and that its colours are. Distorted shapes are
             blurred a little; images to be classified are not.
+        mirror: Whether what enters at the edges of a moved image mirrors it; else it is black.
         cutout: The side of a square at a random place that is blanked, in pixels (arXiv 1708.04552); 0 for none.
 
     Raises:
@@ -36,7 +37,14 @@ class BatchAugment:
     """
 
     def __init__(
-        self, *, shift: int = 0, hflip: float = 0.0, distort: float = 0.0, distorted: float = 1.0, cutout: int = 0
+        self,
+        *,
+        shift: int = 0,
+        hflip: float = 0.0,
+        distort: float = 0.0,
+        distorted: float = 1.0,
+        mirror: bool = False,
+        cutout: int = 0,
     ) -> None:
         for name, pixels in (("shift", shift), ("cutout", cutout)):
             if pixels < 0:
@@ -44,14 +52,16 @@ class BatchAugment:
         for name, value in (("hflip", hflip), ("distort", distort), ("distorted", distorted)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} is {value}", "give a number in [0, 1]")
-        self.shift, self.hflip, self.distort, self.distorted, self.cutout = shift, hflip, distort, distorted, cutout
+        self.shift, self.hflip, self.distort, self.distorted = shift, hflip, distort, distorted
+        self.cutout = cutout
+        self._padding = "reflection" if mirror else "zeros"
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
         """Return images with values in [0, 255], changed; numbers are drawn from torch's generator of the device."""
         if self.shift or self.hflip or self.distort:
             theta_B23 = self._movements(x_BCHW)
             where_BHW2 = F.affine_grid(theta_B23, list(x_BCHW.shape), align_corners=False)
-            x_BCHW = F.grid_sample(x_BCHW, where_BHW2, align_corners=False)
+            x_BCHW = F.grid_sample(x_BCHW, where_BHW2, padding_mode=self._padding, align_corners=False)
         if self.distort:
             x_BCHW = self._coloured(x_BCHW)
         return self._cut_out(x_BCHW) if self.cutout else x_BCHW

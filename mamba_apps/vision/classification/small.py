@@ -41,6 +41,7 @@ class SmallImageData(ImageData):
         hflip: The probability of a left-right flip.
         distort: From 0 to 1, the strength of random rotation, shear, zoom and colour.
         distorted: The probability that an image's shape is distorted, and that its colours are.
+        mirror: Whether what enters at the edges of a moved image mirrors it; else it is black.
         cutout: The side of a square that is blanked in training images, in pixels; 0 for none.
         erase: The probability that a rectangle is replaced by noise.
         interpolation: How images of another size are resized.
@@ -68,6 +69,7 @@ class SmallImageData(ImageData):
         hflip: float = 0.5,
         distort: float = 0.0,
         distorted: float = 1.0,
+        mirror: bool = False,
         cutout: int = 0,
         erase: float = 0.0,
         interpolation: str = "bicubic",
@@ -92,7 +94,9 @@ class SmallImageData(ImageData):
             mean=mean,
             std=std,
         )
-        self._augment = BatchAugment(shift=shift, hflip=hflip, distort=distort, distorted=distorted, cutout=cutout)
+        self._augment = BatchAugment(
+            shift=shift, hflip=hflip, distort=distort, distorted=distorted, mirror=mirror, cutout=cutout
+        )
 
     def _augment_batch(self, x_BCHW: Tensor) -> Tensor:
         return self._augment(x_BCHW)
