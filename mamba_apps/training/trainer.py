@@ -98,7 +98,7 @@ def make_trainer(
         raise UserError(f"patience is {patience}", "give at least 1, or leave it out")
     if save_every_steps is not None and save_every_steps < 1:
         raise UserError(f"save_every_steps is {save_every_steps}", "give at least 1, or leave it out")
-    lightning_options = {**lightning_options, **_strategy(lightning_options.get("strategy"), precision)}
+    lightning_options = {**lightning_options, **_strategy(lightning_options.get("strategy"), precision, graph)}
     run_dir = Path(run_dir)
     make_directory(run_dir, "run folder")
     seed_everything(seed)
@@ -240,13 +240,17 @@ def _check_budget(**budgets: float | None) -> None:
         raise UserError(f"{name} is {value}", "give a number above 0")
 
 
-def _strategy(strategy: Any, precision: str) -> dict[str, Any]:
+def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:
     """Return the option that Lightning is given for a strategy."""
     if strategy is None:
         return {}
     if strategy == _FSDP:
         if precision.startswith("16"):
             raise UserError(f"the strategy {_FSDP} does not scale losses, as fp16 needs it", "use precision bf16-mixed")
+        if graph:
+            raise UserError(
+                f"graphs are captured of whole weights, and {_FSDP} gathers shards", "leave out trainer.graph"
+            )
         from mamba_apps.training.fsdp import FullyShardedStrategy
 
         return {"strategy": FullyShardedStrategy()}

@@ -82,6 +82,7 @@ def fit(run_dir: Path, task: Task | None = None, **options: Any) -> pl.Trainer:
         ({"max_epochs": 1, "speed": 3}, "these trainer options do not work: .*speed"),
         ({"max_epochs": 1, "strategy": "deepspeed"}, 'the strategy deepspeed shards the model .* use strategy "fsdp"'),
         ({"max_epochs": 1, "strategy": "fsdp", "precision": "16-mixed"}, "does not scale losses, as fp16 needs it"),
+        ({"max_epochs": 1, "strategy": "fsdp", "graph": True}, "fsdp gathers shards; leave out trainer.graph"),
         ({"max_epochs": 1, "strategy": FSDPStrategy()}, "the strategy FSDPStrategy shards the model"),
     ],
 )
