@@ -249,7 +249,7 @@ def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:
             raise UserError(f"the strategy {_FSDP} does not scale losses, as fp16 needs it", "use precision bf16-mixed")
         if graph:
             raise UserError(
-                f"graphs are captured of whole weights, and {_FSDP} gathers shards", "leave out trainer.graph"
+                f"graphs need whole weights, and {_FSDP} gathers shards", "leave out trainer.graph"
             )
         from mamba_apps.training.fsdp import FullyShardedStrategy
 
