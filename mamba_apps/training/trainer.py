@@ -248,9 +248,7 @@ def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:
         if precision.startswith("16"):
             raise UserError(f"the strategy {_FSDP} does not scale losses, as fp16 needs it", "use precision bf16-mixed")
         if graph:
-            raise UserError(
-                f"graphs need whole weights, and {_FSDP} gathers shards", "leave out trainer.graph"
-            )
+            raise UserError(f"graphs need whole weights, and {_FSDP} gathers shards", "leave out trainer.graph")
         from mamba_apps.training.fsdp import FullyShardedStrategy
 
         return {"strategy": FullyShardedStrategy()}
