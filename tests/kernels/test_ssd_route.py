@@ -121,3 +121,21 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> N
         given[name] = edit(given[name])
     with pytest.raises(KernelInputError, match=message):
         ssd_route(**given)
+
+
+@pytest.mark.parametrize("name", ["cross", "windowed"])
+def test_compilers_and_exporters_follow_it(name: str) -> None:
+    route, grid = ROUTES[name]
+    given = case(route, grid, dtype=torch.float32)
+    tensors = {n: x for n, x in given.items() if isinstance(x, Tensor)}
+    others = {n: x for n, x in given.items() if n not in tensors}
+
+    class Run(torch.nn.Module):
+        def forward(self, **tensors: Tensor) -> Tensor:
+            return ssd_route(**tensors, **others)
+
+    wanted = ssd_route(**given)
+    compiled = torch.compile(Run(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**tensors), wanted)
+    exported = torch.export.export(Run(), (), tensors)
+    torch.testing.assert_close(exported.module()(**tensors), wanted)

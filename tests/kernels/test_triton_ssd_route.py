@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from triton_comparison import DEVICE, INTERPRETED, MARKS, Inputs, compare, draw
+from triton_comparison import DEVICE, GPU, INTERPRETED, MARKS, Inputs, compare, draw
 
 from mamba_kernels import Route, ssd_route
 from mamba_kernels.errors import BackendError
@@ -78,6 +78,14 @@ def test_output_and_every_gradient(case: str) -> None:
 def test_half_precision(name: str) -> None:
     inputs, arguments = route_case(torch.bfloat16, Route(name), (3, 5), own=True)
     compare(ssd_route, inputs, torch.bfloat16, **arguments)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["cross", "bidirectional"])
+def test_the_sizes_of_models(name: str, dtype: torch.dtype) -> None:
+    inputs, arguments = route_case(dtype, Route(name), (15, 14), heads=6, width=64, states=64, own=True)
+    compare(ssd_route, inputs, dtype, **arguments)
 
 
 def test_one_cell() -> None:
