@@ -103,6 +103,7 @@ def compile_for_hopper(launch: Launch, dtype: torch.dtype, operand: str) -> Any:
         *(pytest.param(torch.bfloat16, 1, shape, marks=slow) for shape in SHAPES),
         pytest.param(torch.float16, 0, "image", marks=slow),
         *(pytest.param(torch.float32, 0, shape, marks=slow) for shape in SHAPES),
+        pytest.param(torch.float32, 1, "language", marks=slow),
     ],
     ids=str,
 )

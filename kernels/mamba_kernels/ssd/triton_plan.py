@@ -106,7 +106,9 @@ def backward_configs(operand: str, state: int) -> list[tuple[Config, Config, Con
 def _walks(operand: str, state: int) -> list[Config]:
     """Return the configurations of loops over tiles that are loaded ahead."""
     if operand == "fp32":
-        return [Config(32 if state <= 128 else 16, 4, 1)]
+        chunk = 32 if state <= 128 else 16
+        # Two warps cannot have Hopper's own matrix instructions, which are what was seen miscompiled.
+        return [Config(chunk, 4, 1), Config(chunk, 2, 1)]
     # One more program fits a multiprocessor of Hopper's with what these limits leave, and nothing spills.
     registers = {64: 128, 128: 168}.get(state)
     fast = Config(64, 4, 3, registers) if state <= 128 else Config(64, 8, 2)
