@@ -54,6 +54,29 @@ def test_peak_memory_stays_below_four_gib(data: str, model: str, extra: dict[str
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 >= int(done.stdout)
 
 
+FILL = """
+import resource
+import numpy as np, pandas as pd
+from mamba_apps import Imputer
+{data}
+frame = frame.assign(z=frame["y"] + 1)
+frame.loc[np.random.default_rng(1).random(len(frame)) < 0.1, "y"] = np.nan
+options = {{"freq": options["freq"], "window": 24, "max_steps": 4, "model_options": {{"d_model": 8, "layers": 1}}}}
+imputer = Imputer("mamba1", accelerator="cpu", progress=False, **options).fit(frame)
+assert imputer.impute(frame.tail(600_000) if len(frame) > 6_000_000 else frame)["y"].notna().all()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is counted in KiB on Linux alone")
+@pytest.mark.parametrize("data", [MANY, LONG], ids=["100,000 series of 60 steps", "10,000,000 rows"])
+def test_an_imputer_stays_below_four_gib(data: str) -> None:
+    code = FILL.format(data=data)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 4 * GIB
+
+
 @pytest.mark.slow
 def test_cross_validation_costs_at_most_half_more_than_predicting_from_each_cut(
     monkeypatch: pytest.MonkeyPatch,
