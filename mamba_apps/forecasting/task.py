@@ -94,13 +94,16 @@ class ForecastTask(pl.LightningModule):
     def configure_model(self) -> None:
         """Make the model before a checkpoint is loaded into it; Lightning calls this."""
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, WindowData):
-            self.prepare_for(data)
-        elif self.sizes is None:
+        if not isinstance(data, WindowData) and self.sizes is None:
             raise UserError("the shape of the problem is not known", "train with SeriesData, or give sizes")
-        if isinstance(data, WindowData) and self.trainer.state.fn == TrainerFn.FITTING:
-            val = _spread(data.val, _CALIBRATED_ON) if data.val_steps else ()
-            self.network.prepare(_spread(data.train, _PREPARED_ON), val)
+        if not isinstance(data, WindowData):
+            return
+        # Lightning has new tensors made on the GPU here, and the windows are still with the host.
+        with torch.device("cpu"):
+            self.prepare_for(data)
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                val = _spread(data.val.keep_on(None), _CALIBRATED_ON) if data.val_steps else ()
+                self.network.prepare(_spread(data.train.keep_on(None), _PREPARED_ON), val)
 
     def on_validation_epoch_start(self) -> None:
         """Let the model choose what it chooses on validation windows."""

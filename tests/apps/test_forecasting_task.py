@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting import ForecastTask, SeriesData, WindowData
@@ -54,9 +55,9 @@ def data_of(series_set: SeriesSet, **options: Any) -> WindowData:
 def train(folder: Path, data: WindowData, steps: int = 12, *, model: str = "patch", **options: Any) -> ForecastTask:
     callbacks = options.pop("callbacks", None)
     resume = options.pop("resume", False)
-    seed = options.pop("seed", 0)
+    seed, accelerator = options.pop("seed", 0), options.pop("accelerator", "cpu")
     trainer = make_trainer(
-        run_dir=folder, max_steps=steps, monitor="val/mae", seed=seed, accelerator="cpu", progress=False,
+        run_dir=folder, max_steps=steps, monitor="val/mae", seed=seed, accelerator=accelerator, progress=False,
         check_val_every_n_epoch=None, val_check_interval=10, callbacks=callbacks, resume=resume,
     )  # fmt: skip
     torch.manual_seed(seed)
@@ -141,6 +142,22 @@ def test_training_learns(model: str, quantiles: Any, tmp_path: Path) -> None:
     found = task.trainer.test(task, datamodule=data, verbose=False)[0]
     assert set(found) == {"test/mae", "test/rmse"}
     assert 0 < found["test/mae"] <= found["test/rmse"]
+
+
+def test_the_model_is_prepared_with_the_host_s_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a GPU, where new tensors are made while Lightning has the model made; tensors of "meta" cannot be read.
+    monkeypatch.setattr(SingleDeviceStrategy, "tensor_init_context", lambda *_, **__: torch.device("meta"))
+    task = train(tmp_path, data_of(waves()), 2, model="anchor")
+    assert task.network.solved
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model", names())
+def test_training_on_a_gpu(model: str, tmp_path: Path) -> None:
+    data = data_of(waves(missing=30))
+    task = train(tmp_path, data, 12, model=model, accelerator="gpu")
+    assert 0 < task.trainer.test(task, datamodule=data, verbose=False)[0]["test/mae"] < 100
 
 
 @pytest.mark.parametrize("model", names())

@@ -96,9 +96,11 @@ class LtsfTask(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, LtsfData):
             raise UserError("the shape of the problem is not known", "train with LtsfData")
-        self.prepare_for(data)
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.prepare(data)
+        # Lightning has new tensors made on the GPU here, and the module does not say so yet.
+        with torch.device("cpu"):
+            self.prepare_for(data)
+            if self.trainer.state.fn == TrainerFn.FITTING:
+                self.prepare(data)
 
     def prepare(self, data: LtsfData) -> None:
         """Let a network that takes something from the data without gradients do so."""
