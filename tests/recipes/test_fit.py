@@ -223,7 +223,12 @@ def test_an_interrupt_ends_with_130_and_can_be_resumed(tmp_path: Path, monkeypat
     assert main(["fit", "--resume", "run", "--trainer.max_epochs", "2", "--model.pause", "0"]) == 0
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+_COMPILED = "fsdp --model.compile true --model.model deit_nano_patch2_8"
+
+
+@pytest.mark.parametrize(
+    "strategy", ["fsdp", *(pytest.param(words, marks=pytest.mark.slow) for words in ("ddp", _COMPILED))]
+)
 def test_two_processes_train_one_run(strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAMBA_KERNELS_BACKEND", "reference")  # without which shards are refused on CPUs
     words = f"fit digits --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy {strategy}"
