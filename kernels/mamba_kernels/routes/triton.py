@@ -8,6 +8,7 @@ Dimensions: B batch, K readings, L cells of the grid, D channels, N state, R ran
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -103,6 +104,7 @@ def _plan_unmerge(dout_BLX: Tensor, z_BLX: Tensor, dz_BLX: Tensor, scale: float)
     )  # fmt: skip
 
 
+@lru_cache
 def _pieces(batch: int, cells: int) -> int:
     """Return in how many pieces of whole sequences a sum over all positions is taken, each a few thousand long."""
     return next(n for n in range(batch, 0, -1) if batch % n == 0 and batch // n * cells >= min(2048, batch * cells))
