@@ -34,8 +34,8 @@ def hopper_case(case: int, states: int | None = None) -> tuple[Inputs, torch.dty
         for name, groups in {"B_differs": 2, "C_differs": 4}.items()
     )
     inputs, options = scan_case(
-        DTYPES[case // 12], channels=channels, states=states or STATES[case % 7], length=lengths[(case // 3 + case // 12) % 4],
-        B_groups=B_groups, C_groups=C_groups, last=case % 2 == 0, mixed=case % 3 == 0, **chosen,
+        DTYPES[case // 12], channels=channels, states=states or STATES[case % 7],
+        length=lengths[(case // 3 + case // 12) % 4], B_groups=B_groups, C_groups=C_groups, last=case % 2 == 0, mixed=case % 3 == 0, **chosen,
     )  # fmt: skip
     return inputs, DTYPES[case // 12], options
 
