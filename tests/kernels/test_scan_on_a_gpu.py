@@ -35,7 +35,8 @@ def hopper_case(case: int, states: int | None = None) -> tuple[Inputs, torch.dty
     )
     inputs, options = scan_case(
         DTYPES[case // 12], channels=channels, states=states or STATES[case % 7],
-        length=lengths[(case // 3 + case // 12) % 4], B_groups=B_groups, C_groups=C_groups, last=case % 2 == 0, mixed=case % 3 == 0, **chosen,
+        length=lengths[(case // 3 + case // 12) % 4], B_groups=B_groups, C_groups=C_groups,
+        last=case % 2 == 0, mixed=case % 3 == 0, **chosen,
     )  # fmt: skip
     return inputs, DTYPES[case // 12], options
 
