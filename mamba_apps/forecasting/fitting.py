@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,7 @@ from mamba_apps.forecasting.intervals import conformal_radius
 from mamba_apps.forecasting.models import ForecastModel
 from mamba_apps.forecasting.saving import Fitted
 from mamba_apps.forecasting.task import ForecastTask
-from mamba_apps.training import make_trainer
-
-_CHECKS = 20
+from mamba_apps.training.best import fit_best
 
 
 @dataclass(frozen=True)
@@ -76,20 +73,8 @@ def fit_model(
     steps = (
         default_max_steps(len(data.train), training.batch_size) if training.max_steps is None else training.max_steps
     )
-    with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
-        trainer = make_trainer(
-            run_dir=folder,
-            max_steps=steps,
-            accelerator=training.accelerator,
-            monitor="val/mae",
-            patience=training.patience,
-            seed=training.seed,
-            progress=training.progress,
-            logger=False,
-            gradient_clip_val=1.0,
-            check_val_every_n_epoch=None,
-            val_check_interval=max(steps // _CHECKS, 10),
-        )
+
+    def make_task() -> ForecastTask:
         task = ForecastTask(
             model,
             model_options=options,
@@ -100,10 +85,18 @@ def fit_model(
         )
         if start is not None:
             _begin_with(task, start)
-        trainer.fit(task, datamodule=data)
-        best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
-        metrics = trainer.validate(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)[0]
-    found = task.fitted(data, {name: float(value) for name, value in metrics.items()})
+        return task
+
+    task, metrics = fit_best(
+        make_task,
+        data,
+        max_steps=steps,
+        accelerator=training.accelerator,
+        patience=training.patience,
+        seed=training.seed,
+        progress=training.progress,
+    )
+    found = task.fitted(data, metrics)
     if not levels:
         return found
     return dataclasses.replace(found, levels=levels, radius_VH=_radius(found.network, data, levels))

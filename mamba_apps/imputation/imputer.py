@@ -5,7 +5,6 @@ Dimensions in names: S series, T steps of a series, L steps of a window, C varia
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,11 +27,10 @@ from mamba_apps.imputation.windows import GapData, Steps, held_back
 from mamba_apps.mixers import names
 from mamba_apps.registry import suggest
 from mamba_apps.series_classification.layer import check_network_options
-from mamba_apps.training import make_trainer
+from mamba_apps.training.best import fit_best
 from mamba_datasets.series import Table, read_variates
 
 Frame: TypeAlias = pd.DataFrame | Path | str | Table
-_CHECKS = 20
 
 
 class Imputer:
@@ -273,22 +271,13 @@ class Imputer:
 
     def _train(self, network: ImputationNetwork, data: GapData) -> dict[str, float]:
         steps = default_max_steps(len(data.train), self.batch_size) if self.max_steps is None else self.max_steps
-        with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
-            trainer = make_trainer(
-                run_dir=folder,
-                max_steps=steps,
-                accelerator=self.accelerator,
-                monitor="val/mae",
-                patience=self.patience,
-                seed=self.seed,
-                progress=self.progress,
-                logger=False,
-                gradient_clip_val=1.0,
-                check_val_every_n_epoch=None,
-                val_check_interval=max(steps // _CHECKS, 10),
-            )
-            task = ImputationTask(network, lr=self.lr)
-            trainer.fit(task, datamodule=data)
-            best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
-            found = trainer.validate(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)[0]
-        return {name: float(value) for name, value in found.items()}
+        _, metrics = fit_best(
+            lambda: ImputationTask(network, lr=self.lr),
+            data,
+            max_steps=steps,
+            accelerator=self.accelerator,
+            patience=self.patience,
+            seed=self.seed,
+            progress=self.progress,
+        )
+        return metrics
