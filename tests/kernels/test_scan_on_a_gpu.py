@@ -47,7 +47,8 @@ def test_options_in_pairs_over_sizes(case: int) -> None:
     compare(selective_scan, inputs, dtype, **options)
 
 
-@pytest.mark.parametrize("case", range(0, 36, 2))
+# Half of the cases, in which every row of the design occurs.
+@pytest.mark.parametrize("case", [case for case in range(36) if (case + case // 12) % 2 == 0])
 def test_options_in_pairs_of_one_state(case: int) -> None:
     inputs, dtype, options = hopper_case(case, states=1)
     compare(selective_scan, inputs, dtype, **options)
@@ -89,8 +90,9 @@ def test_steps_near_0(states: int) -> None:
     compare(selective_scan, inputs, torch.float32, **options)
 
 
-def test_what_stands_in_padding_reaches_nothing() -> None:
-    inputs, options = scan_case(torch.float32, channels=96, states=16, length=300, seq_idx=True, last=True)
+@pytest.mark.parametrize("states", [1, 16])
+def test_what_stands_in_padding_reaches_nothing(states: int) -> None:
+    inputs, options = scan_case(torch.float32, channels=96, states=states, length=300, seq_idx=True, last=True)
     padding = (options["seq_idx"] < 0)[:, None]
     wanted = selective_scan(**inputs, **options)
     for name in ("u", "delta", "z", "B", "C"):

@@ -177,15 +177,15 @@ def scan_backward(
         if HAS_MARKS:
             a = a * keep_of(marks, t0 + gl.arange(0, STEPS, TIMES), stop)[:, None]
         C_t = Cs.load(TIMES)[:, None]
-        # What is read where nothing is may be anything, and 0 times it as well.
-        if HAS_MARKS:
-            C_t = gl.where(real, C_t, 0.0)
-            dy = gl.where(real, dy, 0.0)
         before_gate = dy
         if HAS_Z:
             g = gl.convert_layout(gate, LAYOUT).to(gl.float32)
             open_g = sigmoid(g)
             dy *= g * open_g
+        # What stands in padding may be anything, the gate too, and 0 times it as well.
+        if HAS_MARKS:
+            C_t = gl.where(real, C_t, 0.0)
+            dy = gl.where(real, dy, 0.0)
         a_p = positions_of(a, SEGMENTS)
         c_p = positions_of(C_t * dy, SEGMENTS)
         decay = a_p[LENGTH - 1]
