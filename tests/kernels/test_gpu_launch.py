@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from mamba_kernels.errors import KernelInputError
 from mamba_kernels.gpu import launch_grid, on_device_of_inputs
-from mamba_kernels.selective_scan.triton_plan import Shape, any_gpu_plan, hopper_plan
+from mamba_kernels.selective_scan.triton_plan import Shape, any_gpu_plan, checkpoint_distance, hopper_plan
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 3), (2**31 - 1,), (2**15, 65_535)])
@@ -40,19 +40,59 @@ def test_large_batches_lie_along_the_first_axis_of_the_grid() -> None:
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 4000])
 @pytest.mark.parametrize("length", [1, 64, 1000])
-@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (40, 1), (48, 6), (15, 5)])
+@pytest.mark.parametrize(("channels", "groups"), [(1, 1), (40, 1), (48, 6), (15, 5), (96, 3)])
+@pytest.mark.parametrize("states", [1, 16])
 def test_plans_cut_time_at_checkpoints_and_keep_groups_apart(
-    batch: int, length: int, channels: int, groups: int
+    batch: int, length: int, channels: int, groups: int, states: int
 ) -> None:
     for make in (any_gpu_plan, hopper_plan):
         for backward in (False, True):
-            plan = make(Shape(batch, channels, length, 16, groups, 132), backward)
+            plan = make(Shape(batch, channels, length, states, groups, 132), backward)
             if plan is None:
                 assert groups > 1
                 continue
             assert plan.part_length > 0
-            assert plan.part_length % 16 == 0
+            assert plan.part_length % checkpoint_distance(states) == 0
             assert groups == 1 or channels // groups % plan.block == 0
+
+
+@pytest.mark.parametrize(
+    ("channels_apart", "steps_apart", "wide"),
+    [(1, 2**21 - 1, False), (1, 2**21, True), (2**26 - 2**6, 1, False), (2**26, 1, True), (0, 1, False)],
+)
+def test_the_scan_counts_in_64_bits_where_a_sequence_reaches_that_far(
+    channels_apart: int, steps_apart: int, wide: bool
+) -> None:
+    pytest.importorskip("triton")
+    from mamba_kernels.selective_scan.triton_launch import Scan, _is_wide
+
+    x, M = (2**40, 2**40, 1, 33), (2**40, 2**40, 2**40, 0, 1)
+    scan = Scan(1, 1, 33, 2**10 + 1, 1, 1, 1, False, False, False, None, "forward", x, x, M, M, None)
+    assert _is_wide(scan, x, M, (0, 0, channels_apart, steps_apart)) == wide
+
+
+def test_ssd_counts_in_64_bits_where_its_results_reach_that_far() -> None:
+    pytest.importorskip("triton")
+    from mamba_kernels.ssd.triton_launch import _sizes
+
+    def is_wide(length: int) -> bool:
+        # Heads and channels before positions, as the gradients, which are contiguous, do not have them.
+        x = torch.empty(1, 1, 16, 64, length, dtype=torch.bfloat16, device="meta").permute(0, 1, 4, 2, 3)
+        B = torch.empty(1, 1, 1, 16, length, dtype=torch.bfloat16, device="meta").permute(0, 1, 4, 2, 3)
+        return _sizes(x, B, B, 64, x, backward=True).wide
+
+    assert [is_wide(length) for length in (2**20, 2**21)] == [False, True]
+
+
+def test_more_step_sizes_than_ssd_counts_are_refused() -> None:
+    pytest.importorskip("triton")
+    from mamba_kernels.ssd.triton_launch import _sizes
+
+    x, B = (torch.empty(1, 2**25, n, 1, device="meta") for n in (11, 1))
+    with pytest.raises(KernelInputError, match="step sizes in 32 bits") as caught:
+        _sizes(x, B, B, 64, backward=False)
+    assert caught.value.remedy
+    assert _sizes(x[:, :, :10], B, B, 64, backward=False).field == 10 * 2**25
 
 
 def test_a_launcher_runs_on_its_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

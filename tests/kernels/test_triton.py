@@ -291,12 +291,13 @@ def test_rows_past_the_last_add_nothing_where_eps_is_0() -> None:
 
 @here
 def test_an_empty_batch_is_empty() -> None:
-    u, A = torch.zeros(0, 3, 8, device=DEVICE, requires_grad=True), -torch.ones(3, 2, device=DEVICE, requires_grad=True)
-    B = torch.zeros(0, 2, 8, device=DEVICE)
-    y, state = selective_scan(u, u, A, B, B, return_last_state=True, backend="triton")
-    assert (y.shape, state.shape) == ((0, 3, 8), (0, 3, 2))
-    du, dA = torch.autograd.grad(y.sum(), (u, A), allow_unused=True)
-    assert (du.shape, dA.abs().sum()) == ((0, 3, 8), 0)
+    u = torch.zeros(0, 3, 8, device=DEVICE, requires_grad=True)
+    for states in (1, 2):
+        A, B = -torch.ones(3, states, device=DEVICE), torch.zeros(0, states, 8, device=DEVICE)
+        y, state = selective_scan(u, u, A.requires_grad_(), B, B, return_last_state=True, backend="triton")
+        assert (y.shape, state.shape) == ((0, 3, 8), (0, 3, states))
+        du, dA = torch.autograd.grad(y.sum(), (u, A), allow_unused=True)
+        assert (du.shape, dA.abs().sum()) == ((0, 3, 8), 0)
     weight = torch.ones(3, 4, device=DEVICE, requires_grad=True)
     for x in (u, u.mT.contiguous().mT):
         y = causal_conv1d(x, weight, backend="triton")

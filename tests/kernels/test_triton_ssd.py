@@ -273,6 +273,17 @@ class TestOptions:
         with pytest.raises(BackendError, match="backend='reference'"):
             torch.autograd.grad(dx.sum(), x)
 
+    def test_an_empty_batch_is_empty(self) -> None:
+        inputs, options = ssd_case(torch.float32, length=3, heads=2)
+        leaves = {
+            name: (x[:0] if name in ("x", "dt", "B", "C", "z", "initial_states") else x).detach().requires_grad_()
+            for name, x in inputs.items()
+        }
+        y, state = ssd(**leaves, **options, backend="triton")
+        assert (y.shape[0], state.shape[0]) == (0, 0)
+        gradients = torch.autograd.grad(y.sum() + state.sum(), [*leaves.values()])
+        assert not any(gradient.any() for gradient in gradients)
+
     def test_what_the_kernels_cannot_do_is_refused(self) -> None:
         inputs, options = ssd_case(torch.float32, length=3, states=257, state=False)
         with pytest.raises(KernelInputError, match="states N up to 256, got 257"):

@@ -1,8 +1,8 @@
-"""How the scan's GPU kernels are launched: which pair of kernels, cut how, on what strides.
+"""How the scan's GPU kernels are launched: which kernels, cut how, on what strides.
 
-Two pairs of kernels take the same arguments: plain Triton's for any GPU, and Gluon's, laid out by hand for Hopper. The
-configuration is a pure function of the shapes and the GPU, and nothing is added atomically, so that results repeat
-bit for bit.
+Three pairs of kernels take the same arguments: plain Triton's for any GPU, and two of Gluon's, laid out by hand for
+Hopper, of which one is for a single state. The configuration is a pure function of the shapes and the GPU, and nothing
+is added atomically, so that results repeat bit for bit.
 
 A launch scans K readings of each of B sequences, each with parameters of its own; the plain scan is the one with K = 1.
 """

@@ -104,7 +104,8 @@ def _single_plan(shape: Shape, backward: bool) -> Plan:
         # One program more a multiprocessor than the compiler's own choice allows; nothing spills.
         constants["maxnreg"] = 128
     programs = shape.batch * ceil_divide(shape.channels, SINGLE_BLOCK)
-    return Plan(SINGLE_BLOCK, _part_length(shape, ceil_divide(shape.processors * SINGLE_PROGRAMS, programs)), constants)
+    parts = ceil_divide(shape.processors * SINGLE_PROGRAMS, max(1, programs))
+    return Plan(SINGLE_BLOCK, _part_length(shape, parts), constants)
 
 
 def _padded(channels: int, block: int) -> int:

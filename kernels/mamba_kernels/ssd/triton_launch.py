@@ -8,6 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from mamba_kernels.checks import require
 from mamba_kernels.gpu import ceil_divide, launch_grid, multiprocessors
 from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
@@ -134,10 +135,19 @@ def _sizes(x: Tensor, B: Tensor, C: Tensor, chunk: int, *others: Tensor | None, 
     padded = ceil_divide(length, chunk) * chunk
     part_chunks = ceil_divide(padded // chunk, parts(x, B, C, backward))
     layouts = [(t.stride(-3), t.stride(-1), t.shape[-1]) for t in (x, B, C, *others) if t is not None]
+    # Results need not lie as what they belong to: on a route they are contiguous.
+    layouts += [(_dense(t)[2], _dense(t)[4], t.shape[-1]) for t in (x, B, C)]
     # The rows of a chunk lie side by side, or on a route anywhere.
     wide = triton_plan.needs_64_bits(length if x.dim() == 5 else chunk, *layouts)
+    field = batch * heads * padded
+    require(
+        (FIELDS - 1) * field < 2**31,
+        f"ssd: the GPU kernels count step sizes in 32 bits, and {batch} sequences of {length} with {heads} heads have "
+        "too many",
+        "split the batch or the sequences",
+    )
     return _Sizes(
-        batch, readings, length, heads, width, groups, states, tiles, chunk, padded, batch * heads * padded,
+        batch, readings, length, heads, width, groups, states, tiles, chunk, padded, field,
         part_chunks, ceil_divide(padded // chunk, part_chunks), wide,
     )  # fmt: skip
 

@@ -78,7 +78,7 @@ def state_slice(tiles: Tiles) -> int:
 
 def parts(programs: int, length: int, processors: int, wanted: int) -> int:
     """Return into how many parts sequences are cut, so that ``programs`` a part give each processor those wanted."""
-    return max(1, min(processors * wanted // programs, length // SHORTEST_PART))
+    return max(1, min(processors * wanted // max(1, programs), length // SHORTEST_PART))
 
 
 def walking_programs(operand: str, state: int) -> int:
@@ -89,7 +89,7 @@ def walking_programs(operand: str, state: int) -> int:
 
 def splits(programs: int, shared: int, processors: int) -> int:
     """Return into how many programs the heads of a group are split, a divisor of their number."""
-    wanted = max(1, processors * PROGRAMS_WANTED // programs)
+    wanted = max(1, processors * PROGRAMS_WANTED // max(1, programs))
     return next(n for n in range(min(wanted, shared), 0, -1) if shared % n == 0)
 
 
