@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -85,12 +85,7 @@ class Registry(Generic[T]):
             UserError: If the name or an option is unknown; the error gives the nearest ones.
         """
         known = self.spec(name)
-        for option in options:
-            if option not in known.options:
-                raise UserError(
-                    f"{self._kind} {name!r} has no option {option!r}",
-                    suggest(option, list(known.options), "its options"),
-                )
+        check_option_names(f"{self._kind} {name!r}", options, known.options)
         return known
 
     def build(self, name: str, first: Any, options: dict[str, Any]) -> T:
@@ -101,6 +96,39 @@ class Registry(Generic[T]):
         """
         known = self.check(name, options)
         return known.cls(first, **options)  # type: ignore[call-arg]
+
+
+def check_option_names(owner: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that something does not have.
+
+    Args:
+        owner: What has the options, for the error.
+        options: The names that were given.
+        known: The names that there are.
+
+    Raises:
+        UserError: One is unknown; the error gives the nearest ones.
+    """
+    names = list(known)
+    for option in options:
+        if option not in names:
+            remedy = suggest(option, names, "its options") if names else "it has none"
+            raise UserError(f"{owner} has no option {option!r}", remedy)
+
+
+def check_class_options(owner: str, cls: type, options: Iterable[str], given: Collection[str]) -> None:
+    """Refuse options that a class does not have, or that its maker gives it.
+
+    Args:
+        owner: What has the options, for the error.
+        cls: The class.
+        options: The names that were given.
+        given: The arguments that are not options.
+
+    Raises:
+        UserError: One is unknown; the error gives the nearest ones.
+    """
+    check_option_names(owner, options, [name for name in inspect.signature(cls).parameters if name not in given])
 
 
 def suggest(word: str, known: list[str], what: str) -> str:

@@ -23,7 +23,7 @@ from mamba_apps.forecasting.losses import MaskedErrors
 from mamba_apps.forecasting.models import Batch, ForecastModel, Sizes
 from mamba_apps.forecasting.models.base import interpolated, masked_mean
 from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
-from mamba_apps.registry import suggest
+from mamba_apps.registry import check_option_names, suggest
 from mamba_datasets.series import WindowDataset
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -206,9 +206,7 @@ def create_baseline(name: str, sizes: Sizes, **options: Any) -> Baseline:
     if name not in BASELINES:
         raise UserError(f"unknown baseline {name!r}", suggest(name, list(BASELINES), "the baselines"))
     parameters = dict(list(inspect.signature(BASELINES[name]).parameters.items())[1:])
-    for option in options:
-        if option not in parameters:
-            raise UserError(f"{name} has no option {option!r}", suggest(option, list(parameters), "its options"))
+    check_option_names(name, options, parameters)
     for option, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
             raise UserError(f"{name} needs the option {option!r}", f"give {option}, such as the steps of a week")

@@ -25,7 +25,7 @@ from mamba_apps.forecasting.reading import check_holidays, read_with_calendar
 from mamba_apps.forecasting.recent import check_calibration
 from mamba_apps.forecasting.saving import Fitted, load_fitted
 from mamba_apps.forecasting.stream import SeriesStream
-from mamba_apps.registry import suggest
+from mamba_apps.registry import check_option_names, suggest
 from mamba_datasets.errors import DataError
 from mamba_datasets.series import SeriesSet, Table
 
@@ -140,13 +140,7 @@ class Forecaster:
         MaskedLoss(loss, self._quantiles)
         self.model_options = dict(model_options or {})
         if model not in BASELINES:
-            unknown = [name for name in self.model_options if name not in spec(model).options]
-            if unknown:
-                known = list(spec(model).options)
-                raise UserError(
-                    f"the forecasting model {model!r} has no option {unknown[0]!r}",
-                    suggest(unknown[0], known, "its options"),
-                )
+            check_option_names(f"the forecasting model {model!r}", self.model_options, spec(model).options)
         self._reading: dict[str, Any] = {
             "calendar": calendar,
             "holidays": holidays,

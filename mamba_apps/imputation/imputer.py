@@ -25,8 +25,7 @@ from mamba_apps.imputation.scales import Scales, default_window, known_columns
 from mamba_apps.imputation.task import ImputationTask
 from mamba_apps.imputation.windows import GapData, Steps, held_back
 from mamba_apps.mixers import names
-from mamba_apps.registry import suggest
-from mamba_apps.series_classification.layer import check_network_options
+from mamba_apps.registry import check_class_options, suggest
 from mamba_apps.training.best import fit_best
 from mamba_datasets.series import Table, read_variates
 
@@ -94,7 +93,7 @@ class Imputer:
         check_holidays(calendar, holidays)
         if model in FILLS and model_options:
             raise UserError(f"{model} has no options, and {list(model_options)} are given", "leave them out")
-        check_network_options(ImputationNetwork, model_options or (), given=("variates", "known", "mixer"))
+        check_class_options("the network", ImputationNetwork, model_options or (), given=("variates", "known", "mixer"))
         self.model, self.window = model, window
         self._reading: dict[str, Any] = {"columns": columns, "freq": freq, "id_col": id_col, "time_col": time_col}
         self._reading["tz"] = tz

@@ -13,7 +13,7 @@ from mamba_apps.medical.plain_unet import PlainUNet
 from mamba_apps.medical.residual_unet import ResidualUNet
 from mamba_apps.medical.umamba import UMamba
 from mamba_apps.medical.unet import SegmentationNetwork
-from mamba_apps.registry import suggest
+from mamba_apps.registry import check_option_names, suggest
 from mamba_datasets.volumes import NetworkPlan
 
 _NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
@@ -68,9 +68,5 @@ def build_network(
     Raises:
         UserError: If the name or an option is unknown or out of range.
     """
-    known = network_options(name)
-    for option in options:
-        if option not in known:
-            remedy = suggest(option, list(known), "its options") if known else "it has none"
-            raise UserError(f"the medical network {name!r} has no option {option!r}", remedy)
+    check_option_names(f"the medical network {name!r}", options, network_options(name))
     return _NETWORKS[name](plan, in_channels, num_classes, deep_supervision=deep_supervision, **options)

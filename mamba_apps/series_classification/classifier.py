@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from mamba_apps.errors import UserError
 from mamba_apps.mixers import spec
-from mamba_apps.series_classification.layer import check_network_options
+from mamba_apps.registry import check_class_options
 from mamba_apps.series_classification.network import SeriesNetwork, pack
 from mamba_apps.training import ModelCard, load_card, load_weights, save_model, saved_folder
 from mamba_datasets.series.ts_format import LabelledSeries
@@ -57,7 +57,7 @@ class SeriesClassifier:
             if not value > 0:
                 raise UserError(f"{name} is {value}", "give a positive number")
         spec(mixer)
-        check_network_options(SeriesNetwork, options or (), given=("channels", "classes", "mixer"))
+        check_class_options("the network", SeriesNetwork, options or (), given=("channels", "classes", "mixer"))
         self.mixer, self.options = mixer, dict(options or {})
         self.epochs, self.batch_size, self.lr, self.weight_decay = epochs, batch_size, lr, weight_decay
         self.noise, self.seed = noise, seed

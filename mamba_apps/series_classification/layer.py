@@ -5,32 +5,12 @@ Dimensions in names: B rows, T steps, D model channels.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from mamba_apps.errors import UserError
 from mamba_apps.mixers import create
-from mamba_apps.registry import suggest
-
-
-def check_network_options(network: type[nn.Module], options: Iterable[str], given: Iterable[str]) -> None:
-    """Refuse options that a network does not have, or that its maker gives it.
-
-    Args:
-        network: The network's class.
-        options: The options' names.
-        given: The arguments that are not options.
-
-    Raises:
-        UserError: One is unknown; the error gives the nearest ones.
-    """
-    known = [name for name in inspect.signature(network).parameters if name not in set(given)]
-    for option in options:
-        if option not in known:
-            raise UserError(f"the network has no option {option!r}", suggest(option, known, "its options"))
 
 
 class BothWaysLayer(nn.Module):

@@ -17,7 +17,7 @@ from mamba_apps.forecasting.ltsf.data import LtsfData, Windows
 from mamba_apps.forecasting.ltsf.panels import ltsf_panels
 from mamba_apps.forecasting.ltsf.scores import WindowErrors
 from mamba_apps.forecasting.panels import ForecastPanel
-from mamba_apps.registry import suggest
+from mamba_apps.registry import check_option_names, suggest
 
 Forecast = Callable[[Tensor], Tensor]
 _CHUNK = 256
@@ -95,10 +95,7 @@ class LtsfBaseline:
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
         if name not in BASELINES:
             raise UserError(f"unknown baseline {name!r}", suggest(name, list(BASELINES), "the baselines"))
-        known = list(inspect.signature(BASELINES[name]).parameters)[1:]
-        for option in options or {}:
-            if option not in known:
-                raise UserError(f"{name} has no option {option!r}", suggest(option, known, "its options"))
+        check_option_names(name, options or (), list(inspect.signature(BASELINES[name]).parameters)[1:])
         self.name, self.options = name, dict(options or {})
         self.parameters = 0
         self.samples_seen = 0

@@ -23,7 +23,7 @@ from mamba_apps.forecasting.models import (
     TimeMachine,
     create,
 )
-from mamba_apps.registry import suggest
+from mamba_apps.registry import check_option_names, suggest
 
 
 class EachVariate(nn.Module):
@@ -94,9 +94,7 @@ def make_network(
         return EachVariate(create(name, lookback, horizon, **options)), False
     cls = NETWORKS[name]
     known = [option for option in inspect.signature(cls).parameters if option not in ("lookback", "horizon")]
-    for option in options:
-        if option not in known:
-            raise UserError(f"{name} has no option {option!r}", suggest(option, known, "its options"))
+    check_option_names(name, options, known)
     given = {key: value for key, value in {"channels": channels, "marks": marks}.items() if key in known}
     takes_marks = len(inspect.signature(cls.forward).parameters) > 2
     return cls(lookback, horizon, **given, **options), takes_marks and marks > 0
