@@ -69,7 +69,7 @@ class Imputer:
         self,
         model: str = "mamba1",
         *,
-        columns: Sequence[str] | None = None,
+        columns: Sequence[str] | str | None = None,
         freq: str | int | None = None,
         window: int | None = None,
         id_col: str = "unique_id",
@@ -194,8 +194,10 @@ class Imputer:
             DataError: As in `impute`.
             UserError: Nothing was fitted, or a number is out of range.
         """
-        if not 0 < share < 1 or run < 1:
-            raise UserError(f"share is {share} and run {run}", "give a share between 0 and 1 and a run of at least 1")
+        if not 0 < share < 1:
+            raise UserError(f"share is {share}", "give a number between 0 and 1")
+        if isinstance(run, bool) or not isinstance(run, int) or run < 1:
+            raise UserError(f"run is {run!r}", "give a whole number of at least 1 step")
         filler = self._known()
         data = filler.read(df)
         hidden = [

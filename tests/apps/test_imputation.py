@@ -187,6 +187,12 @@ def test_series_shorter_than_the_window_are_filled() -> None:
     assert np.isfinite(filled[filled["unique_id"] == "c"]["up"]).all()
 
 
+def test_one_column_may_stand_by_itself() -> None:
+    data = holed(waves())
+    filled = Imputer("linear", columns="up").fit(data).impute(data)
+    assert list(filled.columns) == ["unique_id", "ds", "up"]
+
+
 def test_whole_numbers_count_steps() -> None:
     frame = waves().assign(ds=lambda f: f.groupby("unique_id").cumcount())
     data = holed(frame)
@@ -231,6 +237,8 @@ def test_what_it_cannot_use_is_refused(tmp_path: Path) -> None:
     refused(lambda: line.impute(data.drop(columns="up")), "up")
     refused(lambda: line.impute(data.assign(up=np.nan)), "'up'")
     refused(lambda: line.score(data, share=1.5), "share")
+    refused(lambda: line.score(data, run=2.5), "run", "whole number")
+    refused(lambda: Imputer("linear", tz="Europe/Berln").fit(data), "Europe/Berln", "time zone")
 
 
 def test_folders_that_hold_no_imputer(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def read_into(
     Returns:
         The series, or None where the collector has kept a finding.
     """
-    past, future, static = (_names(value) for value in (past, future, static))
+    past, future, static = (column_names(value) for value in (past, future, static))
     _check_options(sink.path, missing, season, tz, [id_col, time_col, target_col, *past, *future, *static])
     wanted = None if freq is None else Frequency.parse(freq, sink.path)
     required = [time_col, target_col, *past, *future, *static]
@@ -164,7 +164,8 @@ def read_into(
     )
 
 
-def _names(value: Sequence[str] | str) -> tuple[str, ...]:
+def column_names(value: Sequence[str] | str) -> tuple[str, ...]:
+    """Return names of columns, of which a single one may stand by itself."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
@@ -179,13 +180,23 @@ def _check_options(label: str, missing: str, season: int | None, tz: str | None,
     twice = next((name for name in columns if list(columns).count(name) > 1), None)
     if twice is not None:
         raise DataError(label, "columns", f"{twice!r} is asked for in two roles", "name each column once")
-    if tz is not None:
-        try:
-            pd.Timestamp("2000-01-01", tz=tz)
-        except Exception as error:
-            # The class depends on pandas' version and on whether zoneinfo or pytz looks the name up.
-            found = f"{tz!r} is not a time zone"
-            raise DataError(label, "tz", found, "use a name such as 'UTC' or 'Europe/Berlin'") from error
+    check_zone(label, tz)
+
+
+def check_zone(label: str, tz: str | None) -> None:
+    """Refuse a time zone that there is not.
+
+    Raises:
+        DataError: That is so.
+    """
+    if tz is None:
+        return
+    try:
+        pd.Timestamp("2000-01-01", tz=tz)
+    except Exception as error:
+        # The class depends on pandas' version and on whether zoneinfo or pytz looks the name up.
+        found = f"{tz!r} is not a time zone"
+        raise DataError(label, "tz", found, "use a name such as 'UTC' or 'Europe/Berlin'") from error
 
 
 def inferred_frequency(rows: Sequence[SeriesRows], sink: Collector) -> Frequency | None:

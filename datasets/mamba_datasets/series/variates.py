@@ -13,7 +13,7 @@ from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector, nearest
 from mamba_datasets.series.assemble import grid_steps
 from mamba_datasets.series.frequency import Frequency
-from mamba_datasets.series.read import inferred_frequency
+from mamba_datasets.series.read import check_zone, column_names, inferred_frequency
 from mamba_datasets.series.rows import group_rows
 from mamba_datasets.series.table import Table, load_table
 from mamba_datasets.series.timestamps import parse_timestamps
@@ -64,7 +64,7 @@ class Variates:
 def read_variates(
     source: Path | str | pd.DataFrame | Table,
     *,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[str] | str | None = None,
     freq: str | int | None = None,
     id_col: str = "unique_id",
     time_col: str = "ds",
@@ -85,6 +85,9 @@ def read_variates(
     """
     label = source.label if isinstance(source, Table) else "DataFrame" if isinstance(source, pd.DataFrame) else source
     sink = Collector(str(label))
+    check_zone(sink.path, tz)
+    if columns is not None:
+        columns = column_names(columns)
     wanted = None if freq is None else Frequency.parse(freq, sink.path)
     required = None if columns is None else [time_col, *columns]
     table = load_table(source, id_col=id_col, required=required)
