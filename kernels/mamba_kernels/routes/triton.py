@@ -94,6 +94,13 @@ def _plan_merge(parts_BKLX: Tensor, z_BLX: Tensor, has_z: bool, keep: bool, scal
     )  # fmt: skip
 
 
+def merge_readings(parts_BKLX: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Return the scaled sum (B, L, X) of what lies contiguous for each reading."""
+    out_BLX = torch.empty_like(parts_BKLX[:, 0], dtype=dtype)
+    _plan_merge(parts_BKLX, out_BLX, False, False, scale)(parts_BKLX, out_BLX, out_BLX, out_BLX)
+    return out_BLX
+
+
 @per_layout
 def _plan_unmerge(dout_BLX: Tensor, z_BLX: Tensor, dz_BLX: Tensor, scale: float) -> Launch:
     batch, cells, channels = dout_BLX.shape
@@ -232,9 +239,7 @@ class RouteScan:
             dlow = torch.bmm(dsteps_KBLD.flatten(1, 2), self._weight_KDR)[..., :rank]
             ddelta = dlow.unflatten(1, (batch, *self._readings.shape)).transpose(0, 1)
         if self._shared:
-            dx_BLD = torch.empty_like(dx_BKLD[:, 0])
-            _plan_merge(dx_BKLD, dx_BLD, False, False, 1.0)(dx_BKLD, dx_BLD, dx_BLD, self._new(0))
-            dx = dx_BLD.unflatten(1, self._readings.shape)
+            dx = merge_readings(dx_BKLD, 1.0, x.dtype).unflatten(1, self._readings.shape)
         dx, ddelta, dB, dC = (
             in_order_of(gradient, part)
             for part, gradient in ((x, dx), (self._delta, ddelta), (self._B, dB), (self._C, dC))

@@ -11,7 +11,7 @@ from torch import Tensor
 from mamba_kernels.gpu import on_device_of_inputs, refuse_float64
 from mamba_kernels.layout import in_order_of
 from mamba_kernels.routes.readings import Readings
-from mamba_kernels.routes.triton import _plan_merge
+from mamba_kernels.routes.triton import merge_readings
 from mamba_kernels.ssd import triton_choices, triton_launch
 
 
@@ -24,13 +24,6 @@ def _on_cells(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, readings: Readings) -
     return (
         x_BKLHP.expand(-1, K, -1, -1, -1), dt_BKLH.expand(-1, K, -1, -1), B.flatten(2, -3), C.flatten(2, -3)
     )  # fmt: skip
-
-
-def _merged(parts_BKLX: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Return the scaled sum over readings (B, L, X)."""
-    out_BLX = torch.empty_like(parts_BKLX[:, 0], dtype=dtype)
-    _plan_merge(parts_BKLX, out_BLX, False, False, scale)(parts_BKLX, out_BLX, out_BLX, out_BLX)
-    return out_BLX
 
 
 @on_device_of_inputs
@@ -66,7 +59,7 @@ def forward_route(
         y = y_BKLHP.transpose(1, 2).flatten(2, 3)
     else:
         scale = 1 / readings.K if readings.merge == "mean" else 1.0
-        y = _merged(y_BKLHP.flatten(3), scale, out_dtype).unflatten(-1, x.shape[-2:])
+        y = merge_readings(y_BKLHP.flatten(3), scale, out_dtype).unflatten(-1, x.shape[-2:])
     return y.unflatten(1, readings.shape)
 
 
@@ -102,7 +95,7 @@ def backward_route(
         dout_BKLHP, None, *tensors, dt_softplus, dt_limit, None, None, False, x.new_empty(0), configs, readings
     )
     if not own_x:
-        dx = dx[:, 0] if K == 1 else _merged(dx.flatten(3), 1.0, dx.dtype).unflatten(-1, x.shape[-2:])
+        dx = dx[:, 0] if K == 1 else merge_readings(dx.flatten(3), 1.0, dx.dtype).unflatten(-1, x.shape[-2:])
     if not own_steps:
         ddt = ddt.sum(1, dtype=torch.float32).to(dt.dtype)
     dx, ddt, dB, dC = (
