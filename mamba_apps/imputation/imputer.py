@@ -30,6 +30,7 @@ from mamba_apps.training.best import fit_best
 from mamba_datasets.series import Table, read_variates
 
 Frame: TypeAlias = pd.DataFrame | Path | str | Table
+_TRAINING = ("lr", "max_steps", "batch_size", "patience", "seed")
 
 
 class Imputer:
@@ -153,6 +154,7 @@ class Imputer:
             self.calendar,
             scales,
             metrics,
+            {name: getattr(self, name) for name in _TRAINING},
         )
         return self
 
@@ -258,6 +260,7 @@ class Imputer:
             model_options=filler.options,
             accelerator=accelerator,
             progress=progress,
+            **filler.training,
             **filler.reading,
         )
         if filler.network is not None:

@@ -41,6 +41,7 @@ class Filler:
         calendar: What `calendar_columns` is told; None for no calendar.
         scales: The scales of the fit's data.
         metrics: Scores on the part that was held back.
+        training: How it was trained, as plain values by the `Imputer`'s names, so that it is fitted anew alike.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Filler:
     calendar: Mapping[str, Any] | None
     scales: Scales
     metrics: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def read(self, source: Any) -> Variates:
         """Read series with the columns of the fit's data.
@@ -135,6 +137,7 @@ class Filler:
                 "reading": dict(self.reading),
                 "calendar": None if self.calendar is None else dict(self.calendar),
                 "keys": list(self.scales.keys),
+                "training": dict(self.training),
             },
             metrics=dict(self.metrics),
         )
@@ -175,6 +178,7 @@ def load_filler(directory: str | Path) -> Filler:
             calendar=settings["calendar"],
             scales=Scales(keys, bundle.mean_SC.numpy(), bundle.std_SC.numpy()),
             metrics=card.metrics,
+            training=settings.get("training", {}),
         )
     except (KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
         text = " ".join(str(getattr(error, "message", error)).split())[:200]

@@ -141,6 +141,7 @@ def test_saved_and_loaded_it_fills_alike(tmp_path: Path) -> None:
     loaded = Imputer.load(imputer.save(tmp_path / "saved"), accelerator="cpu", progress=False)
     pd.testing.assert_frame_equal(loaded.impute(data), imputer.impute(data))
     assert loaded.metrics == imputer.metrics
+    assert (loaded.max_steps, loaded.lr) == (2, SMALL["lr"])
     one = data[data["unique_id"] == "b"]
     expected = imputer.impute(data).query("unique_id == 'b'").reset_index(drop=True)
     pd.testing.assert_frame_equal(loaded.impute(one), expected)
