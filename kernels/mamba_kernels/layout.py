@@ -50,6 +50,13 @@ def empty_in_order(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_strided(x.shape, _dense_stride(x), dtype=dtype or x.dtype, device=x.device)
 
 
+def empty_sized(x: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised dense tensor of other ``sizes`` than ``x``, on its device and in its dimension order."""
+    order = dimension_order(x)
+    out = torch.empty([sizes[dim] for dim in order], dtype=dtype, device=x.device)
+    return out.permute([order.index(dim) for dim in range(x.dim())])
+
+
 @per_layout
 def _dense_stride(x: Tensor) -> tuple[int, ...]:
     stride = [0] * x.dim()

@@ -221,10 +221,12 @@ torch.manual_seed(0)
 torch.use_deterministic_algorithms(True)
 def draw(*shape): return torch.randn(shape).to("cuda", torch.bfloat16).requires_grad_()
 def ones(*shape): return torch.ones(shape, device="cuda", requires_grad=True)
-A, R = (-torch.arange(1.0, n + 1, device="cuda").repeat(d, 1) for d, n in ((96, 16), (192, 4)))
+A, S, R = (-torch.arange(1.0, n + 1, device="cuda").repeat(d, 1) for d, n in ((96, 16), (96, 1), (192, 4)))
 calls = {
     lambda u, d, B, C: selective_scan(u, d, A, B, C, delta_softplus=True):
         [draw(2, 96, 700), draw(2, 96, 700), draw(2, 16, 700), draw(2, 16, 700)],
+    lambda u, d, B, C: selective_scan(u, d, S, B, C, delta_softplus=True):
+        [draw(2, 96, 700), draw(2, 96, 700), draw(2, 1, 700), draw(2, 1, 700)],
     lambda x, d, B, C, z, w: selective_scan_route(
         x, d, R, B, C, z=z, delta_weight=w, delta_softplus=True, route=Route("bidirectional")
     ): [draw(2, 9, 30, 96), draw(2, 2, 9, 30, 6), *(draw(2, 2, 9, 30, 4) for _ in range(2)), draw(2, 9, 30, 96),

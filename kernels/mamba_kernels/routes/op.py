@@ -13,7 +13,7 @@ from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative, register_derivative, wants_gradient
 from mamba_kernels.checks import compute_dtype
 from mamba_kernels.export import register_decomposition
-from mamba_kernels.layout import dimension_order, empty_in_order
+from mamba_kernels.layout import empty_in_order, empty_sized
 from mamba_kernels.routes.checks import NAME, cast_route_inputs, check_route_inputs
 from mamba_kernels.routes.cpu import checkpoint_shape
 from mamba_kernels.routes.reference import route_scan, scan_readings
@@ -32,10 +32,7 @@ def _one_grid(x: Tensor, delta: Tensor) -> Tensor:
 
 def _empty_out(x: Tensor, delta: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     like = _one_grid(x, delta)
-    order = dimension_order(like)
-    sizes = [*like.shape[:-1], channels]
-    out = torch.empty([sizes[dim] for dim in order], dtype=dtype, device=x.device)
-    return out.permute([order.index(dim) for dim in range(like.dim())])
+    return empty_sized(like, (*like.shape[:-1], channels), dtype)
 
 
 def _exactly(kind: str) -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mamba_kernels import backend as backends
 from mamba_kernels.autograd import refuse_second_derivative, register_derivative
-from mamba_kernels.layout import dimension_order, empty_in_order
+from mamba_kernels.layout import empty_in_order, empty_sized
 from mamba_kernels.routes.readings import Readings
 from mamba_kernels.routes.route import Route
 
@@ -26,13 +26,11 @@ def _readings(B: Tensor, route: str, merge: str, widths: Sequence[int]) -> Readi
     return Route(route, merge, tuple(widths) or None).readings(tuple(B.shape[2:-2]), B.device)
 
 
-def empty_out(x: Tensor, B: Tensor, concatenates: bool, dtype: torch.dtype) -> Tensor:
+def _empty_out(x: Tensor, B: Tensor, concatenates: bool, dtype: torch.dtype) -> Tensor:
     """Return memory for the merged result, in the dimension order of x."""
     like = x[:, 0] if x.dim() == B.dim() else x
-    order = dimension_order(like)
-    sizes = [*like.shape[:-2], like.shape[-2] * (B.shape[1] if concatenates else 1), like.shape[-1]]
-    out = torch.empty([sizes[dim] for dim in order], dtype=dtype, device=x.device)
-    return out.permute([order.index(dim) for dim in range(like.dim())])
+    heads = like.shape[-2] * (B.shape[1] if concatenates else 1)
+    return empty_sized(like, (*like.shape[:-2], heads, like.shape[-1]), dtype)
 
 
 @torch.library.custom_op("mamba_kernels::ssd_route", mutates_args=(), device_types=("cpu", "cuda"))
@@ -66,7 +64,7 @@ def registered_ssd_route(
         _readings(B, route, merge, widths),
         out_dtype,
     )
-    ordered = empty_out(x, B, merge == "concat", out_dtype)
+    ordered = _empty_out(x, B, merge == "concat", out_dtype)
     return out if out.stride() == ordered.stride() else ordered.copy_(out)
 
 
@@ -111,7 +109,7 @@ def _(
     widths: Sequence[int],
     out_dtype: torch.dtype,
 ) -> Tensor:
-    return empty_out(x, B, merge == "concat", out_dtype)
+    return _empty_out(x, B, merge == "concat", out_dtype)
 
 
 @registered_backward.register_fake
