@@ -13,6 +13,8 @@ from mamba_datasets.report import Collector
 from mamba_datasets.series.table import Table
 from mamba_datasets.series.timestamps import localise
 
+_SEVERAL = "if they are several series, name each row's in a column 'unique_id', or in another that id_col names"
+
 
 @dataclass(frozen=True)
 class SeriesRows:
@@ -102,7 +104,7 @@ def _report_unsorted(table: Table, one: SeriesRows, sink: Collector) -> None:
     found = f"rows in time order were expected, found {one.index[back]} after {one.index[back - 1]}"
     remedy = "sort the rows by time, as read_series(sort=True) does"
     if table.id_col is None:
-        remedy += "; if they are several series, name their column with id_col"
+        remedy += f"; {_SEVERAL}"
     sink.add(one.place(table, back), found, remedy)
 
 
@@ -115,7 +117,7 @@ def _without_duplicates(table: Table, one: SeriesRows, sink: Collector) -> Serie
     first = table.place(one.rows[again - 1])
     found = f"one row a timestamp was expected, found the timestamp of {first} again ({count} repeated rows)"
     if table.id_col is None:
-        remedy = "keep one row a timestamp; if the table holds several series, name their column with id_col"
+        remedy = f"keep one row a timestamp; {_SEVERAL}"
     else:
         remedy = "keep one row a timestamp and series, or aggregate them"
     if all(is_clock_change(stamp) for stamp in one.index[duplicated]):
