@@ -49,7 +49,8 @@ class Choice(Generic[C]):
 
     Args:
         name: The kernel's name, for the cache and for errors.
-        kernels: The Triton or Gluon functions whose sources the verdicts belong to.
+        kernels: The Triton or Gluon functions whose sources the verdicts belong to. So do the sources in the folder of
+            ``check``: what plans the launches decides constants that are compiled.
         candidates: Returns at most three configurations for a class of shapes, the default first; they are written and
             compared by their ``repr``.
         check: Runs a configuration on a small fixed problem of a class of shapes, with the compile-time constants the
@@ -161,9 +162,10 @@ class Choice(Generic[C]):
         return cache_directory() / f"{self._name}-{digest}.json", key
 
     def _source(self) -> str:
-        """Return a hash of the kernels' sources and of the file that checks them."""
+        """Return a hash of the kernels' sources, and of what checks them and plans their launches, in one folder."""
         parts = [kernel.cache_key for kernel in self._kernels]
-        parts.append(Path(inspect.getfile(self._check)).read_text(encoding="utf-8"))
+        folder = Path(inspect.getfile(self._check)).parent
+        parts += [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -138,6 +139,17 @@ def test_what_a_verdict_depends_on_asks_for_a_new_one(other: Callable[[], str], 
     Kernel()()
     other()
     assert len(list(cache.iterdir())) == 2
+
+
+def test_other_plans_of_launches_ask_for_a_new_one(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "checks.py").write_text("def check(*_):\n    return True\n")
+    check = runpy.run_path(str(tmp_path / "checks.py"))["check"]
+    for slices, verdicts in ((1, 1), (1, 1), (2, 2)):
+        (tmp_path / "plan.py").write_text(f"SLICES = {slices}\n")
+        kernel = Kernel()
+        kernel.choice._check = check
+        kernel(timed=False)
+        assert len(list(cache.iterdir())) == verdicts
 
 
 @pytest.mark.parametrize("name", ["_gpu_name", "_triton_version"])
