@@ -20,7 +20,7 @@ from mamba_apps.forecasting.reading import check_holidays
 from mamba_apps.imputation.fills import FILLS
 from mamba_apps.imputation.gaps import fixed_gaps
 from mamba_apps.imputation.network import ImputationNetwork
-from mamba_apps.imputation.saving import Filler, load_filler
+from mamba_apps.imputation.saving import Filler, load_filler, misfit
 from mamba_apps.imputation.scales import Scales, default_window, known_columns
 from mamba_apps.imputation.task import ImputationTask
 from mamba_apps.imputation.windows import GapData, Steps, held_back
@@ -252,17 +252,20 @@ class Imputer:
         device = device_for(accelerator)
         filler = load_filler(directory)
         calendar = filler.calendar
-        found = cls(
-            filler.model,
-            window=filler.sizes["window"],
-            calendar=calendar is not None,
-            holidays=calendar["holidays"] if calendar else None,
-            model_options=filler.options,
-            accelerator=accelerator,
-            progress=progress,
-            **filler.training,
-            **filler.reading,
-        )
+        try:
+            found = cls(
+                filler.model,
+                window=filler.sizes["window"],
+                calendar=calendar is not None,
+                holidays=None if calendar is None else calendar["holidays"],
+                model_options=filler.options,
+                accelerator=accelerator,
+                progress=progress,
+                **filler.training,
+                **filler.reading,
+            )
+        except (KeyError, TypeError, UserError) as error:
+            raise misfit(directory, error) from None
         if filler.network is not None:
             filler.network.to(device)
         found._filler = filler

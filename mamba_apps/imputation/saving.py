@@ -181,10 +181,13 @@ def load_filler(directory: str | Path) -> Filler:
             training=settings.get("training", {}),
         )
     except (KeyError, TypeError, ValueError, RuntimeError, UserError) as error:
-        text = " ".join(str(getattr(error, "message", error)).split())[:200]
-        raise UserError(
-            f"{directory}: the card and the weights do not fit together ({text})", "save the imputer again"
-        ) from None
+        raise misfit(directory, error) from None
+
+
+def misfit(directory: str | Path, error: Exception) -> UserError:
+    """Return the error of a folder whose card says what cannot be."""
+    text = " ".join(str(getattr(error, "message", error)).split())[:200]
+    return UserError(f"{directory}: the card and the weights do not fit together ({text})", "save the imputer again")
 
 
 class _Bundle(nn.Module):

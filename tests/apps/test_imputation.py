@@ -255,6 +255,10 @@ def test_folders_that_hold_no_imputer(tmp_path: Path) -> None:
     refused(lambda: Imputer.load(folder), "forecasting")
     card.write_text(text.replace('"linear"', '"mamba1"'))
     refused(lambda: Imputer.load(folder), str(folder))
+    other = json.loads(text)
+    other["preprocessing"]["reading"]["seperator"] = ";"
+    card.write_text(json.dumps(other))
+    refused(lambda: Imputer.load(folder), "seperator", str(folder))
 
 
 def test_the_page_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
