@@ -117,8 +117,11 @@ class Route:
             # Tensors made in inference mode could not be used in a graph later.
             with torch.inference_mode(False):
                 found = self._wrap(shape, *_index_tensors(self.name, widths, shape, device))
-            # Under a tracer the tensors are stand-ins that must not outlive it.
-            if type(found.order) is torch.Tensor:
+                _ = found.marks  # made now, not at its first use, which may be within a capture
+            # Under a tracer the tensors are stand-ins that must not outlive it; what is made while a CUDA graph is
+            # captured lies in the graph's memory, and is filled when that is replayed.
+            captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+            if type(found.order) is torch.Tensor and not captured:
                 while len(_cache) >= _CACHE_LIMIT:
                     _cache.pop(next(iter(_cache)), None)
                 _cache[key] = found
