@@ -94,6 +94,8 @@ class Imputer:
         check_holidays(calendar, holidays)
         if model in FILLS and model_options:
             raise UserError(f"{model} has no options, and {list(model_options)} are given", "leave them out")
+        if model in FILLS and holidays is not None:
+            raise UserError(f"{model} reads no holidays", f"leave them out, or take one of {', '.join(names())}")
         check_class_options("the network", ImputationNetwork, model_options or (), given=("variates", "known", "mixer"))
         self.model, self.window = model, window
         self._reading: dict[str, Any] = {"columns": columns, "freq": freq, "id_col": id_col, "time_col": time_col}

@@ -38,9 +38,13 @@ class FullyShardedStrategy(DDPStrategy):
         """Shard the task.
 
         Raises:
-            UserError: The CPU's kernels do not go with shards.
+            UserError: The CPU's kernels do not go with shards, or two modules share a parameter.
         """
         task = cast(LightningModule, self.lightning_module)
+        named = dict(task.named_parameters(remove_duplicate=False))
+        if shared := named.keys() - dict(task.named_parameters()).keys():
+            found = f"the strategy fsdp cannot shard {min(shared)}, which two modules share"
+            raise UserError(found, 'use strategy "ddp"')
         if self.root_device.type == "cpu" and backend.choose("fsdp", self.root_device, None, has_triton=False) == "cpu":
             raise UserError(
                 "the strategy fsdp frees weights that the CPU kernels hold on to",

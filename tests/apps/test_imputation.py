@@ -221,6 +221,7 @@ def test_what_it_cannot_use_is_refused(tmp_path: Path) -> None:
     refused(lambda: Imputer(model_options={"mixer": "mamba2"}), "mixer")
     refused(lambda: Imputer("linear", model_options={"layers": 2}), "layers")
     refused(lambda: Imputer(calendar=False, holidays="US"), "calendar")
+    refused(lambda: Imputer("linear", holidays="US"), "reads no holidays")
     refused(lambda: Imputer().impute(data), "fit")
     refused(lambda: Imputer().save(tmp_path), "fit")
     refused(lambda: Imputer(columns=["left"]).fit(data), "left")

@@ -165,3 +165,18 @@ def test_the_cpu_s_kernels_are_refused(tmp_path: Path, group: None, monkeypatch:
     monkeypatch.setattr("mamba_kernels.backend._from_environment", "auto")
     with pytest.raises(UserError, match=r"the CPU kernels hold on to; .*MAMBA_KERNELS_BACKEND=reference"):
         fit(tmp_path, strategy="fsdp")
+
+
+def test_a_shared_parameter_is_refused(tmp_path: Path, group: None) -> None:
+    class Tied(ClassificationTask):
+        def configure_model(self) -> None:
+            super().configure_model()
+            self.tied = nn.Linear(4, 4)
+            self.tied.weight = nn.Parameter(torch.zeros(4, 4))
+            self.twin = nn.Linear(4, 4)
+            self.twin.weight = self.tied.weight
+
+    trainer = make_trainer(run_dir=tmp_path, max_steps=1, accelerator="cpu", progress=False, strategy="fsdp")
+    images = SmallImageData("digits", val=0.5, train=None, size=8, batch_size=16)
+    with pytest.raises(UserError, match=r"cannot shard twin.weight, which two modules share"):
+        trainer.fit(Tied(MODEL, model_options=SMALL), datamodule=images)
