@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.candidates.split(","):
         for seed in range(1, 2 if name in FILLS else arguments.seeds + 1):
             start = time.perf_counter()
-            errors, parameters = measure(CANDIDATES[name], seed, known, held_out, arguments)
+            options = CANDIDATES[name] if name in FILLS else {**CANDIDATES[name], "holidays": "US"}
+            errors, parameters = measure(options, seed, known, held_out, arguments)
             cells = [*(f"{error:.3f}" for error in errors), f"{parameters:,}", f"{time.perf_counter() - start:.0f}"]
             print("  ".join(f"{cell:>20}" for cell in (name, str(seed), *cells)), flush=True)
     return 0
@@ -76,7 +77,6 @@ def measure(
         columns=COLUMNS,
         freq="h",
         time_col="datetime",
-        holidays="US",
         max_steps=arguments.max_steps,
         # Nobody stops early, so that each has the same budget.
         patience=1000,
