@@ -9,9 +9,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from mamba_apps.errors import UserError
+from mamba_apps.registry import suggest
 from mamba_apps.training.chatter import quiet
 from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
 from mamba_apps.training.files import clean_stale, make_directory
@@ -252,6 +254,9 @@ def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:
         from mamba_apps.training.fsdp import FullyShardedStrategy
 
         return {"strategy": FullyShardedStrategy()}
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in known:
+        raise UserError(f"unknown strategy {strategy!r}", suggest(strategy, known, "the strategies"))
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if name.lower().startswith(_SHARDED):
         raise UserError(

@@ -80,6 +80,7 @@ def fit(run_dir: Path, task: Task | None = None, **options: Any) -> pl.Trainer:
         ({"max_epochs": 1, "accelerator": "abacus"}, "these trainer options do not work: .*abacus"),
         ({"max_epochs": 1, "val_check_interval": "often"}, "these trainer options do not work"),
         ({"max_epochs": 1, "speed": 3}, "these trainer options do not work: .*speed"),
+        ({"max_epochs": 1, "strategy": "fsdpp"}, "unknown strategy 'fsdpp'; did you mean 'fsdp'"),
         ({"max_epochs": 1, "strategy": "deepspeed"}, 'the strategy deepspeed shards the model .* use strategy "fsdp"'),
         ({"max_epochs": 1, "strategy": "fsdp", "precision": "16-mixed"}, "does not scale losses, as fp16 needs it"),
         ({"max_epochs": 1, "strategy": "fsdp", "graph": True}, "fsdp gathers shards; leave out trainer.graph"),
