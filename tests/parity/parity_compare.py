@@ -95,7 +95,8 @@ class Comparison:
         allowed = atol + rtol * expected.double().abs()
         if self._card.autocast is not None:
             part = _AUTOCAST_BACKWARD if name.startswith(("grad", "loss")) else _AUTOCAST
-            allowed = part * expected.double().abs().max().expand_as(error)
+            # Nothing need be nearer than in float32: of a gradient whose terms cancel, rounding leaves nothing.
+            allowed = allowed.clamp(min=part * float(expected.abs().max()))
         if not bool((error <= allowed).all()):
             worst = float((error - allowed).nan_to_num(nan=float("inf")).max())
             self._problems.append(f"{name}: off by {float(error.max()):.3g}, {worst:.3g} more than allowed")

@@ -132,6 +132,18 @@ def test_a_run_in_half_precision_is_held_to_a_part_of_the_largest_value(tmp_path
         comparison.finish()
 
 
+def test_a_run_in_half_precision_need_be_no_nearer_than_one_in_full(tmp_path: Path) -> None:
+    expected = torch.tensor([6e-6])
+    card = read_card(_write(tmp_path, "any", {"in.x": torch.ones(1), "grad.b": expected}))
+    assert card is not None
+    comparison = Comparison(replace(card, autocast=torch.bfloat16))
+    comparison.near("grad.b", expected + 9e-5, atol=1e-4)
+    comparison.finish()
+    comparison.near("grad.b", expected + 1.1e-4, atol=1e-4)
+    with pytest.raises(AssertionError, match=r"grad\.b: off by 0\.00011"):
+        comparison.finish()
+
+
 def test_missing_and_exchanged_tensors_fail(tmp_path: Path) -> None:
     missing = read_card(_write(tmp_path, "lone"))
     assert missing is not None
