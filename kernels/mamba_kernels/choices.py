@@ -73,8 +73,8 @@ class Choice(Generic[C]):
         """Return the configuration to run.
 
         While a CUDA graph is captured or a compiler traces nothing is checked or measured: a configuration known to be
-        right is returned, or the default where nothing is known. With deterministic algorithms it is the first right
-        one, which depends on the shapes and the GPU alone.
+        right is returned, and where nothing is known the call is refused. With deterministic algorithms it is the first
+        right one, which depends on the shapes and the GPU alone.
 
         Args:
             shapes: The class of shapes: numbers, strings and None.
@@ -82,7 +82,7 @@ class Choice(Generic[C]):
             time: Returns a configuration's milliseconds, as `gpu_milliseconds` does; None to take the first right one.
 
         Raises:
-            BackendError: If no configuration is right.
+            BackendError: If no configuration is right, or none is known to be and nothing may be checked now.
         """
         timed = time is not None and not torch.are_deterministic_algorithms_enabled()
         key = (shapes, device, timed)
@@ -95,7 +95,13 @@ class Choice(Generic[C]):
         if _only_looking(device):
             findings = _read(*self._file(shapes, device, candidates))
             known = None if findings is None else findings.best()
-            return candidates[known or 0]
+            if known is None:
+                raise BackendError(
+                    f"{self._name}: no configuration of the kernel has been checked yet for {tuple(shapes)}, and none "
+                    "can be while a CUDA graph is captured or a tracer looks on",
+                    "run the model once on inputs of these shapes before, with its backward pass if it trains",
+                )
+            return candidates[known]
         with self._lock:
             best = self._find(shapes, device, candidates, time if timed else None).best()
         if best is None:

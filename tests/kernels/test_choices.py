@@ -258,20 +258,30 @@ def test_what_another_process_measured_meanwhile_is_taken_over() -> None:
     assert slow.choice(SHAPES, CPU, time) == "b"
 
 
-@pytest.mark.parametrize("known", [False, True])
-def test_nothing_is_checked_in_a_capture_or_under_a_tracer(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if known:
-        Kernel(wrong="b")()
-    kernel = Kernel(wrong="b")
-    looking = []
-    make_fx(lambda x: looking.append(kernel()) or x)(torch.ones(1))
+def captured(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(choices, "_gpu_name", lambda _: "cpu")
-    looking.append(kernel.choice(SHAPES, torch.device("cuda:0"), kernel.time))
-    assert looking == ["c" if known else "a"] * 2
+    return kernel.choice(SHAPES, torch.device("cuda:0"), kernel.time)
+
+
+def traced(kernel: Kernel, _: pytest.MonkeyPatch) -> str:
+    found = []
+    make_fx(lambda x: found.append(kernel()) or x)(torch.ones(1))
+    return found[0]
+
+
+@pytest.mark.parametrize("look", [captured, traced])
+def test_nothing_is_checked_in_a_capture_or_under_a_tracer(
+    look: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel(wrong="b")
+    with pytest.raises(BackendError, match=r"kernel: no configuration .* checked yet .* captured") as caught:
+        look(kernel, monkeypatch)
+    assert "run the model once" in caught.value.remedy
     assert kernel.checked == []
-    assert kernel() == "c"
-    assert len(kernel.checked) == (0 if known else 3)
+    Kernel(wrong="b")()
+    assert look(kernel, monkeypatch) == "c"
+    assert kernel.checked == []
 
 
 @pytest.mark.parametrize("candidates", ["", "abcd"])
