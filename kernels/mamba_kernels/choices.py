@@ -25,6 +25,7 @@ import torch
 
 from mamba_kernels.errors import BackendError
 
+S = TypeVar("S", bound=tuple)
 C = TypeVar("C")
 VARIABLE = "MAMBA_KERNELS_CACHE"
 MOST_CANDIDATES = 3
@@ -44,7 +45,7 @@ class _Findings(NamedTuple):
         return min(usable, key=lambda i: 0.0 if times is None else times[i], default=None)
 
 
-class Choice(Generic[C]):
+class Choice(Generic[S, C]):
     """A kernel's configurations, of which a call with a class of shapes and a GPU returns the one to run.
 
     Args:
@@ -62,14 +63,14 @@ class Choice(Generic[C]):
         self,
         name: str,
         kernels: Sequence[Any],
-        candidates: Callable[[tuple], Sequence[C]],
-        check: Callable[[tuple, C, torch.device], bool],
+        candidates: Callable[[S], Sequence[C]],
+        check: Callable[[S, C, torch.device], bool],
     ) -> None:
         self._name, self._kernels, self._candidates, self._check = name, kernels, candidates, check
         self._settled: dict[Any, C] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, shapes: tuple, device: torch.device, time: Callable[[C], float] | None = None) -> C:
+    def __call__(self, shapes: S, device: torch.device, time: Callable[[C], float] | None = None) -> C:
         """Return the configuration to run.
 
         While a CUDA graph is captured or a compiler traces nothing is checked or measured: a configuration known to be
@@ -114,7 +115,7 @@ class Choice(Generic[C]):
         return candidates[best]
 
     def _find(
-        self, shapes: tuple, device: torch.device, candidates: Sequence[C], time: Callable[[C], float] | None
+        self, shapes: S, device: torch.device, candidates: Sequence[C], time: Callable[[C], float] | None
     ) -> _Findings:
         """Return what is known, or must be, of the candidates, and keep it."""
         file, key = self._file(shapes, device, candidates)
@@ -138,7 +139,7 @@ class Choice(Generic[C]):
             _write(file, key, findings)
         return findings
 
-    def _is_right(self, shapes: tuple, candidate: C, device: torch.device) -> bool:
+    def _is_right(self, shapes: S, candidate: C, device: torch.device) -> bool:
         on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
         try:
             with on_device, torch.no_grad():  # Both are a thread's own.
@@ -154,7 +155,7 @@ class Choice(Generic[C]):
             _log.warning("%s: configuration %r gives wrong results and is not used", self._name, candidate)
         return right
 
-    def _file(self, shapes: tuple, device: torch.device, candidates: Sequence[C]) -> tuple[Path, dict[str, Any]]:
+    def _file(self, shapes: S, device: torch.device, candidates: Sequence[C]) -> tuple[Path, dict[str, Any]]:
         """Return the cache's file for a choice, and all that it depends on."""
         key = {
             "kernel": self._name,

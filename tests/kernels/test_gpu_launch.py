@@ -73,13 +73,13 @@ def test_the_scan_counts_in_64_bits_where_a_sequence_reaches_that_far(
 
 def test_ssd_counts_in_64_bits_where_its_results_reach_that_far() -> None:
     pytest.importorskip("triton")
-    from mamba_kernels.ssd.triton_launch import _sizes
+    from mamba_kernels.ssd import triton_launch
 
     def is_wide(length: int) -> bool:
         # Heads and channels before positions, as the gradients, which are contiguous, do not have them.
         x = torch.empty(1, 1, 16, 64, length, dtype=torch.bfloat16, device="meta").permute(0, 1, 4, 2, 3)
         B = torch.empty(1, 1, 1, 16, length, dtype=torch.bfloat16, device="meta").permute(0, 1, 4, 2, 3)
-        return _sizes(x, B, B, 64, x, backward=True).wide
+        return triton_launch.is_wide(x, B, B, x)
 
     assert [is_wide(length) for length in (2**20, 2**21)] == [False, True]
 
@@ -90,9 +90,9 @@ def test_more_step_sizes_than_ssd_counts_are_refused() -> None:
 
     x, B = (torch.empty(1, 2**25, n, 1, device="meta") for n in (11, 1))
     with pytest.raises(KernelInputError, match="step sizes in 32 bits") as caught:
-        _sizes(x, B, B, 64, backward=False)
+        _sizes(x, B, B, 64, False, backward=False)
     assert caught.value.remedy
-    assert _sizes(x[:, :, :10], B, B, 64, backward=False).field == 10 * 2**25
+    assert _sizes(x[:, :, :10], B, B, 64, False, backward=False).field == 10 * 2**25
 
 
 def test_a_launcher_runs_on_its_tensors_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

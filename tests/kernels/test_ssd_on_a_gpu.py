@@ -100,7 +100,7 @@ def test_configurations_are_found_right(monkeypatch: pytest.MonkeyPatch, tmp_pat
     arguments = (*(inputs[n] for n in ("x", "dt", "A", "B", "C", "D")), None, inputs["dt_bias"], True)
     found = triton_choices.forward_configs(*arguments, False, False, False, False, torch.bfloat16)
     assert found == triton_plan.forward_configs("bf16", 128)[0]
-    found = triton_choices.backward_configs(*arguments, False, False, False, False, torch.bfloat16)
+    found = triton_choices.backward_configs(inputs["x"], *arguments, False, False, False, False, torch.bfloat16)
     assert found == triton_plan.backward_configs("bf16", 128)[0]
 
 

@@ -244,12 +244,17 @@ class TestOptions:
         ):  # fmt: skip
             torch.testing.assert_close(found, wanted)
 
-    def test_configurations_are_checked_and_wrong_results_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("half", [False, True])
+    def test_configurations_are_checked_and_wrong_results_found(
+        self, half: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from mamba_kernels.ssd import triton_choices, triton_launch
 
         inputs, _ = ssd_case(torch.float32, length=3, heads=2, seq_idx=True, reverse=True)
-        *tensors, _ = inputs.values()
-        shapes = triton_choices._class(True, *tensors, True, True, True, True, True, torch.float32)
+        x, *rest, _ = inputs.values()
+        shapes = triton_choices._class(x, x, *rest, True, True, True, True, True, torch.float32)
+        if half:
+            shapes = shapes._replace(wide=True, **dict.fromkeys(("A", "D", "z", "bias"), "torch.bfloat16"))
         device, chosen = torch.device(DEVICE), (triton_choices.INTERPRETED,) * 3
         checks = {
             "forward": lambda: triton_choices._check_forward(shapes, chosen[:2], device),

@@ -147,9 +147,9 @@ def test_configurations_are_checked_and_wrong_results_found(monkeypatch: pytest.
     inputs, _ = route_case(torch.float32, Route("bidirectional"), (3,), own=True, own_steps=True)
     x, dt, A, B, C, D, bias = inputs.values()
     shapes = triton_choices._class(
-        False, x, dt, A, B, C, D, None, bias, True, False, False, True, False, torch.float32
+        None, x, dt, A, B, C, D, None, bias, True, False, False, True, False, torch.float32
     )  # fmt: skip
-    assert shapes[14] == 2
+    assert shapes.readings == 2
     device, chosen = torch.device(DEVICE), (triton_choices.INTERPRETED,) * 3
     checks = {
         "forward": lambda: triton_choices._check_forward(shapes, chosen[:2], device),

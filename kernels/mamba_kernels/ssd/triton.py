@@ -67,7 +67,7 @@ def backward(
     tensors = (x, dt, A, B, C, D, z, dt_bias)
     enters, leaves = initial_states is not None, grad_final_states is not None
     configs = triton_choices.backward_configs(
-        *tensors, dt_softplus, enters, leaves, seq_idx is not None, reverse, grad_out.dtype
+        grad_out, *tensors, dt_softplus, enters, leaves, seq_idx is not None, reverse, grad_out.dtype
     )
     return triton_launch.backward(
         grad_out, grad_final_states, *tensors, dt_softplus, dt_limit, initial_states, seq_idx, reverse, ungated, configs

@@ -90,6 +90,7 @@ class _Options(NamedTuple):
     has_marks: bool
     reverse: bool
     routed: bool = False
+    wide: bool = False
 
     def reading(self) -> dict[str, bool]:
         """Return the kernels' constants of how positions are read."""
@@ -127,18 +128,22 @@ def parts(x: Tensor, B: Tensor, C: Tensor, backward: bool) -> int:
     return triton_plan.parts(programs, length, multiprocessors(x.device), wanted)
 
 
-def _sizes(x: Tensor, B: Tensor, C: Tensor, chunk: int, *others: Tensor | None, backward: bool) -> _Sizes:
+def is_wide(x: Tensor, B: Tensor, C: Tensor, *others: Tensor | None) -> bool:
+    """Return whether the kernels have to count in 64 bits within a tile of these tensors or of what belongs to them."""
+    layouts = [(t.stride(-3), t.stride(-1), t.shape[-1]) for t in (x, B, C, *others) if t is not None]
+    # Results need not lie as what they belong to: on a route they are contiguous.
+    layouts += [(_dense(t)[2], _dense(t)[4], t.shape[-1]) for t in (x, B, C)]
+    # The rows of a chunk lie side by side, or on a route anywhere.
+    return triton_plan.needs_64_bits(x.shape[2] if x.dim() == 5 else triton_plan.LONGEST_CHUNK, *layouts)
+
+
+def _sizes(x: Tensor, B: Tensor, C: Tensor, chunk: int, wide: bool, *, backward: bool) -> _Sizes:
     batch, readings, length, heads, width = _by_reading(x).shape
     groups, states = (readings * B.shape[-2], B.shape[-1])
     heads *= readings
     tiles = triton_plan.tiles(x, B, C)
     padded = ceil_divide(length, chunk) * chunk
     part_chunks = ceil_divide(padded // chunk, parts(x, B, C, backward))
-    layouts = [(t.stride(-3), t.stride(-1), t.shape[-1]) for t in (x, B, C, *others) if t is not None]
-    # Results need not lie as what they belong to: on a route they are contiguous.
-    layouts += [(_dense(t)[2], _dense(t)[4], t.shape[-1]) for t in (x, B, C)]
-    # The rows of a chunk lie side by side, or on a route anywhere.
-    wide = triton_plan.needs_64_bits(length if x.dim() == 5 else chunk, *layouts)
     field = batch * heads * padded
     require(
         (FIELDS - 1) * field < 2**31,
@@ -240,7 +245,7 @@ def _plan_forward(
     z: Tensor | None, bias: Tensor | None, options: _Options, enters: bool, save: bool,
 ) -> _Forward:  # fmt: skip
     walking, config = configs
-    sizes = _sizes(x, B, C, walking.chunk, z, backward=False)
+    sizes = _sizes(x, B, C, walking.chunk, options.wide or is_wide(x, B, C, z), backward=False)
     ends = carry = None
     if sizes.parts > 1:
         ends = _plan_walk(sizes, walking, x, B, None, C, None, options, keep=False, enters=False, denters=False)
@@ -262,7 +267,7 @@ def _plan_backward(
     D: Tensor | None, z: Tensor | None, bias: Tensor | None, options: _Options, enters: bool, denters: bool,
 ) -> _Backward:  # fmt: skip
     walking, of_heads, of_groups = configs
-    sizes = _sizes(x, B, C, walking.chunk, z, dout, backward=True)
+    sizes = _sizes(x, B, C, walking.chunk, options.wide or is_wide(x, B, C, z, dout), backward=True)
     ends = carry = None
     if sizes.parts > 1:
         ends = _plan_walk(sizes, walking, x, B, dout, C, z, options, keep=False, enters=enters, denters=denters)
@@ -357,15 +362,17 @@ def forward(
     save: bool,
     configs: tuple[Config, Config],
     readings: Readings | None = None,
+    wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, the final states, and the output before the gate (nothing unless ``save`` and a gate).
 
     The arguments are those of `ssd`, already checked, and its configurations. With the ``readings`` of a route x, B and
     C are (B, K, L, ...), dt (B, K, L, H), A, D and dt_bias hold all readings' heads, and there is no gate, no initial
-    state, no segment but the route's; the output is (B, K, L, H, P), each reading's on the grid.
+    state, no segment but the route's; the output is (B, K, L, H, P), each reading's on the grid. ``wide`` counts in 64
+    bits where 32 would do.
     """
     marks, order = _order(seq_idx, reverse, readings)
-    options = _Options(dt_softplus, dt_limit, marks is not None, reverse, readings is not None)
+    options = _Options(dt_softplus, dt_limit, marks is not None, reverse, readings is not None, wide)
     save = save and z is not None
     plan = _plan_forward(configs, x, dt, A, B, C, D, z, dt_bias, options, initial_states is not None, save)
     sizes = plan.sizes
@@ -416,13 +423,15 @@ def backward(
     ungated: Tensor,
     configs: tuple[Config, Config, Config],
     readings: Readings | None = None,
+    wide: bool = False,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of x, dt, A, B, C, D, z, dt_bias and initial_states, empty for absent inputs.
 
-    With the ``readings`` of a route ``grad_out`` is (B, K, L, H, P), and so are the gradients as `forward` has it.
+    With the ``readings`` of a route ``grad_out`` is (B, K, L, H, P), and so are the gradients as `forward` has it;
+    ``wide`` is that of `forward`.
     """
     marks, order = _order(seq_idx, reverse, readings)
-    options = _Options(dt_softplus, dt_limit, marks is not None, reverse, readings is not None)
+    options = _Options(dt_softplus, dt_limit, marks is not None, reverse, readings is not None, wide)
     enters, denters = initial_states is not None, grad_final_states is not None
     plan = _plan_backward(configs, grad_out, x, dt, A, B, C, D, z, dt_bias, options, enters, denters)
     sizes, tiles = plan.sizes, plan.sizes.tiles

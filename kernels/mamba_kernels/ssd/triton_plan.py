@@ -19,6 +19,8 @@ PROGRAMS_WANTED = 2
 SHORTEST_PART = 256
 # Registers of a multiprocessor for each thread of a program of four warps.
 REGISTERS = 65536 // 128
+# The longest chunk of any configuration.
+LONGEST_CHUNK = 64
 
 
 class Config(NamedTuple):
@@ -115,6 +117,6 @@ def _walks(operand: str, state: int) -> list[Config]:
     return [fast, Config(32, 4, 1)]
 
 
-def needs_64_bits(chunk: int, *layouts: tuple[int, int, int]) -> bool:
-    """Return whether offsets within a tile pass 32 bits, from strides of positions and columns, and the columns."""
-    return any(chunk * abs(row) + columns * abs(column) >= 2**31 for row, column, columns in layouts)
+def needs_64_bits(rows: int, *layouts: tuple[int, int, int]) -> bool:
+    """Return whether offsets within a tile pass 32 bits, from strides of rows and columns, and the columns."""
+    return any(rows * abs(row) + columns * abs(column) >= 2**31 for row, column, columns in layouts)

@@ -89,7 +89,7 @@ def backward_route(
         dout_BKLHP = (dout / K if readings.merge == "mean" and K > 1 else dout)[:, None].expand_as(x)
     tensors = (x, dt, A, B, C, D, None, dt_bias)
     configs = triton_choices.backward_configs(
-        *tensors, dt_softplus, False, False, readings.segment is not None, False, dout.dtype
+        dout_BKLHP, *tensors, dt_softplus, False, False, readings.segment is not None, False, dout.dtype
     )
     dx, ddt, dA, dB, dC, dD, _, dbias, _ = triton_launch.backward(
         dout_BKLHP, None, *tensors, dt_softplus, dt_limit, None, None, False, x.new_empty(0), configs, readings
