@@ -96,11 +96,13 @@ class RouteScan:
         Args:
             z: The gate, or None.
             out_dtype: The result's dtype.
-            save: Whether `backward` will follow: only then are the merged result before the gate and checkpoints kept.
+            save: Whether `backward` will follow: only then are checkpoints and, in the result's dtype, the merged
+                result before the gate kept.
         """
         merged, checkpoints = self._merged(save)
         gated = merged if z is None else merged * F.silu(z.to(merged.dtype))
-        return gated.to(out_dtype), merged if save and z is not None else merged.new_empty(0), checkpoints
+        kept = (merged if save and z is not None else merged.new_empty(0)).to(out_dtype)
+        return gated.to(out_dtype), kept, checkpoints
 
     def _merged(self, save: bool) -> tuple[Tensor, Tensor]:
         concat = self._readings.merge == "concat"

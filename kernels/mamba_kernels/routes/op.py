@@ -106,7 +106,7 @@ def _(
     dtype = compute_dtype(x, delta, A, B, C, delta_weight)
     channels = x.shape[-1] * (delta.shape[1] if merge == "concat" else 1)
     keeps_merged = save and z is not None
-    merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=dtype)
+    merged = x.new_empty((*_one_grid(x, delta).shape[:-1], channels) if keeps_merged else 0, dtype=out_dtype)
     checkpoints = x.new_empty(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
     return _empty_out(x, delta, channels, out_dtype), merged, checkpoints
 
@@ -134,7 +134,7 @@ def _decompose(
     readings = _route(route, merge, widths).readings_in_graph(delta.shape[2:-1], x.device)
     out = scan_readings(_decomposed_scan, readings, *tensors, delta_softplus, out_dtype)
     dtype = compute_dtype(x, delta, A, B, C, delta_weight)
-    merged = x.new_zeros(out.shape if save and z is not None else 0, dtype=dtype)
+    merged = x.new_zeros(out.shape if save and z is not None else 0, dtype=out_dtype)
     return out, merged, x.new_zeros(checkpoint_shape(x, delta, A, B, C) if save else 0, dtype=dtype)
 
 

@@ -165,24 +165,22 @@ class RouteScan:
     def forward(self, z: Tensor | None, out_dtype: torch.dtype, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return the result (B, *grid, D or K*D), and what `backward` starts from: see `cpu.RouteScan.forward`.
 
-        Readings leave results in float32, but for those that nothing is done to.
+        Readings leave results in the dtype of the merged one, as half of all that a merge moves would else be float32.
         """
         batch, K, cells, channels = self._layout[1].shape
-        final = z is None and (K == 1 or self._concatenates)
-        dtype = out_dtype if final and self._scale == 1 else torch.float32
         sizes = (batch, cells, K, channels) if self._concatenates else (batch, K, cells, channels)
-        parts = torch.empty(sizes, dtype=dtype, device=self._x.device)
+        parts = torch.empty(sizes, dtype=out_dtype, device=self._x.device)
         y_BKLD = parts.transpose(1, 2) if self._concatenates else parts
         checkpoints = self._new(*(self._checkpoints if save else (0,)))
         plan = _plan_forward(y_BKLD, save, *self._layout, *self._options)
         plan.run((*self._inputs, checkpoints, y_BKLD), self._new(batch, K, *self._state_shape), None)
         parts_BKLX = parts.view(batch, 1, cells, K * channels) if self._concatenates else parts
         keep = save and z is not None
-        if z is None and parts_BKLX.shape[1] == 1 and dtype == out_dtype:
-            out, merged = parts_BKLX[:, 0], self._new(0)
+        merged = torch.empty_like(parts_BKLX[:, 0]) if keep else parts.new_empty(0)
+        if z is None and parts_BKLX.shape[1] == 1:
+            out = parts_BKLX[:, 0]
         else:
-            out = torch.empty_like(parts_BKLX[:, 0], dtype=out_dtype)
-            merged = torch.empty_like(parts_BKLX[:, 0]) if keep else self._new(0)
+            out = torch.empty_like(parts_BKLX[:, 0])
             z_BLX = out if z is None else z.flatten(1, -2)
             _plan_merge(parts_BKLX, z_BLX, z is not None, keep, self._scale)(parts_BKLX, z_BLX, out, merged)
         shape = self._readings.shape
@@ -195,7 +193,7 @@ class RouteScan:
         dy_BLX, dz = dout.flatten(1, -2), x.new_empty(0)
         if z is not None:
             z_BLX, dz_BLX = z.flatten(1, -2), torch.empty_like(z.flatten(1, -2))
-            dpart = torch.empty(dy_BLX.shape, dtype=torch.float32, device=device)
+            dpart = torch.empty(dy_BLX.shape, dtype=dy_BLX.dtype, device=device)
             _plan_unmerge(dy_BLX, z_BLX, dz_BLX, self._scale)(dy_BLX, z_BLX, merged, dpart, dz_BLX)
             dy_BLX, dz = dpart, in_order_of(dz_BLX.view(z.shape), z)
         elif self._scale != 1:
