@@ -13,14 +13,13 @@ from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.data import WindowData
-from mamba_apps.forecasting.decay import parameter_groups
 from mamba_apps.forecasting.intervals import quantile_levels
 from mamba_apps.forecasting.losses import MaskedErrors, MaskedLoss, point_forecast
 from mamba_apps.forecasting.models import ForecastModel, Sizes, create, spec
 from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
 from mamba_apps.forecasting.saving import Fitted
 from mamba_apps.training import ModelCard
-from mamba_apps.training.schedule import budget_spent, rate_factor
+from mamba_apps.training.adamw import adamw
 from mamba_datasets.series import WindowDataset
 
 _PREPARED_ON, _CALIBRATED_ON, _CHUNK = 20_000, 4096, 512
@@ -147,14 +146,9 @@ class ForecastTask(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, and its rate over the run's budget."""
-        groups = parameter_groups(self.network, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
-
-        def factor(step: int) -> float:
-            return rate_factor(budget_spent(self.trainer, step), self.warmup)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(
+            self, self.network, lr=self.lr, weight_decay=self.weight_decay, warmup=self.warmup, betas=self.betas
+        )
 
     @torch.no_grad()
     def plots(self, data: WindowData) -> list[ForecastPanel]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.models.base import interpolated
 from mamba_apps.forecasting.models.encoder import check_options
-from mamba_apps.series_classification.layer import BothWaysLayer
+from mamba_apps.mixers import BothWaysLayer
 
 
 class ImputationNetwork(nn.Module):

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.decay import parameter_groups
 from mamba_apps.forecasting.losses import MaskedErrors, MaskedLoss
 from mamba_apps.imputation.network import ImputationNetwork
-from mamba_apps.training.schedule import budget_spent, rate_factor
-
-_WARMUP = 0.1
+from mamba_apps.training.adamw import adamw
 
 
 class ImputationTask(pl.LightningModule):
@@ -59,10 +55,4 @@ class ImputationTask(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, and its rate over the run's budget."""
-        optimizer = torch.optim.AdamW(parameter_groups(self.network, self.weight_decay), lr=self.lr, betas=(0.9, 0.99))
-
-        def factor(step: int) -> float:
-            return rate_factor(budget_spent(self.trainer, step), _WARMUP)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adamw(self, self.network, lr=self.lr, weight_decay=self.weight_decay)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mamba_apps.mixers.attention import AttentionMixer, AttentionState
 from mamba_apps.mixers.base import Mixer, State, no_weight_decay
 from mamba_apps.mixers.block import MixerBlock
+from mamba_apps.mixers.both_ways import BothWaysLayer
 from mamba_apps.mixers.mamba1 import Mamba1Mixer, Mamba1State
 from mamba_apps.mixers.mamba2 import Mamba2Mixer, Mamba2State
 from mamba_apps.mixers.mambavision import MambaVisionMixer
@@ -36,6 +37,7 @@ __all__ = [
     "VimMixer",
     "causal_conv1d_route",
     "MixerBlock",
+    "BothWaysLayer",
     "RMSNorm",
     "GatedRMSNorm",
     "LayerNorm",

@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mamba_apps.errors import UserError
+from mamba_apps.forecasting.devices import device_for
 from mamba_apps.mixers import spec
 from mamba_apps.registry import check_class_options
 from mamba_apps.series_classification.network import SeriesNetwork, pack
+from mamba_apps.series_classification.task import PackedSeries, SeriesTask
 from mamba_apps.training import ModelCard, load_card, load_weights, save_model, saved_folder
+from mamba_apps.training.best import fit_best
 from mamba_datasets.series.ts_format import LabelledSeries
 
 TASK, DOMAIN = "classification", "series"
 FORMAT_VERSION = 1
+_TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "noise", "seed")
 
 
 class SeriesClassifier:
@@ -36,6 +39,8 @@ class SeriesClassifier:
         weight_decay: AdamW's.
         noise: Standard deviation of the noise that is added in training, as a part of each variate's own.
         seed: Of all randomness.
+        accelerator: As in Lightning: "auto", "cpu", "gpu", ...
+        progress: Whether to draw a progress bar on a terminal.
 
     Raises:
         UserError: A number is out of range.
@@ -52,6 +57,8 @@ class SeriesClassifier:
         weight_decay: float = 0.05,
         noise: float = 0.1,
         seed: int = 0,
+        accelerator: str = "auto",
+        progress: bool = True,
     ) -> None:
         for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
             if not value > 0:
@@ -60,7 +67,7 @@ class SeriesClassifier:
         check_class_options("the network", SeriesNetwork, options or (), given=("channels", "classes", "mixer"))
         self.mixer, self.options = mixer, dict(options or {})
         self.epochs, self.batch_size, self.lr, self.weight_decay = epochs, batch_size, lr, weight_decay
-        self.noise, self.seed = noise, seed
+        self.noise, self.seed, self.accelerator, self.progress = noise, seed, accelerator, progress
         self.network: SeriesNetwork | None = None
         self.classes: tuple[str, ...] = ()
         self.variates: tuple[str, ...] = ()
@@ -74,26 +81,24 @@ class SeriesClassifier:
         Returns:
             This classifier.
         """
+        device = device_for(self.accelerator)
         torch.manual_seed(self.seed)
         network = SeriesNetwork(known.channels, len(known.classes), mixer=self.mixer, **self.options)
-        values = np.concatenate(known.series)
-        network.mean_C.copy_(torch.from_numpy(values.mean(axis=0)))
-        network.std_C.copy_(torch.from_numpy(values.std(axis=0)).clamp(min=1e-6))
-        labels_N = torch.from_numpy(known.labels)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        steps = self.epochs * -(-len(known) // self.batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps, pct_start=0.1)
-        network.train()
-        for _ in range(self.epochs):
-            for chosen in torch.randperm(len(known)).split(self.batch_size):
-                x_1TC, series_1T = pack([known.series[number] for number in chosen.tolist()])
-                x_1TC = x_1TC + self.noise * network.std_C * torch.randn_like(x_1TC)
-                loss = F.cross_entropy(network(x_1TC, series_1T), labels_N[chosen], label_smoothing=0.1)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        self.network, self.classes, self.variates = network.eval(), known.classes, known.variates
+        values = np.concatenate(known.series).astype(np.float64)
+        mean_C, std_C = values.mean(axis=0), values.std(axis=0)
+        network.mean_C.copy_(torch.from_numpy(mean_C))
+        # What never changed in training has scale 1: a small change of it would be a huge one otherwise.
+        network.std_C.copy_(torch.from_numpy(np.where(std_C > 1e-7 * np.abs(mean_C), std_C, 1.0)))
+        fit_best(
+            lambda: SeriesTask(network, lr=self.lr, weight_decay=self.weight_decay, noise=self.noise),
+            PackedSeries(known, self.batch_size),
+            max_steps=self.epochs * -(-len(known) // self.batch_size),
+            accelerator=self.accelerator,
+            seed=self.seed,
+            progress=self.progress,
+            validated=False,
+        )
+        self.network, self.classes, self.variates = network.to(device).eval(), known.classes, known.variates
         return self
 
     @property
@@ -116,9 +121,6 @@ class SeriesClassifier:
             UserError: Nothing was fitted, or the folder cannot be written.
         """
         network = self._known()
-        training = {
-            name: getattr(self, name) for name in ("epochs", "batch_size", "lr", "weight_decay", "noise", "seed")
-        }
         card = ModelCard(
             task=TASK,
             domain=DOMAIN,
@@ -127,19 +129,26 @@ class SeriesClassifier:
             preprocessing={
                 "format_version": FORMAT_VERSION,
                 "variates": list(self.variates),
-                "training": training,
+                "training": {name: getattr(self, name) for name in _TRAINING},
             },
             labels=list(self.classes),
         )
         return save_model(directory, network, card)
 
     @classmethod
-    def load(cls, directory: str | Path) -> SeriesClassifier:
+    def load(cls, directory: str | Path, *, accelerator: str = "auto", progress: bool = True) -> SeriesClassifier:
         """Load a classifier that `save` saved.
 
+        Args:
+            directory: The folder.
+            accelerator: Where it computes from now on, whatever it was trained on: "auto", "cpu", "gpu", ...
+            progress: As in the class.
+
         Raises:
-            UserError: There is none, it is damaged or of another format, or it does not classify series.
+            UserError: There is none, it is damaged or of another format, it does not classify series, or there is no
+                such accelerator here.
         """
+        device = device_for(accelerator)
         folder = saved_folder(directory)
         card = load_card(folder)
         if (card.task, card.domain) != (TASK, DOMAIN):
@@ -153,7 +162,13 @@ class SeriesClassifier:
             )
         weights = load_weights(folder)
         try:
-            found = cls(card.model, options=card.arguments["options"], **card.preprocessing["training"])
+            found = cls(
+                card.model,
+                options=card.arguments["options"],
+                accelerator=accelerator,
+                progress=progress,
+                **card.preprocessing["training"],
+            )
             found.classes, found.variates = tuple(card.labels or ()), tuple(card.preprocessing["variates"])
             network = SeriesNetwork(card.arguments["channels"], len(found.classes), mixer=found.mixer, **found.options)
             network.load_state_dict(weights)
@@ -162,7 +177,7 @@ class SeriesClassifier:
             raise UserError(
                 f"{folder}: the card and the weights do not fit together ({text})", "save the classifier again"
             ) from None
-        found.network = network.eval()
+        found.network = network.to(device).eval()
         return found
 
     @torch.no_grad()
@@ -180,7 +195,9 @@ class SeriesClassifier:
             if one.ndim != 2 or one.shape[1] != channels or not len(one):
                 raise UserError(f"series {number} is {one.shape}", f"give (steps, {channels}), at least one step")
         parts = (series[start : start + self.batch_size] for start in range(0, len(series), self.batch_size))
-        return torch.cat([network(*pack(part)).softmax(-1) for part in parts]).numpy()
+        device = network.mean_C.device
+        packed = ([tensor.to(device) for tensor in pack(part)] for part in parts)
+        return torch.cat([network(*tensors).softmax(-1) for tensors in packed]).cpu().numpy()
 
     def predict(self, series: Sequence[np.ndarray]) -> list[str]:
         """Return the likeliest class of each series; arguments and errors as in `predict_proba`."""

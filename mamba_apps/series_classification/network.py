@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mamba_apps.errors import UserError
-from mamba_apps.series_classification.layer import BothWaysLayer
+from mamba_apps.forecasting.models.encoder import check_options
+from mamba_apps.mixers import BothWaysLayer
 
 
 def pack(series: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -51,11 +51,8 @@ class SeriesNetwork(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        for name, count in (("channels", channels), ("classes", classes), ("d_model", d_model), ("layers", layers)):
-            if count < 1:
-                raise UserError(f"{name} is {count}", "give at least 1")
-        if not 0 <= dropout < 1:
-            raise UserError(f"dropout is {dropout}", "give a probability in [0, 1)")
+        counts = {"channels": channels, "classes": classes, "d_model": d_model, "layers": layers}
+        check_options("the series' classifier", dropout=dropout, **counts)
         self.mean_C: Tensor
         self.std_C: Tensor
         self.register_buffer("mean_C", torch.zeros(channels))

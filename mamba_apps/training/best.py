@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 
@@ -21,43 +21,48 @@ def fit_best(
     *,
     max_steps: int,
     accelerator: str,
-    patience: int,
     seed: int,
     progress: bool,
+    patience: int | None = None,
+    validated: bool = True,
 ) -> tuple[Task, dict[str, float]]:
-    """Train a task that logs "val/mae", with twenty validations.
+    """Train a task that logs "val/mae", with twenty validations; or one without, whose last weights stay.
 
     Args:
         make_task: Makes the task; called after the randomness was seeded.
-        data: Its data, with a validation part.
+        data: Its data.
         max_steps: Most optimiser steps.
         accelerator: As in Lightning.
-        patience: Stop after so many validations without a better one.
         seed: Of all randomness.
         progress: Whether to draw a progress bar on a terminal.
+        patience: Stop after so many validations without a better one.
+        validated: Whether the data has a validation part.
 
     Returns:
-        The task with its best weights, and their scores on the validation part.
+        The task with its best weights, and their scores on the validation part, if there is one.
 
     Raises:
         UserError: An option is out of range.
     """
+    checks: dict[str, Any] = {}
+    if validated:
+        checks = {"monitor": "val/mae", "patience": patience, "check_val_every_n_epoch": None}
+        checks["val_check_interval"] = max(max_steps // _CHECKS, 10)
     with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
         trainer = make_trainer(
             run_dir=folder,
             max_steps=max_steps,
             accelerator=accelerator,
-            monitor="val/mae",
-            patience=patience,
             seed=seed,
             progress=progress,
             logger=False,
             gradient_clip_val=1.0,
-            check_val_every_n_epoch=None,
-            val_check_interval=max(max_steps // _CHECKS, 10),
+            **checks,
         )
         task = make_task()
         trainer.fit(task, datamodule=data)
+        if not validated:
+            return task, {}
         best = getattr(trainer.checkpoint_callback, "best_model_path", None) or None
         found = trainer.validate(task, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)[0]
     return task, {name: float(value) for name, value in found.items()}

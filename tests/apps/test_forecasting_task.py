@@ -16,9 +16,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting import ForecastTask, SeriesData, WindowData
-from mamba_apps.forecasting.decay import parameter_groups
 from mamba_apps.forecasting.models import Sizes, names
 from mamba_apps.training import make_trainer
+from mamba_apps.training.adamw import parameter_groups
 from mamba_apps.training.schedule import rate_factor
 from mamba_datasets.errors import DataError
 from mamba_datasets.series import SeriesSet, read_series

@@ -67,6 +67,16 @@ def test_it_learns(mixer: str) -> None:
     np.testing.assert_array_equal(again.predict_proba(tones(5, seed=1).series), proba)
 
 
+def test_a_variate_that_never_changed_has_scale_1() -> None:
+    known = tones(8)
+    flat = [np.concatenate([one, np.full((len(one), 1), 0.1, dtype=np.float32)], axis=1) for one in known.series]
+    classifier = SeriesClassifier(options=SMALL, epochs=1).fit(
+        LabelledSeries("flat", tuple(flat), known.labels, known.classes)
+    )
+    moved = [one + np.float32(1e-3) * (np.arange(4) == 3) for one in flat]
+    np.testing.assert_allclose(classifier.predict_proba(moved), classifier.predict_proba(flat), atol=0.01)
+
+
 def test_what_it_cannot_read_is_refused() -> None:
     with pytest.raises(UserError, match="was not fitted"):
         SeriesClassifier().predict([np.zeros((4, 3))])

@@ -144,6 +144,14 @@ def test_ids_stay_as_they_are_written(tmp_path: Path) -> None:
     assert read(guess_table(tmp_path / "x.csv")).ids == ["007", "010"]
 
 
+def test_the_id_of_namibia_is_an_id(tmp_path: Path) -> None:
+    path = tmp_path / "countries.csv"
+    path.write_text("date,country,y\n" + "".join(f"2024-01-0{d},{c},{d}\n" for c in ("NA", "ZA") for d in (1, 2, 3)))
+    found = guess_table(path)
+    assert (found.id_col, found.table.frame["country"].tolist()) == ("country", ["NA"] * 3 + ["ZA"] * 3)
+    assert found.notes == ("time in 'date'", "series in 'country'")
+
+
 def test_what_is_named_is_not_guessed(tmp_path: Path) -> None:
     frame = pd.DataFrame({"date": DAYS, "other": DAYS + pd.Timedelta(days=400), "a": 1.0, "b": 2.0, "temp": 3.0})
     frame.to_csv(tmp_path / "x.csv", index=False)

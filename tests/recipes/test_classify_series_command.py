@@ -56,6 +56,17 @@ def test_a_folder_as_json(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert sum(one["probability"] for one in document["series"][0]["classes"]) == pytest.approx(1)
 
 
+def test_a_file_with_decimal_commas(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "one.csv"
+    frame = (rising(False) + 0.25).assign(ds=[f"{day:02}.03.2024" for day in range(1, 13)], unique_id="NA")
+    frame.to_csv(path, index=False, sep=";", decimal=",")
+    assert main(["classify", str(path), "--model", str(trained), "--top", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.split()[:2] == [f"{path}:NA", "down"]
+    assert "columns separated by ';' · 'ds' read as day month year" in captured.err
+    assert "a decimal comma" in captured.err
+
+
 @pytest.mark.parametrize(
     ("frame", "words", "says"),
     [

@@ -39,7 +39,7 @@ def test_forecast_prints_a_row_a_step(sales: Path, capsys: pytest.CaptureFixture
     assert lines[1].startswith("a,2024-01-11 00:00:00,")
     talk = captured.err.splitlines()
     assert talk[0].startswith("forecast sales.csv · patch · horizon 6 · ")
-    assert talk[-1] == "next:  mamba-apps forecast sales.csv --horizon 6 --plot forecast.png"
+    assert talk[-1] == f"next:  mamba-apps forecast sales.csv --horizon 6 --levels 80,95 {' '.join(QUICK)} --plot"
     assert len(talk) == 3
 
 
@@ -57,6 +57,15 @@ def test_files_are_written_and_the_model_goes_on(sales: Path, capsys: pytest.Cap
     assert [row["patch"] for row in rows] == pytest.approx(first["patch"].tolist(), rel=1e-5)
     assert main(["forecast", "sales.csv", "--model", "model", "--horizon", "9"]) == 2
     assert "the model forecasts 6 steps, --horizon is 9" in capsys.readouterr().err
+
+
+def test_json_has_the_times_of_the_csv(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["forecast", "sales.csv", "--horizon", "2", "--model", "seasonal_naive", "--tz", "Europe/Berlin"]
+    assert main(words) == 0
+    times = [line.split(",")[1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert times[0] == "2024-01-11 00:00:00+01:00"
+    assert main([*words, "--json"]) == 0
+    assert [row["ds"].replace("T", " ") for row in json.loads(capsys.readouterr().out)] == times
 
 
 def test_a_baseline_needs_no_training(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:

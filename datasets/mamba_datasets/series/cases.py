@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector, nearest
+from mamba_datasets.series.guess import read_dialect
 from mamba_datasets.series.rows import group_rows
 from mamba_datasets.series.table import CSV_SUFFIXES, PARQUET_SUFFIXES, Table, load_table
 from mamba_datasets.series.timestamps import parse_timestamps
@@ -28,17 +30,20 @@ class Cases:
     Args:
         names: What each is called: its file, with its id or number where the file holds several.
         series: float32 (T, C) each; T may differ.
+        notes: What was guessed of the files, a phrase each.
     """
 
     names: tuple[str, ...]
     series: tuple[np.ndarray, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_cases(path: str | Path, channels: int, variates: Sequence[str] = ()) -> Cases:
     """Read the series of a file, or of every file in a folder and below it.
 
     A CSV or Parquet file holds one series, a row a step, or with a column "unique_id" several; a column "ds" says when
-    each step was, and its order is checked. A `.ts` file holds a series a line; classes in it are not read.
+    each step was, and its order is checked. Separators, decimal commas and dates are guessed. A `.ts` file holds a
+    series a line; classes in it are not read.
 
     Args:
         path: The file or folder.
@@ -59,15 +64,16 @@ def read_cases(path: str | Path, channels: int, variates: Sequence[str] = ()) ->
             raise DataError(path, "folder", found, "name a folder that holds series")
     names: list[str] = []
     series: list[np.ndarray] = []
+    notes: dict[str, None] = {}
     for file in files:
-        read = _read_ts(file) if file.name.lower().endswith(_TS) else _read_table(file, variates)
+        read = _read_ts(file) if file.name.lower().endswith(_TS) else _read_table(file, variates, notes)
         for name, values_TC in read:
             if values_TC.shape[1] != channels:
                 found = f"{channels} variates were expected, found {values_TC.shape[1]}"
                 raise DataError(file, name, found, "give series like those that were learned from")
             names.append(name)
             series.append(values_TC)
-    return Cases(tuple(names), tuple(series))
+    return Cases(tuple(names), tuple(series), tuple(notes))
 
 
 def read_labelled(
@@ -76,14 +82,18 @@ def read_labelled(
     """Read series with classes from a table: a row a step, with the columns "unique_id" and the class of its series.
 
     Args:
-        source: A CSV or Parquet file, or a frame. A column "ds" says when each step was, and its order is checked.
+        source: A CSV or Parquet file, or a frame. A column "ds" says when each step was, and its order is checked. A
+            file's separator, decimal commas and dates are guessed.
         label_col: The column of classes.
         variates: The columns of the variates; None for all the others.
 
     Raises:
         DataError: The table cannot be used, or the class varies within a series; the error names the place.
     """
-    table = load_table(source, id_col=_ID, required=None)
+    if isinstance(source, pd.DataFrame):
+        table = load_table(source, id_col=_ID, required=None)
+    else:
+        table, _ = _read_file(Path(source), label_col)
     _check_columns(table, [_ID, label_col, *(variates or ())])
     label = table.frame[label_col]
     columns = variates or [name for name in table.frame.columns if name not in (_ID, _TIME, label_col)]
@@ -108,8 +118,16 @@ def _read_ts(path: Path) -> list[tuple[str, np.ndarray]]:
     return [(f"{path}:{number}", values_TC) for number, values_TC in enumerate(found, start=1)]
 
 
-def _read_table(path: Path, variates: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    table = load_table(path, id_col=_ID, required=None)
+def _read_file(path: Path, *as_they_stand: str) -> tuple[Table, tuple[str, ...]]:
+    """Return a file's table, ids and some other columns in it as they stand there, and what was guessed."""
+    read = read_dialect(path, _ID)
+    kept = {name: read.raw[name] for name in (_ID, *as_they_stand) if name in read.raw.columns}
+    return dataclasses.replace(read.table, frame=read.table.frame.assign(**kept)), read.notes
+
+
+def _read_table(path: Path, variates: Sequence[str], notes: dict[str, None]) -> list[tuple[str, np.ndarray]]:
+    table, guessed = _read_file(path)
+    notes.update(dict.fromkeys(guessed))
     _check_columns(table, variates)
     columns = list(variates) or [name for name in table.frame.columns if name not in (_ID, _TIME)]
     several = table.id_col is not None

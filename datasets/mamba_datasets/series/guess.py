@@ -83,8 +83,8 @@ def guess_table(
     Raises:
         DataError: The file cannot be read, a column that was named is not there, or a role cannot be told.
     """
-    read = read_dialect(path)
-    table, notes = read.table, list(read.notes)
+    read = read_dialect(path, id_col)
+    table, notes, asked_id = read.table, list(read.notes), id_col
     named = [name for name in (id_col, time_col, target_col, *covariates) if name is not None]
     _refuse_unknown(table, named)
     dated = [name for name in table.frame.columns if name not in named and as_dates(pd.Series([name])) is not None]
@@ -103,17 +103,21 @@ def guess_table(
     target_col = _find_target(table, target_col, values, notes)
     frame_id = "unique_id" if id_col is None else id_col
     if id_col is not None and id_col in read.raw.columns:
-        # "007" is an id of its own.
+        # "007" is an id of its own, and so is "NA" once its column is known to be one of ids.
+        if id_col != asked_id and read.raw[id_col].isna().any():
+            again = guess_table(path, id_col=id_col, time_col=time_col, target_col=target_col, covariates=covariates)
+            return dataclasses.replace(again, notes=tuple(dict.fromkeys([*notes, *again.notes])))
         table = dataclasses.replace(table, frame=table.frame.assign(**{id_col: read.raw[id_col]}))
     table = dataclasses.replace(table, id_col=id_col)
     return Guess(_in_order(table, id_col, time_col, notes), frame_id, time_col, target_col, tuple(notes))
 
 
-def read_dialect(path: Path | str) -> Dialect:
+def read_dialect(path: Path | str, id_col: str | None = None) -> Dialect:
     """Read all columns of a file, its numbers and dates in whatever way it writes them.
 
     Args:
         path: A CSV or Parquet file.
+        id_col: Its column of series ids, if that is known: "NA" is one of them there, and a missing value elsewhere.
 
     Returns:
         The table and what was guessed.
@@ -126,7 +130,7 @@ def read_dialect(path: Path | str) -> Dialect:
     separator = find_separator(path) if is_text and path.is_file() else ","
     if separator != "," and not path.name.lower().endswith(".tsv"):
         notes.append(f"columns separated by {'tabs' if separator == chr(9) else repr(separator)}")
-    table = load_table(path, id_col="", required=None, separator=separator)
+    table = load_table(path, id_col=id_col or "", required=None, separator=separator)
     columns: dict[str, pd.Series] = {}
     numeric: set[str] = set()
     comma = False

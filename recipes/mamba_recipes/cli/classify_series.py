@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def run(arguments: Namespace, folder: Path) -> int:
     classifier = SeriesClassifier.load(folder)
     header(arguments.path, f"series[{classifier.mixer}]", classifier.parameters, classifier.classes)
     cases = read_cases(arguments.path, classifier.channels, classifier.variates)
+    if cases.notes:
+        print(f"read: {' · '.join(cases.notes)}", file=sys.stderr, flush=True)
     found = []
     for name, probability_K in zip(cases.names, classifier.predict_proba(cases.series), strict=True):
         likeliest = probability_K.argsort(kind="stable")[::-1][: arguments.top]

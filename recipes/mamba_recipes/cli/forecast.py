@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
@@ -116,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
         picture = draw(source.table, source.reading, forecast, forecaster.alias, forecaster.levels)
         write_file(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=arguments.plot.suffix[1:]))
     _put(forecast, arguments)
-    _last_lines(forecaster, arguments)
+    _last_lines(forecaster, arguments, argv)
     return DONE
 
 
@@ -222,7 +223,10 @@ def _put(forecast: pd.DataFrame, arguments: Namespace) -> None:
     if arguments.out is not None:
         write_frame(forecast, arguments.out)
     if arguments.json:
-        print(json.dumps(json.loads(forecast.to_json(orient="records", date_format="iso")), indent=1))
+        # pandas would write times of a zone in UTC, and the CSV has them in the zone.
+        times = forecast.iloc[:, 1].map(lambda at: at.isoformat() if hasattr(at, "isoformat") else at)
+        rows = forecast.assign(**{str(times.name): times})
+        print(json.dumps(json.loads(rows.to_json(orient="records")), indent=1))
     elif arguments.out is None:
         text = io.StringIO()
         forecast.to_csv(text, index=False, float_format=_FLOAT)
@@ -248,7 +252,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _last_lines(forecaster: Forecaster, arguments: Namespace) -> None:
+def _last_lines(forecaster: Forecaster, arguments: Namespace, argv: Sequence[str]) -> None:
     held_back = [(name, value) for name, value in forecaster.metrics.items() if name.startswith("val")]
     lines = [f"{name} {value:.4g} on the part held back" for name, value in held_back[:1]]
     if arguments.save is not None:
@@ -257,8 +261,7 @@ def _last_lines(forecaster: Forecaster, arguments: Namespace) -> None:
     if arguments.save is not None:
         lines.append(f"next:  mamba-apps forecast FILE --model {arguments.save}")
     elif arguments.plot is None:
-        which = f"--model {arguments.model}" if Path(arguments.model).is_dir() else f"--horizon {forecaster.horizon}"
-        lines.append(f"next:  mamba-apps forecast {arguments.file} {which} --plot forecast.png")
+        lines.append(f"next:  {shlex.join(['mamba-apps', 'forecast', *argv, '--plot'])}")
     print("\n".join(lines), file=sys.stderr)
 
 

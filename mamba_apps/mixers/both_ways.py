@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mamba_apps.mixers import create
+from mamba_apps.mixers.registry import create
 
 
 class BothWaysLayer(nn.Module):
