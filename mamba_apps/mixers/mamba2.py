@@ -233,7 +233,7 @@ class Mamba2Mixer(Mixer):
             self.A_log[:, None, None].expand(ssm_state.shape[1:]),
             B_BGN,
             C_BGN,
-            self._skips().expand(-1, self.headdim),
+            self.D.unflatten(0, (self.nheads, -1)).expand(-1, self.headdim),
             dt_bias=None if limited else self.dt_bias[:, None].expand(-1, self.headdim),
             dt_softplus=not limited,
             A_is_log=True,
@@ -261,7 +261,7 @@ class Mamba2Mixer(Mixer):
             torch.cat([m._rates() for m in mixers]),
             B,
             C,
-            torch.cat([m._skips().expand(-1, self.headdim) for m in mixers]),
+            torch.cat([m._skips() for m in mixers]),
             torch.cat([m.dt_bias for m in mixers]),
             True,
             self.dt_limit,
@@ -309,7 +309,7 @@ class Mamba2Mixer(Mixer):
             B_BLGN,
             C_BLGN,
             self.chunk_size,
-            self._skips().expand(-1, self.headdim),
+            self._skips(),
             dt_bias=self.dt_bias,
             dt_softplus=True,
             dt_limit=self.dt_limit,
@@ -345,8 +345,8 @@ class Mamba2Mixer(Mixer):
         return -_wide(self.A_log).exp()
 
     def _skips(self) -> Tensor:
-        """Return D as (H, P), or as (H, 1) where a head's channels share it."""
-        return self.D.unflatten(0, (self.nheads, -1))
+        """Return D as (H, P), or as (H,) where a head's channels share it, whose gradient is then one sum a head."""
+        return self.D if len(self.D) == self.nheads else self.D.unflatten(0, (self.nheads, -1))
 
 
 def _require_divisor(name: str, part: int, whole: int, what: str) -> None:
