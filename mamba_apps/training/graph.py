@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_kernels.graphs import ReplayedTraining
@@ -37,6 +37,12 @@ class GraphedTraining(Callback):
             raise UserError("graphs are captured on one GPU, and several devices train", "leave out trainer.graph")
         if trainer.strategy.root_device.type == "cuda":
             self._replayed = ReplayedTraining(network)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """Take gradients that accumulate out of the capture's memory, which the next replay writes anew."""
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the network its own forward pass back."""

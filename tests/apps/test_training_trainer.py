@@ -323,3 +323,42 @@ def test_a_graph_on_a_cpu_changes_nothing_and_needs_a_network(tmp_path: Path) ->
     callback.on_train_start(trainer, module)
     assert "forward" not in module.network.__dict__
     callback.on_train_end(trainer, module)
+
+
+class OneBuffer(torch.autograd.Function):
+    """A product whose weight's gradient always lies in the same memory, as that of a replayed pass does."""
+
+    buffer = torch.empty(4)
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x @ weight
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (x,) = ctx.saved_tensors
+        return None, OneBuffer.buffer.copy_(grad @ x).detach()
+
+
+class Product(nn.Module):
+    def __init__(self, static: bool) -> None:
+        super().__init__()
+        self.weight, self.static = nn.Parameter(torch.ones(4)), static
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return OneBuffer.apply(x, self.weight) if self.static else x @ self.weight
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_gradients_of_replayed_passes_accumulate(tmp_path: Path, accumulated: int) -> None:
+    weights = []
+    for static in (False, True):
+        task = Task()
+        task.network = task.net = Product(static)
+        options = {"graph": static, "accumulate_grad_batches": accumulated, "gradient_clip_val": 1.0}
+        fit(tmp_path / str(static), task, max_steps=3, **options)
+        weights.append(task.net.weight.detach())
+    assert not torch.equal(weights[0], torch.ones(4))
+    torch.testing.assert_close(weights[1], weights[0])
