@@ -20,9 +20,9 @@ class ReplayedTraining:
 
     Calls with other shapes or dtypes than the first, in evaluation mode or without gradients run as ever. Parameters
     must stay where they are in memory; optimisers and checkpoints see to that. Dropout draws new numbers at every
-    replay, from the generator's state as without graphs. A parameter's ``grad`` may lie in the capture's memory until the
-    next backward pass: whoever accumulates gradients must copy it before. What decides in Python, by numbers that it reads back or by
-    chance, would be decided once for all: such a model must not be captured.
+    replay, from the generator's state as without graphs. A parameter's ``grad`` may lie in the capture's memory until
+    the next backward pass: whoever accumulates gradients must copy it before. What decides in Python, by numbers that
+    it reads back or by chance, would be decided once for all: such a model must not be captured.
 
     Args:
         module: A module on a GPU, whose forward takes tensors and returns tensors, in lists, tuples or dicts or not.
