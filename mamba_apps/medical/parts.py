@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,14 +25,31 @@ def conv(in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes | int
     return cls(in_channels, out_channels, tuple(kernel), stride if isinstance(stride, int) else tuple(stride), padding)
 
 
-def instance_norm(channels: int, dim: int) -> nn.Module:
-    """Return a norm over each image's and channel's own map, with a learned scale and shift."""
-    return (nn.InstanceNorm2d if dim == 2 else nn.InstanceNorm3d)(channels, eps=1e-5, affine=True)
-
-
 def activate(x: Tensor) -> Tensor:
     """Apply the leaky ReLU in place."""
     return F.leaky_relu(x, SLOPE, inplace=True)
+
+
+class InstanceNorm(nn.Module):
+    """A norm over each image's and channel's own map, with a learned scale and shift, and the activation after it.
+
+    The numbers are those of PyTorch's instance norm. Its result is a view, though, and autograd takes the gradient of an
+    activation in place on a view through four copies of the map.
+
+    Args:
+        channels: Channels of the map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, activated: bool = False) -> Tensor:
+        """Return the normalised map (B, C, *spatial), through the leaky ReLU if ``activated``."""
+        batch, channels, *sizes = x.shape
+        maps = x.reshape(1, batch * channels, *sizes)
+        y = F.batch_norm(maps, None, None, self.weight.repeat(batch), self.bias.repeat(batch), training=True)
+        return (activate(y) if activated else y).view(x.shape)
 
 
 def he_init(module: nn.Module) -> None:
@@ -48,11 +66,11 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes | int = 1) -> None:
         super().__init__()
         self.conv = conv(in_channels, out_channels, kernel, stride)
-        self.norm = instance_norm(out_channels, len(kernel))
+        self.norm = InstanceNorm(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised map, before any activation."""
-        return self.norm(self.conv(x))
+    def forward(self, x: Tensor, activated: bool = False) -> Tensor:
+        """Return the normalised map, through the leaky ReLU if ``activated``."""
+        return self.norm(self.conv(x), activated)
 
 
 class ResidualBlock(nn.Module):
@@ -69,14 +87,14 @@ class ResidualBlock(nn.Module):
         super().__init__()
         dim = len(kernel)
         self.conv1 = conv(in_channels, out_channels, kernel, stride)
-        self.norm1 = instance_norm(out_channels, dim)
+        self.norm1 = InstanceNorm(out_channels)
         self.conv2 = conv(out_channels, out_channels, kernel)
-        self.norm2 = instance_norm(out_channels, dim)
+        self.norm2 = InstanceNorm(out_channels)
         self.conv3 = conv(in_channels, out_channels, (1,) * dim, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map."""
-        y = activate(self.norm1(self.conv1(x)))
+        y = self.norm1(self.conv1(x), activated=True)
         return activate(self.norm2(self.conv2(y)) + self.conv3(x))
 
 
@@ -95,7 +113,7 @@ class IdentityBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map."""
-        return activate(self.conv2(activate(self.conv1(x))) + x)
+        return activate(self.conv2(self.conv1(x, activated=True)) + x)
 
 
 class ConvStage(nn.Sequential):
@@ -116,7 +134,7 @@ class ConvStage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Return the stage's map."""
         for part in self:
-            x = activate(part(x))
+            x = part(x, activated=True)
         return x
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.medical import MambaLayer, ResidualUNet, UMamba, build_network, network_names
-from mamba_apps.medical.parts import NearestUp
+from mamba_apps.medical.parts import InstanceNorm, NearestUp
 from mamba_apps.medical.zoo import network_options
 from mamba_apps.mixers import Mamba1Mixer, RoutedMixer, names
 from mamba_apps.mixers.base import ROUTE_NAMES
@@ -216,6 +216,34 @@ def test_volumes_of_any_multiple_of_the_strides(sizes: tuple[int, ...]) -> None:
     y = network(torch.randn(2, 2, *sizes))
     assert y.shape == (2, 3, *sizes)
     y.sum().backward()
+
+
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("sizes", [(6, 10), (4, 6, 5)], ids=str)
+def test_the_norm_is_pytorchs_and_its_activation_is_not_in_place_on_a_view(
+    sizes: tuple[int, ...], activated: bool
+) -> None:
+    norm = InstanceNorm(3)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x, there = torch.randn(2, 3, *sizes), torch.randn(2, 3, *sizes)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    expected = F.instance_norm(inputs[0], weight=norm.weight, bias=norm.bias)
+    expected = F.leaky_relu(expected, 0.01) if activated else expected
+    found = norm(inputs[1], activated)
+    grads = [
+        torch.autograd.grad(y, (x, *norm.parameters()), there) for x, y in zip(inputs, (expected, found), strict=True)
+    ]
+    for one, other in zip((found, *grads[1]), (expected, *grads[0]), strict=True):
+        assert torch.equal(one, other)
+    assert found.grad_fn is not None
+    nodes, names = [found.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    assert "NativeBatchNormBackward0" in names
+    assert "CopySlices" not in names
 
 
 def test_up_sampling_first_is_the_same() -> None:
