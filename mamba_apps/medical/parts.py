@@ -33,8 +33,8 @@ def activate(x: Tensor) -> Tensor:
 class InstanceNorm(nn.Module):
     """A norm over each image's and channel's own map, with a learned scale and shift, and the activation after it.
 
-    The numbers are those of PyTorch's instance norm. Its result is a view, though, and autograd takes the gradient of an
-    activation in place on a view through four copies of the map.
+    The numbers are those of PyTorch's instance norm. Its result is a view, though, and of an activation in place on a
+    view autograd takes the gradient through four copies of the map.
 
     Args:
         channels: Channels of the map.
