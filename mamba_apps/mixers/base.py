@@ -48,8 +48,8 @@ class Mixer(nn.Module, ABC):
 
     def __init__(self, d_model: int, backend: str | None = None) -> None:
         super().__init__()
-        if d_model < 1:
-            raise UserError(f"d_model is {d_model}", "give at least 1 channel")
+        if not isinstance(d_model, int) or d_model < 1:
+            raise UserError(f"d_model is {d_model!r}", "give a whole number of at least 1 channel")
         self.d_model = d_model
         self.backend = backend
 

@@ -123,6 +123,8 @@ class Mamba1Mixer(Mixer):
             raise UserError(f"mamba1: dt_init is {dt_init!r}", "choose random or constant")
         if not 0 < dt_min <= dt_max:
             raise UserError(f"mamba1: dt_min is {dt_min} and dt_max {dt_max}", "give 0 < dt_min <= dt_max")
+        if not dt_scale > 0:
+            raise UserError(f"mamba1: dt_scale is {dt_scale}", "give a positive number")
         self.d_state, self.d_conv, self.d_inner, self.dt_rank = d_state, d_conv, d_inner, rank
         self.dt_min, self.dt_max, self.dt_init = dt_min, dt_max, dt_init
         self.dt_scale, self.dt_init_floor = dt_scale, dt_init_floor

@@ -133,6 +133,8 @@ class Mamba2Mixer(Mixer):
         for name, (low, high) in {"A_init_range": A_init_range, "(dt_min, dt_max)": (dt_min, dt_max)}.items():
             if not 0 < low <= high:
                 raise UserError(f"mamba2: {name} is ({low}, {high})", "give two positive bounds, the lower one first")
+        if conv_init is not None and not conv_init > 0:
+            raise UserError(f"mamba2: conv_init is {conv_init}", "give a positive bound, or None")
         if not 0 <= dt_limit[0] <= dt_limit[1]:
             raise UserError(f"mamba2: dt_limit is {tuple(dt_limit)}", "give two bounds from 0 on, the lower one first")
         self.d_state, self.d_conv, self.d_inner, self.d_ssm = d_state, d_conv, d_inner, d_ssm

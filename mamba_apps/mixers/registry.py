@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import inspect
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
+from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import Mixer
 from mamba_apps.registry import Registry, Spec
 
@@ -21,6 +24,27 @@ def create(name: str, d_model: int, **options: Any) -> Mixer:
         options: Its own options; ``spec(name).options`` lists them.
 
     Raises:
-        UserError: If the name or an option is unknown (with the nearest ones), or the mixer refuses a value.
+        UserError: If the name or an option is unknown (with the nearest ones), a value is of another kind than the
+            option, or the mixer refuses it.
     """
+    cls = check(name, options).cls
+    kinds = get_type_hints(cls.__init__)
+    for option, value in options.items():
+        if not _fits(value, kinds[option]):
+            written = inspect.signature(cls).parameters[option].annotation
+            raise UserError(f"{name}: {option} is {value!r}", f"give it as {written}")
     return _mixers.build(name, d_model, options)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value is of the kind that an annotation says; whole numbers are numbers, lists are tuples."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, NoneType if kind is None else kind)

@@ -1,12 +1,19 @@
-"""Directories of weights and configuration, as mamba-ssm and transformers publish them: safetensors and JSON only."""
+"""Directories of weights and configuration, as mamba-ssm and transformers publish them.
+
+Weights are read from safetensors, or from PyTorch's files without unpickling anything but tensors; they are written as
+safetensors.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,14 +23,17 @@ from mamba_apps.text.adapters import from_mamba_ssm, from_transformers, to_mamba
 from mamba_apps.text.model import MambaLM
 from mamba_apps.training.files import make_directory, storage_error, temporary_beside, write_text, writing
 
-_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+# One file, or an index of several, the better format first.
+_FILES = (_WEIGHTS, "pytorch_model.bin")
+_INDICES = tuple(f"{name}.index.json" for name in _FILES)
 
 
 def read_checkpoint(directory: str | Path, *, backend: str | None = None) -> MambaLM:
     """Load a checkpoint of either format; a ``config.json`` with ``model_type`` is transformers'.
 
     Raises:
-        UserError: If a file is missing, damaged or a pickle, or the checkpoint is of another model.
+        UserError: If a file is missing, damaged or holds more than tensors, or the checkpoint is of another model.
     """
     directory = Path(directory)
     config = _read_json(directory / _CONFIG)
@@ -59,38 +69,43 @@ def write_checkpoint(model: MambaLM, directory: str | Path, naming: str) -> None
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
-    if (directory / _WEIGHTS).exists():
-        return _read_tensors(directory / _WEIGHTS)
-    if (directory / _INDEX).exists():
-        return _read_shards(directory)
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
-    if pickles:
-        raise UserError(
-            f"{directory / pickles[0]} is a pickle, which can run code when it is read",
-            "convert it where you trust it: torch.load(file, weights_only=True), then safetensors.torch.save_file of "
-            f"clones of its tensors to {_WEIGHTS}",
-        )
-    raise UserError(f"{directory} has no {_WEIGHTS}", "give the directory of a checkpoint in safetensors")
+    for name in _FILES:
+        if (directory / name).exists():
+            return _read_tensors(directory / name)
+    for name in _INDICES:
+        if (directory / name).exists():
+            return _read_shards(directory / name)
+    raise UserError(
+        f"{directory} has no {' and no '.join(_FILES)}",
+        "give the directory of a checkpoint of mamba-ssm or transformers",
+    )
 
 
-def _read_shards(directory: Path) -> dict[str, Tensor]:
-    index = _read_json(directory / _INDEX)
-    files = index.get("weight_map")
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    files = _read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
-        raise UserError(
-            f"{directory / _INDEX}: weight_map must map each tensor to a file beside it", "fetch the checkpoint again"
-        )
+        raise UserError(f"{index}: weight_map must map each tensor to a file beside it", "fetch the checkpoint again")
     state_dict: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        state_dict.update(_read_tensors(directory / file))
+        state_dict.update(_read_tensors(index.with_name(file)))
     return state_dict
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors, which is not opened: it could run code",
+            f"fetch the checkpoint again, or save its state dict alone as {_WEIGHTS} where you trust it",
+        ) from error
+    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}", "fetch the checkpoint again") from error
+    if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) for x in found.values()):
+        raise UserError(f"{path} holds no state dict", "give the directory of a checkpoint")
+    return dict(found)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,9 +13,22 @@ from mamba_apps.mixers import Mamba2Mixer, create, spec
 _MAMBA_SSM_LAYERS = {"mamba1": "Mamba1", "mamba2": "Mamba2"}
 _TRANSFORMERS_TYPES = {"mamba1": "mamba", "mamba2": "mamba2"}
 # What a transformers configuration means that leaves these out.
+_TRANSFORMERS_SHARED = {"layer_norm_epsilon": 1e-5, "residual_in_fp32": True, "initializer_range": 0.1}
 _TRANSFORMERS_DEFAULTS: dict[str, dict[str, Any]] = {
-    "mamba1": {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 32, "tie_word_embeddings": True},
-    "mamba2": {"vocab_size": 32768, "hidden_size": 4096, "num_hidden_layers": 64, "tie_word_embeddings": False},
+    "mamba1": {
+        **_TRANSFORMERS_SHARED,
+        "vocab_size": 50280,
+        "hidden_size": 768,
+        "num_hidden_layers": 32,
+        "tie_word_embeddings": True,
+    },
+    "mamba2": {
+        **_TRANSFORMERS_SHARED,
+        "vocab_size": 32768,
+        "hidden_size": 4096,
+        "num_hidden_layers": 64,
+        "tie_word_embeddings": False,
+    },
 }
 # Their option -> ours, and the value it has where it is left out.
 _TRANSFORMERS_COMMON: dict[str, tuple[str, Any]] = {
@@ -44,10 +57,23 @@ _TRANSFORMERS_MIXER: dict[str, dict[str, tuple[str, Any]]] = {
         "chunk_size": ("chunk_size", 256),
     },
 }
-_MAMBA_SSM_KEYS = frozenset(
-    "d_model d_intermediate n_layer vocab_size ssm_cfg attn_layer_idx attn_cfg rms_norm residual_in_fp32 "
-    "fused_add_norm pad_vocab_size_multiple tie_embeddings".split()
-)
+# What a mamba-ssm configuration means that leaves these out.
+_MAMBA_SSM_DEFAULTS: dict[str, Any] = {
+    "d_model": 2560,
+    "d_intermediate": 0,
+    "n_layer": 64,
+    "vocab_size": 50277,
+    "ssm_cfg": {},
+    "attn_layer_idx": [],
+    "attn_cfg": {},
+    "rms_norm": True,
+    "residual_in_fp32": True,
+    "fused_add_norm": True,
+    "pad_vocab_size_multiple": 8,
+    "tie_embeddings": True,
+}
+# Ours alone, which a file does not decide.
+_OUR_CHOICE = frozenset({"backend", "device", "dtype"})
 
 
 @dataclass(frozen=True)
@@ -68,7 +94,7 @@ class MambaLMConfig:
         initializer_range: Standard deviation of the initial embedding.
 
     Raises:
-        UserError: If a size is below 1.
+        UserError: If a size is no whole number of at least 1.
     """
 
     vocab_size: int
@@ -85,8 +111,9 @@ class MambaLMConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layer", "pad_vocab_to"):
-            if getattr(self, name) < 1:
-                raise UserError(f"language model: {name} is {getattr(self, name)}", "give at least 1")
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"language model: {name} is {size!r}", "give a whole number of at least 1")
 
     @property
     def rows(self) -> int:
@@ -100,29 +127,32 @@ def config_from_mamba_ssm(config: Mapping[str, Any]) -> MambaLMConfig:
     Raises:
         UserError: If it asks for something that is not supported, by name.
     """
-    unknown = sorted(set(config) - _MAMBA_SSM_KEYS)
+    unknown = sorted(set(config) - set(_MAMBA_SSM_DEFAULTS))
     if unknown:
         raise _unsupported("mamba-ssm", unknown[0], config[unknown[0]])
-    for key, plain in (("d_intermediate", 0), ("attn_layer_idx", []), ("attn_cfg", {})):
-        if config.get(key, plain) != plain:
-            raise _unsupported("mamba-ssm", key, config[key])
-    options = dict(config.get("ssm_cfg") or {})
+    # Dictionaries that are null are empty.
+    whole = {**_MAMBA_SSM_DEFAULTS, **{key: value for key, value in config.items() if value is not None}}
+    _require_kinds("mamba-ssm", whole, _MAMBA_SSM_DEFAULTS)
+    for key in ("d_intermediate", "attn_layer_idx", "attn_cfg"):
+        if whole[key] != _MAMBA_SSM_DEFAULTS[key]:
+            raise _unsupported("mamba-ssm", key, whole[key])
+    options = dict(whole["ssm_cfg"])
     mixer = _mixer_called(_MAMBA_SSM_LAYERS, options.pop("layer", "Mamba1"), "mamba-ssm", "ssm_cfg.layer")
     for name in ("use_fast_path", "use_mem_eff_path"):
         options.pop(name, None)
     for name in options:
-        if name not in spec(mixer).options:
+        if name not in spec(mixer).options or name in _OUR_CHOICE:
             raise _unsupported("mamba-ssm", f"ssm_cfg.{name}", options[name])
     return MambaLMConfig(
-        vocab_size=config.get("vocab_size", 50277),
-        d_model=config.get("d_model", 2560),
-        n_layer=config.get("n_layer", 64),
+        vocab_size=whole["vocab_size"],
+        d_model=whole["d_model"],
+        n_layer=whole["n_layer"],
         mixer=mixer,
         mixer_options=options,
-        norm="rms" if config.get("rms_norm", True) else "layer",
-        residual_in_fp32=config.get("residual_in_fp32", True),
-        tie_embeddings=config.get("tie_embeddings", True),
-        pad_vocab_to=config.get("pad_vocab_size_multiple", 8),
+        norm="rms" if whole["rms_norm"] else "layer",
+        residual_in_fp32=whole["residual_in_fp32"],
+        tie_embeddings=whole["tie_embeddings"],
+        pad_vocab_to=whole["pad_vocab_size_multiple"],
     )
 
 
@@ -135,17 +165,19 @@ def config_from_transformers(config: Mapping[str, Any]) -> MambaLMConfig:
     mixer = _mixer_called(_TRANSFORMERS_TYPES, config.get("model_type", "mamba"), "transformers", "model_type")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise _unsupported("transformers", "hidden_act", config["hidden_act"])
-    whole = {**_TRANSFORMERS_DEFAULTS[mixer], **config}
-    options = {ours: whole.get(theirs, default) for theirs, (ours, default) in _TRANSFORMERS_MIXER[mixer].items()}
-    norm_eps, inner = whole.get("layer_norm_epsilon", 1e-5), int(options["expand"] * whole["hidden_size"])
+    table = _TRANSFORMERS_MIXER[mixer]
+    known = {**_TRANSFORMERS_DEFAULTS[mixer], **{theirs: default for theirs, (_, default) in table.items()}}
+    whole = {**known, **config}
+    _require_kinds("transformers", whole, known)
+    options = {ours: whole[theirs] for theirs, (ours, _) in table.items()}
+    norm_eps, inner = whole["layer_norm_epsilon"], int(options["expand"] * whole["hidden_size"])
     derived = {"intermediate_size": inner}
     if mixer == "mamba2":
+        if options["headdim"] < 1:
+            raise _unsupported("transformers", "head_dim", options["headdim"])
         derived["num_heads"] = inner // options["headdim"]
         # Whatever the groups of heads, transformers normalises all channels together.
-        options |= {"norm_groups": 1, "norm_eps": norm_eps}
-        # Newer files write what JSON has no number for as an object.
-        bounds = (bound["__float__"] if isinstance(bound, Mapping) else bound for bound in options["dt_limit"])
-        options["dt_limit"] = tuple(map(float, bounds))
+        options |= {"norm_groups": 1, "norm_eps": norm_eps, "dt_limit": tuple(map(_number, options["dt_limit"]))}
     for name, size in derived.items():
         if whole.get(name, size) != size:
             raise _unsupported("transformers", name, whole[name])
@@ -156,10 +188,10 @@ def config_from_transformers(config: Mapping[str, Any]) -> MambaLMConfig:
         mixer=mixer,
         mixer_options=options,
         norm_eps=norm_eps,
-        residual_in_fp32=whole.get("residual_in_fp32", True),
+        residual_in_fp32=whole["residual_in_fp32"],
         tie_embeddings=whole["tie_word_embeddings"],
         pad_vocab_to=1,
-        initializer_range=whole.get("initializer_range", 0.1),
+        initializer_range=whole["initializer_range"],
     )
 
 
@@ -241,6 +273,34 @@ def _mixer_called(names: Mapping[str, str], theirs: str, naming: str, key: str) 
         if name == theirs:
             return mixer
     raise _unsupported(naming, key, theirs)
+
+
+def _require_kinds(naming: str, config: Mapping[str, Any], examples: Mapping[str, Any]) -> None:
+    """Refuse values of another kind than the examples have, which would be met by an error of Python's later."""
+    for key, example in examples.items():
+        if not _is_like(config[key], example):
+            raise _unsupported(naming, key, config[key])
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    if isinstance(example, tuple):
+        return isinstance(value, (list, tuple)) and len(value) == len(example) and all(map(_is_number, value))
+    if isinstance(example, (bool, list, Mapping)):
+        return isinstance(value, type(example))
+    if isinstance(example, (int, float)):
+        return _is_number(value) and not isinstance(value, Mapping)
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number, or the object that newer files write where JSON has no number."""
+    if isinstance(value, Mapping):
+        return value.get("__float__") in ("Infinity", "-Infinity", "NaN")
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    return float(value["__float__"] if isinstance(value, Mapping) else value)
 
 
 def _built(config: MambaLMConfig) -> Mamba2Mixer:

@@ -218,10 +218,12 @@ class MambaLM(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, directory: str | Path, *, backend: str | None = None) -> MambaLM:
-        """Load a directory with ``config.json`` and safetensors of mamba-ssm or transformers.
+        """Load a directory with ``config.json`` and weights of mamba-ssm or transformers.
+
+        The weights are safetensors or PyTorch's ``pytorch_model.bin``, of which nothing but tensors is unpickled.
 
         Raises:
-            UserError: If a file is missing, damaged or a pickle, or the checkpoint is of another model.
+            UserError: If a file is missing, damaged or holds more than tensors, or the checkpoint is of another model.
         """
         from mamba_apps.text.checkpoint import read_checkpoint
 

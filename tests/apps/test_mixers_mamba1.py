@@ -120,6 +120,7 @@ def test_marks_survive_and_are_found_by_name() -> None:
         ({"dt_rank": 0}, "dt_rank is 0"),
         ({"dt_rank": "automatic"}, "dt_rank is 'automatic'"),
         ({"dt_init": "zeros"}, "dt_init is 'zeros'"),
+        ({"dt_scale": -1.0}, "dt_scale is -1.0"),
         ({"dt_min": 0.0}, "dt_min is 0.0"),
         ({"dt_min": 0.2}, "dt_min is 0.2 and dt_max 0.1"),
     ],

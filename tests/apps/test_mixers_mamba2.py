@@ -166,6 +166,7 @@ def test_the_automatic_head_width_divides(d_model: int, headdim: int) -> None:
         ({"norm_groups": 3}, "mamba2: norm_groups is 3, and there are 16 channels"),
         ({"A_init_range": (0, 1)}, r"mamba2: A_init_range is \(0, 1\)"),
         ({"dt_min": 0.2}, r"mamba2: \(dt_min, dt_max\) is \(0.2, 0.1\)"),
+        ({"conv_init": -1.0}, "mamba2: conv_init is -1.0"),
         ({"dt_limit": (0.2, 0.1)}, r"mamba2: dt_limit is \(0.2, 0.1\)"),
     ],
     ids=str,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -41,6 +43,28 @@ def test_an_unknown_option_brings_the_nearest() -> None:
         create("mamba1", 8, d_sate=4)
     with pytest.raises(UserError, match="mixer 'attention' has no option 'qqqq'; its options are heads, causal"):
         create("attention", 8, qqqq=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("mamba2", {"headdim": "8"}, r"mamba2: headdim is '8'; give it as int \| Literal"),
+        ("mamba2", {"A_init_range": 3}, r"A_init_range is 3; give it as tuple\[float, float\]"),
+        ("mamba2", {"dt_limit": (0, 1, 2)}, r"dt_limit is \(0, 1, 2\)"),
+        ("mamba2", {"rmsnorm": None}, "rmsnorm is None; give it as bool"),
+        ("mamba1", {"d_state": True}, "d_state is True; give it as int"),
+        ("mamba1", {"dt_min": "1e-3"}, "dt_min is '1e-3'; give it as float"),
+        ("attention", {"heads": 2.0}, "heads is 2.0"),
+    ],
+)
+def test_values_of_another_kind_are_refused(name: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        create(name, 8, **options)
+
+
+def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:
+    mixer = create("mamba2", 8, d_state=2, expand=1, dt_limit=[0, 0.1], conv_init=1, headdim="auto", d_ssm=None)
+    assert mixer.dt_limit == (0.0, 0.1)
 
 
 def test_a_name_is_taken_once() -> None:

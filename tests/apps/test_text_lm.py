@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +399,31 @@ def test_transformers_options_are_refused_by_name(change: dict[str, Any], messag
 MAMBA2 = {"d_state": 4, "ngroups": 2, "headdim": 8, "dt_limit": (0.0, 0.5), "norm_eps": 1e-5}
 
 
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        *((SSM_CONFIG, {key: value}) for key, value in (
+            ("n_layer", "2"), ("n_layer", 2.0), ("d_model", [16]), ("ssm_cfg", "Mamba2"), ("rms_norm", "yes"),
+            ("ssm_cfg", {"device": "cuda"}), ("ssm_cfg", {"d_state": "4"}), ("ssm_cfg", {"expand": None}),
+        )),
+        *((HF_CONFIG, {key: value}) for key, value in (
+            ("vocab_size", None), ("hidden_size", "16"), ("num_hidden_layers", 2.0), ("layer_norm_epsilon", None),
+            ("expand", None), ("time_step_floor", True), ("initializer_range", {}), ("tie_word_embeddings", 1),
+        )),
+        *(({**HF_CONFIG, "model_type": "mamba2"}, {key: value}) for key, value in (
+            ("time_step_limit", 3), ("time_step_limit", ["a", 1.0]), ("head_dim", 0), ("head_dim", "8"),
+        )),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_of_another_kind_are_refused_by_name(base: dict[str, Any], change: dict[str, Any]) -> None:
+    read = config_from_transformers if base is not SSM_CONFIG else config_from_mamba_ssm
+    ((name, value),) = change.items()
+    told = [name, *value] if isinstance(value, dict) else [name, "n_layer"]
+    with pytest.raises(UserError, match="|".join(told)):
+        MambaLM(read({**base, **change}))
+
+
 @pytest.mark.parametrize("naming", ["mamba_ssm", "transformers"])
 @pytest.mark.parametrize("tie", [True, False])
 @pytest.mark.parametrize("mixer", ["mamba1", "mamba2"])
@@ -491,14 +517,35 @@ class Attack:
         return Path.touch, (Path("attacked"),)
 
 
-def test_a_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content", [Attack(), {"weight": Attack()}], ids=["alone", "among weights"])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, 2))], ids=["torch", "raw"]
+)
+def test_what_could_run_code_is_not_opened(
+    content: Any, save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SSM_CONFIG))
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(UserError, match="is a pickle, which can run code") as caught:
+    save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds more than tensors, which is not opened") as caught:
         MambaLM.from_checkpoint(tmp_path)
-    assert "safetensors.torch.save_file" in caught.value.remedy
+    assert "model.safetensors" in caught.value.remedy
     assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_pytorchs_files_are_read(shards: bool, tmp_path: Path) -> None:
+    weights = ssm_weights()
+    (tmp_path / "config.json").write_text(json.dumps(SSM_CONFIG))
+    if shards:
+        files = {name: f"{i % 2}.bin" for i, name in enumerate(weights)}
+        for file in set(files.values()):
+            torch.save({name: weights[name] for name in weights if files[name] == file}, tmp_path / file)
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    else:
+        torch.save(OrderedDict(weights), tmp_path / "pytorch_model.bin")
+    model = MambaLM.from_checkpoint(tmp_path)
+    assert torch.equal(model(ids(1, 4)), small(mixer_options={"d_state": 4})(ids(1, 4)))
 
 
 def test_damaged_directories_are_refused(tmp_path: Path) -> None:
@@ -511,8 +558,16 @@ def test_damaged_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config.json holds a list, not an object"):
         MambaLM.from_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SSM_CONFIG))
-    with pytest.raises(UserError, match=r"has no model.safetensors"):
+    with pytest.raises(UserError, match=r"has no model.safetensors and no pytorch_model.bin"):
         MambaLM.from_checkpoint(tmp_path)
+    torch.save([torch.zeros(2)], tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin holds no state dict"):
+        MambaLM.from_checkpoint(tmp_path)
+    whole = (tmp_path / "pytorch_model.bin").read_bytes()
+    for part in (len(whole) // 2, 0):
+        (tmp_path / "pytorch_model.bin").write_bytes(whole[:part])
+        with pytest.raises(UserError, match=r"pytorch_model.bin (cannot be read|is damaged)"):
+            MambaLM.from_checkpoint(tmp_path)
     small(mixer_options={"d_state": 4}).to_checkpoint(tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
