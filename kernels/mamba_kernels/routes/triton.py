@@ -193,7 +193,8 @@ class RouteScan:
         dy_BLX, dz = dout.flatten(1, -2), x.new_empty(0)
         if z is not None:
             z_BLX, dz_BLX = z.flatten(1, -2), torch.empty_like(z.flatten(1, -2))
-            dpart = torch.empty(dy_BLX.shape, dtype=dy_BLX.dtype, device=device)
+            # Gradients of the scan's parameters are sums over all positions, in which rounding would show.
+            dpart = torch.empty(dy_BLX.shape, dtype=torch.float32, device=device)
             _plan_unmerge(dy_BLX, z_BLX, dz_BLX, self._scale)(dy_BLX, z_BLX, merged, dpart, dz_BLX)
             dy_BLX, dz = dpart, in_order_of(dz_BLX.view(z.shape), z)
         elif self._scale != 1:
