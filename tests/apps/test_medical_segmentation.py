@@ -384,7 +384,7 @@ def test_pictures_in_colours_are_learned_from(tmp_path: Path) -> None:
     trainer.fit(task, datamodule=data)
     (found,) = trainer.test(task, datamodule=data, verbose=False)
     assert found["test/dice_cell"] > 0.6
-    assert (tmp_path / f"scores/plain_unet-seed{torch.initial_seed()}/median.png").is_file()
+    assert (tmp_path / f"scores/plain_unet-fold0-seed{torch.initial_seed()}/median.png").is_file()
     segmenter = Segmenter.load(save_model(tmp_path / "model", task, task.model_card(data, {})), device="cpu")
     assert segmenter.predict(root / "imagesTr/cell0_0000.png").shape == (20, 26)
 

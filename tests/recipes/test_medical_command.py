@@ -69,7 +69,7 @@ def test_a_test_writes_a_table_a_page_and_pictures(
     kinds = [f"{kind}{label}" for kind in ("dice", "nsd", "hd95") for label in ("", "_organ", "_lesion")]
     assert set(metrics) == {f"test/{kind}" for kind in kinds}
     assert metrics["test/dice_organ"] > 0.5
-    folder = here / "scores/plain_unet-seed1"
+    folder = here / "scores/plain_unet-fold0-seed1"
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.png", "index.html", "median.png", "scores.csv", "worst.png"
     ]  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_test_writes_a_table_a_page_and_pictures(
     assert "no medical device" in page
     assert page.count("data:image/png;base64,") == 3
     assert "worst of 2" in page
-    assert "page:   scores/plain_unet-seed1/index.html" in captured.err
+    assert "page:   scores/plain_unet-fold0-seed1/index.html" in captured.err
 
 
 def test_a_file_becomes_a_mask_on_its_own_grid(
@@ -152,7 +152,9 @@ def test_a_folder_goes_on_past_a_broken_file(
         (["notes.txt"], "notes.txt: format: knows "),
         (["good.nii.gz", "--overlay"], "--overlay is for images"),
         (["good.nii.gz", "--out", "mask.jpg"], "mask.jpg: format: knows "),
+        (["good.nii.gz", "--out", "mask.png"], "mask.png: mask: has 3 axes, this format 2"),
         (["good.nii.gz", "--out", "empty.nii.gz"], "--out empty.nii.gz is a folder"),
+        (["good.nii.gz", "--out", "empty"], "empty is a folder; name a file, such as empty/good_mask.nii.gz"),
         (["good.nii.gz", "--out", "good.nii.gz"], "good.nii.gz would overwrite an image"),
         (["channels"], "the model reads 1 channel, good has _0000, _0001"),
         (["cut.nii.gz"], "cut.nii.gz: "),
@@ -215,7 +217,7 @@ def test_hippocampus_candidates_are_compared(ellipsoids: Path, here: Path, capsy
     for row in rows:
         assert 0 <= row["dice"] <= 1
         assert row["samples_per_second"] > 0
-        assert Path(f"scores/{row['model']}-seed1/scores.csv").is_file()
+        assert Path(f"scores/{row['model']}-fold0-seed1/scores.csv").is_file()
 
 
 @pytest.fixture
@@ -256,7 +258,7 @@ def test_the_readmes_commands_train_umamba_on_volumes_of_monai_within_two_minute
     for line in lines:
         assert main(line + smaller if line[0] == "fit" else line) == 0
     assert time.process_time() - start < 120
-    with Path("scores/umamba_enc-seed1/scores.csv").open(encoding="utf-8") as file:
+    with Path("scores/umamba_enc-fold0-seed1/scores.csv").open(encoding="utf-8") as file:
         scores = [float(row["dice"]) for row in csv.DictReader(file)]
     assert np.nanmean(scores) > 0.75
     truth, mask = read_label(f"hippocampus/labelsTr/{held_out}.nii.gz"), read_label("mask.nii.gz")

@@ -81,6 +81,12 @@ def path_beside(path: str | Path) -> str:
     return str(Path(path).with_name(f"{stem}.json"))
 
 
+def check_axes(path: str | Path, axes: int) -> None:
+    """Raise a `DataError` if a format, by the path's ending, cannot hold so many axes."""
+    if axes == 3 and not str(path).lower().endswith(TIFF_SUFFIXES):
+        raise DataError(path, "mask", "has 3 axes, this format 2", "name a .nii.gz or .tif file")
+
+
 def write_picture(file: BinaryIO, name: str, mask: np.ndarray) -> None:
     """Write a mask of 8 or 16 bits into an open file, as PNG, BMP or TIFF by its name."""
     if mask.dtype not in (np.uint8, np.uint16) or (name.endswith(".bmp") and mask.dtype != np.uint8):
@@ -90,9 +96,8 @@ def write_picture(file: BinaryIO, name: str, mask: np.ndarray) -> None:
     content = io.BytesIO()
     if name.lower().endswith(TIFF_SUFFIXES):
         pages[0].save(content, "TIFF", compression="tiff_deflate", save_all=True, append_images=pages[1:])
-    elif mask.ndim == 3:
-        raise DataError(name, "mask", "has 3 axes, this format 2", "name a .nii.gz or .tif file")
     else:
+        check_axes(name, mask.ndim)
         pages[0].save(content, "BMP" if name.lower().endswith(".bmp") else "PNG")
     file.write(content.getbuffer())
 

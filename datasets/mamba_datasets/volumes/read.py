@@ -104,6 +104,12 @@ def read_case(paths: Sequence[str | Path]) -> Volume:
     return Volume(array, first.affine, first.path, first.header, first.notes)
 
 
+def check_mask_path(path: str | Path, like: Volume) -> None:
+    """Raise a `DataError` if `write_mask` would refuse a path for what it ends in; for before the mask is made."""
+    if ending_of(path) not in nifti.SUFFIXES:
+        pictures.check_axes(path, len(like.shape))
+
+
 def write_mask(path: str | Path, mask: np.ndarray, like: Volume) -> None:
     """Write a mask on the grid of a volume, whole or not at all; read again, it is equal to the bit.
 

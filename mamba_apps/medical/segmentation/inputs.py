@@ -51,7 +51,7 @@ def _by_case(files: list[Path], channels: int) -> dict[str, list[Path]]:
             raise UserError(
                 f"{next(iter(found.values()))}: the model reads {channels} channel{'s' if channels > 1 else ''}, "
                 f"{name} has {told}",
-                f"give {name}_0000 to {name}_{channels - 1:04d}",
+                f"give {name}_0000" + (f" to {name}_{channels - 1:04d}" if channels > 1 else " alone"),
             )
     return {name: [found[channel] for channel in sorted(found)] for name, found in cases.items()}
 

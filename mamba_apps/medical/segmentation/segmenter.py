@@ -13,6 +13,7 @@ from mamba_apps.medical.segmentation.inputs import find_cases
 from mamba_apps.medical.segmentation.predictor import Predictor
 from mamba_apps.medical.segmentation.saving import load_segmenter, plan_digest
 from mamba_datasets.volumes import Plan, Volume, read_case, write_mask
+from mamba_datasets.volumes.read import check_mask_path
 
 Image = str | Path | Sequence[str | Path] | Volume
 
@@ -112,6 +113,7 @@ class Segmenter:
             DataError: As `predict`, or the mask cannot be written.
         """
         volume = self.read(image)
+        check_mask_path(out, volume)
         write_mask(out, self.predict(volume), volume)
         return Path(out)
 

@@ -5,6 +5,7 @@ Dimensions in names: B batch, K classes, z, y, x the axes in the plan's order.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,8 @@ class VolumeSegmentationTask(pl.LightningModule):
         overlap: The part of a window that the next one covers again.
         mirror: Whether the test averages over mirrored windows, where training mirrors too.
         tolerance: Up to which distance in mm surfaces agree, for the normalised surface Dice.
-        scores: The folder for the test's table, page and pictures, in one named by network and seed; None writes none.
+        scores: The folder for the test's table, page and pictures, in one named by network, its options, fold and seed;
+            None writes none.
         compile: Whether torch compiles the network.
 
     Raises:
@@ -203,7 +205,7 @@ class VolumeSegmentationTask(pl.LightningModule):
             self.log(f"test/{name}", value, sync_dist=True)
         rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if self.scores is not None and self.trainer.is_global_zero and not rehearsed:
-            folder = Path(self.scores) / f"{self.label}-seed{torch.initial_seed()}"
+            folder = Path(self.scores) / self._run_name()
             facts = [self._data.describe(), f"network {self.label}, {self._plan.configuration}"]
             written = self._results.write(folder, f"{self.label} on {self._plan.dataset}", facts, self._look)
             print(f"scores: {written[0]}\npage:   {written[-1]}", file=sys.stderr)
@@ -261,6 +263,12 @@ class VolumeSegmentationTask(pl.LightningModule):
     def _data(self) -> VolumeData:
         data: VolumeData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
+
+    def _run_name(self) -> str:
+        """Return the name of the run's folder, so that other folds and options of a network do not take its place."""
+        options = [f"{key}={value}" for key, value in sorted(self.network_options.items())]
+        words = [self.label, *options, f"fold{self._data.fold}", f"seed{torch.initial_seed()}"]
+        return re.sub(r"[^\w.=-]+", "_", "-".join(words))
 
     def _look(self, case: str) -> tuple[Volume, np.ndarray, np.ndarray]:
         image, truth = self._data.held_out_files(case)

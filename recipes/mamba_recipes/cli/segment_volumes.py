@@ -43,6 +43,7 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
 
     from mamba_apps.medical.segmentation import Segmenter
     from mamba_apps.medical.segmentation.page import NOTE
+    from mamba_datasets.volumes.read import check_mask_path
     from mamba_recipes.setting import device_words
 
     segmenter = Segmenter.load(folders, mirror=False if arguments.no_mirror else None)
@@ -57,6 +58,7 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
         for number, job in enumerate(jobs):
             try:
                 volume = segmenter.read(job.images)
+                check_mask_path(job.mask, volume)
                 mask, probabilities = _predict(segmenter, volume, job, partial(_show, show, number))
             except DataError as error:
                 if len(jobs) == 1:
@@ -91,9 +93,9 @@ def _jobs(arguments: Namespace, segmenter: Segmenter) -> list[_Job]:
     else:
         name, images = next(iter(cases.items()))
         masks = [arguments.out or Path(f"{name}_mask{ending_of(images[0])}")]
-        ending_of(masks[0])
         if masks[0].is_dir():
-            raise UserError(f"--out {masks[0]} is a folder", "give a file")
+            raise UserError(f"--out {masks[0]} is a folder", f"name a file, such as {masks[0] / name}_mask.nii.gz")
+        ending_of(masks[0])
     taken = {image.resolve() for images in cases.values() for image in images}
     jobs = []
     for (name, images), mask in zip(cases.items(), masks, strict=True):
