@@ -307,8 +307,8 @@ class Forecaster:
         """Forecast the steps after the end of each series.
 
         Args:
-            futr_df: The future of the columns known ahead: the ids and timestamps of the horizon, no others. Not
-                needed where there are no such columns; the calendar is computed.
+            futr_df: The future of the columns known ahead: the ids and timestamps of the horizon (`future_frame`), no
+                others. Not needed where there are no such columns; the calendar is computed.
             df: Series to continue instead of those of the fit, of the same ids or some of them, in the same format.
 
         Returns:
@@ -321,6 +321,20 @@ class Forecaster:
         fitted = self._known()
         past = self._history(fitted) if df is None else fitted.reading.read(df)
         return forecast_ahead(fitted, past, futr_df)
+
+    def future_frame(self, *, df: Frame | None = None) -> pd.DataFrame:
+        """Return the ids and timestamps of the horizon, to which the columns known ahead are to be added for `predict`.
+
+        Args:
+            df: As in `predict`.
+
+        Raises:
+            DataError: The data cannot be used, or an id was not in the fit's data.
+            UserError: Nothing was fitted.
+        """
+        fitted = self._known()
+        past = self._history(fitted) if df is None else fitted.reading.read(df)
+        return past.future_frame(self.horizon)
 
     def save(self, directory: str | Path) -> Path:
         """Save the fitted forecaster with the end of its data, so that `load` and `predict` go on from there.

@@ -138,6 +138,13 @@ def test_two_columns_tell_the_series_apart(tmp_path: Path) -> None:
     assert "series in 'store' and 'item' together" in guess.notes
 
 
+def test_one_shop_with_a_column_of_its_own_is_no_wide_table(tmp_path: Path) -> None:
+    rows = [f"{d:%Y-%m-%d},a,3.5,{int(d.day == 1)}" for d in DAYS]
+    (tmp_path / "x.csv").write_text("date,shop,sold,promo\n" + "\n".join(rows))
+    guess = guess_table(tmp_path / "x.csv")
+    assert (guess.id_col, guess.target_col) == ("shop", "sold")
+
+
 def test_ids_stay_as_they_are_written(tmp_path: Path) -> None:
     rows = [f"{d:%Y-%m-%d},{i},3.5" for i in ("007", "010") for d in DAYS]
     (tmp_path / "x.csv").write_text("date,sku,sold\n" + "\n".join(rows))

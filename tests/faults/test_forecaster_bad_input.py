@@ -166,6 +166,8 @@ def longer() -> Frame:
 
 def test_the_right_future_is_taken(fitted: Forecaster) -> None:
     assert len(fitted.predict(ahead())) == 14
+    assert fitted.future_frame().equals(ahead()[["unique_id", "ds"]])
+    assert len(fitted.predict(fitted.future_frame().assign(promo=0.0))) == 14
 
 
 @pytest.mark.parametrize(

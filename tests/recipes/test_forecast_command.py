@@ -57,6 +57,34 @@ def test_files_are_written_and_the_model_goes_on(sales: Path, capsys: pytest.Cap
     assert [row["patch"] for row in rows] == pytest.approx(first["patch"].tolist(), rel=1e-5)
     assert main(["forecast", "sales.csv", "--model", "model", "--horizon", "9"]) == 2
     assert "the model forecasts 6 steps, --horizon is 9" in capsys.readouterr().err
+    assert main(["forecast", "sales.csv", "--model", "model", "--freq", "h", "--out", "h.csv"]) == 0
+    for words in (["--lookback", "9"], ["--missing", "mask"], ["--option", "d_model=4"]):
+        assert main(["forecast", "sales.csv", "--model", "model", *words]) == 2
+        assert f"{words[0]} is given, and model has learned already" in capsys.readouterr().err
+
+
+def test_a_future_is_refused_before_anything_is_learned(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.read_csv("sales.csv", parse_dates=["ds"]).assign(price=1.0)
+    frame.to_csv("sales.csv", index=False)
+    ahead = frame[frame["ds"] < "2024-01-01 06:00"].assign(ds=lambda rows: rows["ds"] + pd.Timedelta(days=10))
+    ahead.to_csv("good.csv", index=False)
+    ahead[1:].to_csv("bad.csv", index=False)
+    words = ["forecast", "sales.csv", "--horizon", "6", "--model", "ridge", "--future", "price"]
+    for futr, says in (([], "give it: --futr FILE"), (["--futr", "bad.csv"], "give a row for each step to come")):
+        assert main([*words, *futr, "--save", "model"]) == 2
+        captured = capsys.readouterr()
+        assert says in captured.err.splitlines()[-1]
+        assert "part held back" not in captured.err
+    assert main([*words, "--futr", "good.csv", "--save", "model"]) == 0
+    assert main(["forecast", "sales.csv", "--model", "model"]) == 2
+    assert capsys.readouterr().err.endswith("give it: --futr FILE\n")
+
+
+def test_what_is_wrong_is_told_in_the_command_s_options(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sales.csv").write_text(swap(GOOD, "a,2024-01-01 05:00:00", "c,2024-01-01 05:00:00"), encoding="utf-8")
+    assert main(["forecast", "sales.csv", "--horizon", "6", "--model", "ridge"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("(1 step missing in 1 gap); add the rows, or pass --missing mask or seasonal")
 
 
 def test_json_has_the_times_of_the_csv(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +162,9 @@ def test_bad_files_end_with_one_line_and_code_2(
         (["--horizon", "6", "--out", "/proc/none/f.csv"], "cannot write to the folder of --out /proc/none"),
         (["--horizon", "6", "--plot", "f.bmp"], "unknown ending '.bmp'"),
         (["--horizon", "6", "--future", "price"], "price"),
+        (["--horizon", "6", "--futr", "sales.csv"], "no column is known ahead; name those it has: --future"),
+        (["--horizon", "6", "--refit"], "--refit is given, and it is for --cross-validate; leave it out"),
+        (["--horizon", "6", "--page", "f.html"], "--page is given"),
         (["--model", "no/such/model"], "no saved model in no/such/model"),
         (["--model", "."], "no saved model in ."),
     ],
@@ -225,6 +256,7 @@ def test_cross_validation_writes_a_page_with_the_worst_series(sales: Path, capsy
         (["--horizon", "6", "--cross-validate", "0"], "at least 1"),
         (["--cross-validate", "2"], "--horizon is missing"),
         (["--horizon", "6", "--cross-validate", "2", "--model", "./runs"], "has learned already"),
+        (["--horizon", "6", "--cross-validate", "2", "--save", "m"], "--save is given, and --cross-validate"),
         (["--horizon", "6", "--cross-validate", "2", "--page", "f.pdf"], "unknown ending '.pdf'"),
     ],
 )
@@ -249,7 +281,7 @@ def test_local_times_over_a_clock_change(sales: Path, capsys: pytest.CaptureFixt
     Path("power.csv").write_text("time;kWh\n" + "\n".join(rows) + "\n", encoding="utf-8")
     words = ["--horizon", "24", "--model", "seasonal_naive"]
     assert main(["forecast", "power.csv", *words]) == 2
-    assert "tz='Europe/Berlin'" in capsys.readouterr().err
+    assert "pass --tz Europe/Berlin" in capsys.readouterr().err
     zone = ["--tz", "Europe/Berlin"]
     assert main(["forecast", "power.csv", *words, *zone, "--levels", "80", "--calibration", "24", "--save", "m"]) == 0
     first = capsys.readouterr().out

@@ -159,7 +159,8 @@ def grid_steps(
         before = gaps[0]
         absent = frequency.after(one.index[before : before + 1], 1)[0]
         lost = length - len(steps)
-        found = f"{absent} was expected next, found {one.index[before + 1]} ({lost} steps missing in {len(gaps)} gaps)"
+        many = f"{lost} step{'s' * (lost > 1)} missing in {len(gaps)} gap{'s' * (len(gaps) > 1)}"
+        found = f"{absent} was expected next, found {one.index[before + 1]} ({many})"
         remedy = "add the rows, or pass missing='mask' or 'seasonal'"
         if other:
             remedy = f"{hint}; else {remedy}"

@@ -99,7 +99,7 @@ def _known_future(
     if futr_df is None:
         if columns:
             found = f"the known-future covariates {list(columns)} were expected, found no frame"
-            raise DataError(_LABEL, "argument", found, "pass futr_df with the rows of future_frame(horizon)")
+            raise DataError(_LABEL, "argument", found, "pass futr_df with the rows of future_frame")
         return [np.empty((len(index), 0), dtype=np.float32) for index in indexes]
     id_col, time_col = series_set.columns["id_col"], series_set.columns["time_col"]
     # A set of one series may have been read without an id column; then its future may come without one too.
@@ -118,7 +118,7 @@ def _known_future(
     times = parse_timestamps(table, time_col, sink, whole_numbers=whole, tz=zone)
     if zone is None and isinstance(times, pd.DatetimeIndex) and times.tz is not None:
         found = "timestamps without a time zone were expected, as in the data"
-        raise DataError(label, f"column {time_col!r}", found, "take them from future_frame(horizon)")
+        raise DataError(label, f"column {time_col!r}", found, "leave the zone out")
     block = covariates(table, columns, sink, series_set.categories)
     by_id = {str(one.key): one for one in group_rows(table, codes, keys, times, sink, sort=True, tz=zone)}
     parts = []
@@ -140,14 +140,14 @@ def _exact_rows(label: str, one: SeriesRows | None, name: str, index: pd.Index) 
     where = f"series {name!r}"
     if one is None:
         found = f"rows for {index[0]} to {index[-1]} were expected, found none"
-        raise DataError(label, where, found, "pass the rows of future_frame(horizon)")
+        raise DataError(label, where, found, "pass the rows of future_frame")
     found_at = one.index.get_indexer(index)
     absent = np.flatnonzero(found_at < 0)
     if len(absent):
         found = f"a row for {index[absent[0]]} was expected, found none ({len(absent)} of {len(index)} are missing)"
-        raise DataError(label, where, found, "pass the rows of future_frame(horizon)")
+        raise DataError(label, where, found, "pass the rows of future_frame")
     extra = np.flatnonzero(index.get_indexer(one.index) < 0)
     if len(extra):
         found = f"only rows for {index[0]} to {index[-1]} were expected, found {one.index[extra[0]]}"
-        raise DataError(label, where, found, "leave out rows that are not in future_frame(horizon)")
+        raise DataError(label, where, found, "leave out rows that are not in future_frame")
     return one.rows[found_at]

@@ -93,8 +93,9 @@ def guess_table(
     time_col = _find_time(table, time_col, notes)
     rest = [name for name in table.frame.columns if name not in (time_col, *covariates)]
     numeric = [name for name in rest if name in read.numeric]
-    twice = bool(table.frame[time_col].duplicated().any())
-    if id_col is None and (twice or "unique_id" in rest):
+    words = [name for name in rest if name not in numeric and table.frame[name].nunique() == 1]
+    told = "unique_id" in rest or _first_named(words, _ID_NAMES) is not None
+    if id_col is None and (told or table.frame[time_col].duplicated().any()):
         table, id_col = _find_id(table, rest, time_col, numeric, target_col, notes)
         rest = [name for name in table.frame.columns if name not in (time_col, *covariates)]
     values = [name for name in numeric if name != id_col]

@@ -7,13 +7,15 @@ import json
 import shlex
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mamba_apps.errors import UserError
+from mamba_datasets.errors import DataError
 from mamba_recipes.cli.arguments import Parser, positive
 from mamba_recipes.cli.errors import DONE
+from mamba_recipes.cli.forecast_checks import check_future, check_learned, check_words, in_options
 from mamba_recipes.cli.forecast_file import SeriesFile, read_file, read_future
 from mamba_recipes.settings import parse_value
 
@@ -91,25 +93,37 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Run `mamba-apps forecast` and return its exit code."""
-    arguments = make_parser().parse_args(list(argv))
-    _check_targets(arguments)
+    parser = make_parser()
+    arguments = parser.parse_args(list(argv))
+    defaults = {name: parser.get_default(name) for name in vars(arguments)}
+    check_words(arguments, defaults)
 
     from mamba_apps.training.chatter import quiet
 
     quiet()
-    saved = Path(arguments.model)
-    if arguments.cross_validate is not None:
-        from mamba_recipes.cli.forecast_backtest import cross_validate
+    try:
+        if arguments.cross_validate is not None:
+            from mamba_recipes.cli.forecast_backtest import cross_validate
 
-        cross_validate(arguments, argv)
-        return DONE
+            cross_validate(arguments, argv)
+        else:
+            _forecast(arguments, argv, defaults)
+    except DataError as error:
+        raise in_options(error) from error
+    return DONE
+
+
+def _forecast(arguments: Namespace, argv: Sequence[str], defaults: Mapping[str, Any]) -> None:
+    saved = Path(arguments.model)
     if saved.is_dir() or "/" in arguments.model:
-        forecaster, source = _load(saved, arguments)
+        forecaster, source = _load(saved, arguments, defaults)
+        check_future(arguments, source, forecaster.horizon)
         forecast = forecaster.predict(read_future(arguments.futr), df=source.table)
     else:
         _need_horizon(arguments)
         source = read_file(arguments)
         forecaster = make_forecaster(arguments, source)
+        check_future(arguments, source, forecaster.horizon)
         forecast = forecaster.fit(source.table).predict(read_future(arguments.futr))
     if arguments.plot is not None:
         from mamba_recipes.forecast_plot import draw
@@ -118,30 +132,6 @@ def main(argv: Sequence[str]) -> int:
         write_file(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=arguments.plot.suffix[1:]))
     _put(forecast, arguments)
     _last_lines(forecaster, arguments, argv)
-    return DONE
-
-
-def _check_targets(arguments: Namespace) -> None:
-    """Refuse what could not be written before anything is trained."""
-    from mamba_apps.training.files import make_directory
-
-    if not arguments.file.exists():
-        raise UserError(f"{arguments.file}: there is no such file", "check the path")
-    stem = arguments.file.name.split(".")[0]
-    if arguments.plot is True:
-        arguments.plot = arguments.file.with_name(f"{stem}-forecast.png")
-    if arguments.cross_validate is not None and arguments.page is None:
-        arguments.page = arguments.file.with_name(f"{stem}-cross-validation.html")
-    endings_of = {"out": (".csv", ".parquet"), "plot": (".png", ".svg", ".pdf"), "page": (".html",)}
-    for name, endings in endings_of.items():
-        path = getattr(arguments, name)
-        if path is None:
-            continue
-        if path.suffix not in endings:
-            raise UserError(f"--{name} {path}: unknown ending {path.suffix!r}", f"use {', '.join(endings)}")
-        if path.is_dir():
-            raise UserError(f"--{name} {path} is a folder", "give a file")
-        make_directory(path.resolve().parent, f"folder of --{name}")
 
 
 def _need_horizon(arguments: Namespace) -> None:
@@ -190,7 +180,7 @@ def make_forecaster(arguments: Namespace, source: SeriesFile, model: str | None 
     return forecaster
 
 
-def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
+def _load(folder: Path, arguments: Namespace, defaults: Mapping[str, Any]) -> tuple[Forecaster, SeriesFile]:
     """Return a saved forecaster, and the series that it is to continue."""
     from mamba_apps import Forecaster
     from mamba_apps.training.saved import load_card, saved_folder
@@ -199,6 +189,9 @@ def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
     inner = saved_folder(folder)
     forecaster = Forecaster.load(inner)
     settings = load_card(inner).preprocessing
+    named = settings["columns"]["columns"]
+    own = {role: tuple(named[role]) for role in ("past", "future", "static")}
+    check_learned(arguments, defaults, {"freq": settings["columns"]["freq"], "missing": settings["missing"], **own})
     if arguments.horizon not in (None, forecaster.horizon):
         raise UserError(
             f"{folder}: the model forecasts {forecaster.horizon} steps, --horizon is {arguments.horizon}",
@@ -213,7 +206,7 @@ def _load(folder: Path, arguments: Namespace) -> tuple[Forecaster, SeriesFile]:
             raise UserError(f"{folder}: the model's {name} is {own}", f"leave --{name} out, or train with another")
     words = [f"forecast {arguments.file.name}", f"{forecaster.model} from {folder}", f"horizon {forecaster.horizon}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
-    source = read_file(arguments, settings["columns"]["columns"])
+    source = read_file(arguments, named)
     same = {"freq": settings["columns"]["freq"], "missing": settings["missing"], "tz": settings.get("tz")}
     return forecaster, SeriesFile(source.table, {**source.reading, **same})
 

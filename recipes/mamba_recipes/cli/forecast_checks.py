@@ -1,0 +1,119 @@
+"""What `mamba-apps forecast` refuses before anything is learned, in the words of the command line."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mamba_apps.errors import UserError
+from mamba_datasets.errors import DataError
+from mamba_recipes.cli.forecast_file import SeriesFile, read_future
+
+# What the readers call by the names of Python's arguments.
+_OPTIONS = re.compile(r"\b(missing|tz|freq|time_col|id_col|target_col)=(?:'([^']*)'(?: or '(\w+)')?|(\d+))")
+_FUTURE = re.compile(r"\bpass (?:futr_df with )?the rows of future_frame")
+_ENDINGS = {"out": (".csv", ".parquet"), "plot": (".png", ".svg", ".pdf"), "page": (".html",)}
+_LOOKING_BACK = ("step_size", "refit", "page")
+_LOOKING_AHEAD = ("plot", "save", "futr")
+_LEARNING = ("lookback", "option", "past", "future", "static", "holidays", "max_steps", "short", "freq", "missing")
+
+
+def check_words(arguments: Namespace, defaults: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together or could not be written, and name the files that are not named.
+
+    Args:
+        arguments: The command's.
+        defaults: What each is where it is not given.
+
+    Raises:
+        UserError: One is refused.
+    """
+    if not arguments.file.exists():
+        raise UserError(f"{arguments.file}: there is no such file", "check the path")
+    if arguments.cross_validate is None:
+        refuse(arguments, defaults, _LOOKING_BACK, "it is for --cross-validate")
+    else:
+        refuse(arguments, defaults, _LOOKING_AHEAD, "--cross-validate forecasts what is known already")
+    stem = arguments.file.name.split(".")[0]
+    if arguments.plot is True:
+        arguments.plot = arguments.file.with_name(f"{stem}-forecast.png")
+    if arguments.cross_validate is not None and arguments.page is None:
+        arguments.page = arguments.file.with_name(f"{stem}-cross-validation.html")
+    for name, endings in _ENDINGS.items():
+        _check_target(name, getattr(arguments, name), endings)
+
+
+def check_learned(arguments: Namespace, defaults: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse options that a trained model has settled, unless they say what it has.
+
+    Args:
+        arguments: The command's.
+        defaults: What each is where it is not given.
+        known: What the model has for some of them.
+
+    Raises:
+        UserError: One is refused.
+    """
+    names = [name for name in _LEARNING if name not in known or str(getattr(arguments, name)) != str(known[name])]
+    refuse(arguments, defaults, names, f"{arguments.model} has learned already")
+
+
+def refuse(arguments: Namespace, defaults: Mapping[str, Any], names: Collection[str], why: str) -> None:
+    """Refuse options of some names.
+
+    Raises:
+        UserError: One of them is given.
+    """
+    for name in names:
+        if getattr(arguments, name) != defaults[name]:
+            raise UserError(f"--{name.replace('_', '-')} is given, and {why}", "leave it out")
+
+
+def check_future(arguments: Namespace, source: SeriesFile, horizon: int) -> None:
+    """Refuse a future of covariates that could not be forecast with.
+
+    Args:
+        arguments: The command's.
+        source: The series.
+        horizon: Steps to forecast.
+
+    Raises:
+        UserError: There are columns known ahead and no file of them, or a file and no columns.
+        DataError: The file or the series cannot be used.
+    """
+    from mamba_datasets.series import read_series
+
+    columns = ", ".join(source.reading["future"])
+    if arguments.futr is None and columns:
+        raise UserError(f"the columns known ahead are {columns}, and their future is not given", "give it: --futr FILE")
+    if arguments.futr is not None and not columns:
+        raise UserError("--futr is given, and no column is known ahead", "name those it has: --future A,B")
+    if columns:
+        read_series(source.table, **source.reading).last(1).extend_future(read_future(arguments.futr), horizon)
+
+
+def in_options(error: DataError) -> DataError:
+    """Return a reader's error with the command's options in its remedy, where that names arguments of Python."""
+
+    def option(found: re.Match[str]) -> str:
+        name, word, other, number = found.groups()
+        return f"--{name.replace('_', '-')} {word or number}" + (f" or {other}" if other else "")
+
+    remedy = _OPTIONS.sub(option, _FUTURE.sub("give a row for each step to come of each series", error.remedy))
+    remedy = remedy.replace("in future_frame", "steps to come")
+    return DataError(error.path, error.where, error.expected, remedy)
+
+
+def _check_target(name: str, path: Path | None, endings: tuple[str, ...]) -> None:
+    from mamba_apps.training.files import make_directory
+
+    if path is None:
+        return
+    if path.suffix not in endings:
+        raise UserError(f"--{name} {path}: unknown ending {path.suffix!r}", f"use {', '.join(endings)}")
+    if path.is_dir():
+        raise UserError(f"--{name} {path} is a folder", "give a file")
+    make_directory(path.resolve().parent, f"folder of --{name}")
