@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from mamba_apps.errors import UserError
 from mamba_recipes.recipe import Recipe, load
 
+try:
+    import fcntl
+except ImportError:  # Windows: two runs that begin in one folder at the same moment are not kept apart there
+    fcntl = None  # type: ignore[assignment]
+
 RECIPE_NAME = "recipe.yaml"
 RUNS = Path("runs")
+_LOCK = ".lock"
 # Where training in several processes tells the others, which run the same command, the folder of the run.
 _SHARED = "MAMBA_APPS_RUN"
 
@@ -36,20 +44,61 @@ def new_run(recipe: Recipe, out: Path | None) -> Path:
             raise UserError("several processes train, and this one does not know the run's folder", "give --out")
         return Path(told)
     folder = out or RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if (folder / RECIPE_NAME).exists():
-        raise UserError(f"{folder} already holds a run", f"continue it with --resume {folder}, or choose another --out")
+    _refuse_run(folder)
     os.environ[_SHARED] = str(folder)
     return folder
 
 
+@contextlib.contextmanager
+def training_in(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Make a run's folder and keep other trainings out of it; one that fails before it kept anything leaves no trace.
+
+    Args:
+        folder: The folder.
+        resume: Whether it holds the run already.
+
+    Raises:
+        UserError: It cannot be written to, another process trains there, or it holds a run that is not to be resumed.
+    """
+    from mamba_apps.training.files import make_directory
+
+    make_directory(folder, "run folder")
+    lock = folder / _LOCK
+    try:
+        with lock.open("ab") as file:
+            _take(file, folder)
+            try:
+                if not resume:
+                    _refuse_run(folder)
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
+        raise
+
+
+def forget(folder: Path) -> None:
+    """Remove what a training that failed wrote, if it kept no checkpoint, so that it can begin again."""
+    from mamba_apps.training.metrics_file import METRICS_NAME
+
+    if not any(folder.glob("*.ckpt")):
+        for name in (RECIPE_NAME, METRICS_NAME):
+            (folder / name).unlink(missing_ok=True)
+
+
 def write_recipe(folder: Path, recipe: Recipe, config: Mapping[str, Any]) -> None:
     """Keep the recipe, every override set, in the run's folder, so that the run can be repeated from it alone."""
-    tree = {"recipe": dict(recipe.card), **config}
+    from mamba_apps.training.files import storage_error, write_text
+
+    tree = {"recipe": {**recipe.card, "name": recipe.name}, **config}
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECIPE_NAME}.partial"
-    partial.write_text(f"# Recipe {recipe.name!r} as this run was trained.\n{text}", encoding="utf-8")
-    partial.replace(folder / RECIPE_NAME)
+    path = folder / RECIPE_NAME
+    try:
+        write_text(path, f"# Recipe {recipe.name!r} as this run was trained.\n{text}")
+    except OSError as error:
+        raise storage_error("keep the recipe in", path, error) from error
 
 
 def is_run(path: Path) -> bool:
@@ -66,4 +115,30 @@ def load_run(folder: Path) -> Recipe:
     if not is_run(folder):
         what = "holds no run" if folder.is_dir() else "is no folder"
         raise UserError(f"{folder}: {what}", f"give a folder that mamba-apps fit wrote, with {RECIPE_NAME} in it")
-    return load(str(folder / RECIPE_NAME))
+    recipe = load(str(folder / RECIPE_NAME))
+    return replace(recipe, name=str(recipe.card.get("name", recipe.name)))
+
+
+def _refuse_run(folder: Path) -> None:
+    if is_run(folder):
+        raise UserError(f"{folder} already holds a run", f"continue it with --resume {folder}, or choose another --out")
+
+
+def _take(file: IO[bytes], folder: Path) -> None:
+    """Lock an open file for this process, where the file system has locks; workers that it starts do not inherit it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(
+            f"another process trains in {folder}", "wait until it has ended, or choose another folder with --out"
+        ) from None
+    except OSError:  # some network mounts have none
+        return
+    try:
+        held = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / _LOCK))
+    except FileNotFoundError:
+        held = False
+    if not held:  # its owner removed it between our opening it and locking it
+        raise UserError(f"another process has just trained in {folder}", "run the command again")

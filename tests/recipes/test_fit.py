@@ -194,7 +194,37 @@ def test_a_loss_that_explodes_stops_with_one_line(toy_recipe: Path, capsys: pyte
     assert not Path("run/model").exists()
 
 
-def test_an_interrupt_ends_with_130_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_kept_nothing_leaves_nothing(toy_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["fit", str(toy_recipe), "--out", "new/run", "--trainer.max_epochs", "1"]
+    assert main([*command, "--trainer.precision", "nosuch"]) == 2
+    assert not Path("new/run").exists()
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        assert Path("new/run/recipe.yaml").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mamba_apps.training.trainer.RunTrainer.fit", interrupted)
+        assert main(command) == 130
+    assert not Path("new/run").exists()
+    assert main(command) == 0
+
+
+def test_a_resumed_run_keeps_the_name_of_its_recipe(trained: Path) -> None:
+    before = (trained / "recipe.yaml").read_text(encoding="utf-8")
+    assert main(["fit", "--resume", str(trained)]) == 0
+    assert (trained / "recipe.yaml").read_text(encoding="utf-8") == before
+    assert "# Recipe 'toy' as this run was trained." in before
+
+
+def test_the_next_command_is_one_that_a_shell_understands(toy_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(toy_recipe), "--out", "my run", "--trainer.max_epochs", "1"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "next:  mamba-apps test 'my run'"
+
+
+def test_an_interrupt_ends_with_130_and_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     path = write_recipe(tmp_path, TOY_RECIPE.replace("lr: 5e-2", "lr: 5e-2, pause: 0.05"))
     code = "import sys, toy_candidates; from mamba_recipes.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -209,6 +239,8 @@ def test_an_interrupt_ends_with_130_and_can_be_resumed(tmp_path: Path, monkeypat
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert main(["fit", "--resume", "run"]) == 2
+    assert "another process trains in run; wait until it has ended" in capsys.readouterr().err
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130

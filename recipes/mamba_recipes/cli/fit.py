@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         return DONE
     folder = arguments.resume or runs.new_run(recipe, arguments.out)
 
+    from mamba_apps.training.checkpoint import LAST_NAME
     from mamba_apps.training.saved import MODEL_NAME
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
@@ -56,35 +59,39 @@ def main(argv: Sequence[str]) -> int:
     first = runs.is_first_process()
     if first:
         header(name, built)
-    trainer = make_trainer(
-        run_dir=folder,
-        seed=built.seed,
-        progress=sys.stderr.isatty(),
-        resume=arguments.resume is not None,
-        **built.trainer_options,
-    )
-    if first:
-        runs.write_recipe(folder, recipe, config)
-    try:
-        trainer.fit(built.model, datamodule=built.data)
-    except KeyboardInterrupt:
-        if (folder / "last.ckpt").exists():
-            print(f"continue with: mamba-apps fit --resume {folder}", file=sys.stderr)
-        raise
-    if not first:
-        return DONE
-    checkpoint = trainer.checkpoint_callback
-    best = str(getattr(checkpoint, "best_model_path", "") or "")
-    if best:
-        load_into(built.model, Path(best))
-    metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "train" not in key}
-    monitor = getattr(checkpoint, "monitor", None)
-    score = getattr(checkpoint, "best_model_score", None)
-    if monitor and score is not None:
-        metrics[monitor] = float(score)
-    saved = save(built, recipe, config, metrics, folder / MODEL_NAME)
+    # only the first process keeps others out: those that train with it are started by it, or beside it
+    with runs.training_in(folder, resume=arguments.resume is not None) if first else contextlib.nullcontext():
+        try:
+            trainer = make_trainer(
+                run_dir=folder,
+                seed=built.seed,
+                progress=sys.stderr.isatty(),
+                resume=arguments.resume is not None,
+                **built.trainer_options,
+            )
+            if first:
+                runs.write_recipe(folder, recipe, config)
+            trainer.fit(built.model, datamodule=built.data)
+        except BaseException as error:
+            if first and arguments.resume is None:
+                runs.forget(folder)
+            if isinstance(error, KeyboardInterrupt) and (folder / LAST_NAME).exists():
+                print(f"continue with: mamba-apps fit --resume {shlex.quote(str(folder))}", file=sys.stderr)
+            raise
+        if not first:
+            return DONE
+        checkpoint = trainer.checkpoint_callback
+        best = str(getattr(checkpoint, "best_model_path", "") or "")
+        if best:
+            load_into(built.model, Path(best))
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "train" not in key}
+        monitor = getattr(checkpoint, "monitor", None)
+        score = getattr(checkpoint, "best_model_score", None)
+        if monitor and score is not None:
+            metrics[monitor] = float(score)
+        saved = save(built, recipe, config, metrics, folder / MODEL_NAME)
     if arguments.json:
         print(json.dumps({"recipe": name, "run": str(folder), "model": str(saved), "metrics": metrics}, indent=1))
     written = f"best {monitor} {metrics[monitor]:.4g}" if monitor in metrics else f"{trainer.global_step} steps done"
-    print(f"{written}\nsaved: {saved}\nnext:  mamba-apps test {folder}", file=sys.stderr)
+    print(f"{written}\nsaved: {saved}\nnext:  mamba-apps test {shlex.quote(str(folder))}", file=sys.stderr)
     return DONE
