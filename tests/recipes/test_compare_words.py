@@ -26,8 +26,8 @@ EVIL_NAME = "<img src=https://evil.example/x.png onerror=alert(1)>"
 
 def row(model: str, family: str, mae: float | None, seed: int = 1, **more: object) -> Row:
     metrics = {} if mae is None else {"mae": mae}
-    values = {"parameters": 10, "train_seconds": 1.0, "peak_memory_mib": 5.0, "twin": None, **more}
-    return Row(model=model, family=family, seed=seed, metrics=metrics, **values)  # type: ignore[arg-type]
+    values = {"metrics": metrics, "parameters": 10, "train_seconds": 1.0, "peak_memory_mib": 5.0, "twin": None, **more}
+    return Row(model=model, family=family, seed=seed, **values)  # type: ignore[arg-type]
 
 
 def comparison(tmp_path: Path, rows: list[Row], direction: str = "min") -> Comparison:
@@ -263,3 +263,29 @@ def test_time_ticks_are_few_and_distinct(span: int) -> None:
 )
 def test_figures(value: float, text: str) -> None:
     assert figure(value) == text
+
+
+def test_a_sweep_of_the_data_varies_it_for_every_candidate(tmp_path: Path) -> None:
+    recipe = recipes.load(str(write_recipe(tmp_path)))
+    jobs = make_plan(recipe, sweeps=["data.points=50,60"]).jobs
+    names = [f"{name}[data.points={n}]" for name in ("toy[mamba1]", "toy[attention]", "mean") for n in (50, 60)]
+    assert [job.model for job in jobs] == names
+    assert jobs[1].twin == "toy[attention][data.points=60]"
+    assert [job.model for job in make_plan(recipe, sweeps=["mixer=mamba1", "data.points=50"]).jobs] == [
+        "toy[mixer=mamba1,data.points=50]"
+    ]
+    alone = recipes.load(str(write_recipe(tmp_path, TOY_RECIPE[: TOY_RECIPE.index("compare:")])))
+    assert len(make_plan(alone, sweeps=["data.points=50,60"], budget="2epochs").jobs) == 2
+
+
+def test_speeds_are_compared_at_the_same_place_of_a_sweep(tmp_path: Path) -> None:
+    recipe = recipes.load(str(write_recipe(tmp_path)))
+    plan = make_plan(recipe, measure="speed", sweeps=["data.points=50,600"], candidates="toy[mamba1],toy[attention]")
+    speeds = {"toy[mamba1]": (90.0, 45.0), "toy[attention]": (100.0, 20.0)}
+    rows = [
+        row(job.model, job.family, None, metrics={"train_samples_per_second": speeds[job.candidate][n % 2]})
+        for n, job in enumerate(plan.jobs)
+    ]
+    lines = verdict(Comparison(plan, rows, {}, {}, "mamba-apps compare toy", 12.0))
+    assert [line.split(":")[0] for line in lines[:2]] == ["The Transformer wins", "Mamba wins"]
+    assert "125.0 % higher than the best Transformer, toy[attention][data.points=600]" in lines[1]

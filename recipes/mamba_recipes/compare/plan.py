@@ -71,6 +71,12 @@ class Plan:
         """The seeds, in order."""
         return sorted({job.seed for job in self.jobs})
 
+    @property
+    def axes(self) -> list[str]:
+        """The keys that were swept through numbers, at least two of them."""
+        swept = dict.fromkeys(key for job in self.jobs for key in job.point)
+        return [key for key in swept if _is_axis([job.point[key] for job in self.jobs])]
+
 
 def make_plan(
     recipe: Recipe,
@@ -88,7 +94,8 @@ def make_plan(
     Args:
         recipe: A recipe, with a ``compare:`` block unless it is swept.
         budget: "300steps", "5epochs" or "60s"; None for the recipe's own, or ten seconds to measure speed.
-        candidates: Names joined by commas; None for all (with a sweep: the recipe as it stands).
+        candidates: Names joined by commas; None for all, but where a sweep varies more than the data: then the recipe
+            as it stands, for the candidates are variations themselves.
         seeds: How many seeds, counted up from the first.
         seed: The first seed; None for the card's.
         sweeps: "key=a,b,c" each; several multiply. A key is dotted, or a short name the recipe declares.
@@ -102,7 +109,8 @@ def make_plan(
         raise UserError(f"unknown measure {measure!r}", nearest(measure, MEASURES))
     settings = dict(overrides or {})
     points = _sweep_points(recipe, sweeps)
-    specs = _chosen(recipe, candidates, swept=bool(sweeps))
+    of_data = all(_sweep_key(recipe, key).startswith("data.") for key in points[0])
+    specs = _chosen(recipe, candidates, alone=bool(sweeps) and not (of_data and recipe.compare))
     own = recipe.compare.budget if recipe.compare else None
     text = budget or (SPEED_BUDGET if measure == "speed" else own)
     if text is None:
@@ -118,7 +126,7 @@ def make_plan(
     return Plan(recipe, Budget.parse(text), measure, jobs, device, settings)
 
 
-def _chosen(recipe: Recipe, candidates: str | None, *, swept: bool) -> list[CandidateSpec]:
+def _chosen(recipe: Recipe, candidates: str | None, *, alone: bool) -> list[CandidateSpec]:
     known = {spec.name: spec for spec in recipe.compare.candidates} if recipe.compare else {}
     if candidates is not None:
         names = [name.strip() for name in candidates.split(",") if name.strip()]
@@ -128,7 +136,7 @@ def _chosen(recipe: Recipe, candidates: str | None, *, swept: bool) -> list[Cand
         if not names:
             raise UserError("--candidates names none", nearest("", known))
         return [known[name] for name in dict.fromkeys(names)]
-    if swept:
+    if alone:
         return [CandidateSpec(recipe.name)]
     if not known:
         raise UserError(
@@ -192,6 +200,10 @@ def _job(
     )
 
 
+def _is_axis(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values) and len(set(values)) > 1
+
+
 def row_name(candidate: str, point: Mapping[str, Any]) -> str:
     """Return what a candidate is called at a point of the sweeps."""
     return f"{candidate}[{','.join(f'{key}={value}' for key, value in point.items())}]" if point else candidate
@@ -215,7 +227,7 @@ def _family(recipe: Recipe, spec: CandidateSpec, point: Mapping[str, Any]) -> st
 
 def _twin(spec: CandidateSpec, point: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str | None:
     """Return the row that differs only in having attention where this one has a Mamba."""
-    if not point:
-        return spec.twin
     other = {key: "attention" if _is_mamba(value) else value for key, value in point.items()}
-    return row_name(spec.name, other) if other != dict(point) and other in [dict(p) for p in points] else None
+    if other == dict(point):
+        return row_name(spec.twin, point) if spec.twin else None
+    return row_name(spec.name, other) if other in [dict(p) for p in points] else None

@@ -36,7 +36,9 @@ def verdict(comparison: Comparison) -> list[str]:
     failed = [s for s in summaries if s.errors]
     if not ended:
         return ["Nothing was measured: every candidate failed."]
-    lines = [*_main(ended, metric), *_twins(ended, metric)]
+    loads = _loads(comparison, ended)
+    lines = _main(ended, metric) if len(loads) < 2 else [_main(load, metric)[0] for load in loads]
+    lines += _twins(ended, metric)
     if comparison.plan.measure == "quality":
         lines += _simple(ended, metric)
     lines += [f"{s.model} failed ({_seeds(len(s.errors))}): {s.errors[0]}" for s in failed]
@@ -59,6 +61,14 @@ def relative(candidate: float, reference: float) -> str:
         return f"{figure(candidate)} against {figure(reference)}"
     change = candidate / reference - 1
     return f"{abs(change):.1%}".replace("%", " %") + (" lower" if change < 0 else " higher")
+
+
+def _loads(comparison: Comparison, ended: Sequence[Summary]) -> list[list[Summary]]:
+    """Return what is fair to compare: all, but of speeds those at one place on the axes of numbers, such as a size."""
+    if comparison.plan.measure == "quality":
+        return [list(ended)]
+    places = {job.model: tuple(job.point[key] for key in comparison.plan.axes) for job in comparison.plan.jobs}
+    return [[s for s in ended if places[s.model] == place] for place in sorted({places[s.model] for s in ended})]
 
 
 def _value(summary: Summary, metric: Metric) -> float:

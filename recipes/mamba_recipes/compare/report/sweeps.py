@@ -20,14 +20,8 @@ class _Figure:
 
 def draw_sweeps(comparison: Comparison) -> str:
     """Return the pictures of every axis of numbers with at least two of them; empty where there is none."""
-    axes = dict.fromkeys(key for job in comparison.plan.jobs for key in job.point)
-    parts = [_draw_axis(comparison, key) for key in axes if _is_axis(comparison, key)]
+    parts = [_draw_axis(comparison, key) for key in comparison.plan.axes]
     return f"<section><h2>Over what was swept</h2>{''.join(parts)}</section>" if parts else ""
-
-
-def _is_axis(comparison: Comparison, key: str) -> bool:
-    values = {job.point[key] for job in comparison.plan.jobs}
-    return len(values) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
 def _figures(comparison: Comparison) -> list[_Figure]:
