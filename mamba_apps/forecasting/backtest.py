@@ -19,6 +19,7 @@ from mamba_apps.forecasting.intervals import around, from_quantiles, level_names
 from mamba_apps.forecasting.losses import point_forecast
 from mamba_apps.forecasting.recent import corrected, recent_offsets
 from mamba_apps.forecasting.saving import Fitted
+from mamba_datasets.errors import DataError
 from mamba_datasets.series import Scaler, SeriesSet, Table, WindowDataset
 
 FutureFrame: TypeAlias = pd.DataFrame | Path | str | Table | None
@@ -101,6 +102,7 @@ def cross_validate(
     n_windows: int,
     step_size: int,
     refit: bool | int,
+    least: int,
 ) -> pd.DataFrame:
     """Fit on what lies before a cut and forecast what follows it; see `Forecaster.cross_validation`.
 
@@ -111,6 +113,7 @@ def cross_validate(
         n_windows: How many cuts.
         step_size: Steps from one to the next.
         refit: Whether to fit anew at every cut, or at every so many-th.
+        least: Steps of the shortest series that can be fitted.
 
     Raises:
         DataError: A series is too short for the first cut.
@@ -121,6 +124,15 @@ def cross_validate(
             raise UserError(f"{name} is {value}", "give at least 1")
     # How many steps of each series lie behind each cut.
     behind = [horizon + step_size * left for left in reversed(range(n_windows))]
+    need = behind[0] + least
+    for number in np.flatnonzero(series_set.lengths < need)[:1]:
+        found = f"at least {need} steps were expected, {least} before the first cut and {behind[0]} behind it, found"
+        raise DataError(
+            series_set.source,
+            f"series {series_set.ids[number]!r}",
+            f"{found} {series_set.lengths[number]}",
+            "make fewer cuts (n_windows) or smaller steps (step_size), shorten lookback, or leave the series out",
+        )
     every = int(refit) or n_windows
     frames = []
     for first in range(0, n_windows, every):

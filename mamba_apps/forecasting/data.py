@@ -73,8 +73,8 @@ class WindowData(pl.LightningDataModule):
                 raise UserError(f"{name} is {steps}, less than the horizon of {horizon}", "give 0, or at least that")
         counts = (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("eval_windows", eval_windows))
         for name, count in counts:
-            if count is not None and count < 1:
-                raise UserError(f"{name} is {count}", "give at least 1")
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+                raise UserError(f"{name} is {count!r}", "give a whole number of at least 1")
         self._series_set = series_set
         self.lookback, self.horizon = lookback, horizon
         self.val_steps, self.test_steps = val_steps, test_steps
@@ -256,9 +256,9 @@ class SeriesData(WindowData):
             "id_col": id_col,
             "time_col": time_col,
             "target_col": target_col,
-            "past": tuple(past),
-            "future": tuple(future),
-            "static": tuple(static),
+            "past": past,
+            "future": future,
+            "static": static,
             "missing": missing,
             "season": season,
         }

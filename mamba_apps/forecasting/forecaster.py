@@ -148,9 +148,9 @@ class Forecaster:
             "id_col": id_col,
             "time_col": time_col,
             "target_col": target_col,
-            "past": tuple(past),
-            "future": tuple(future),
-            "static": tuple(static),
+            "past": past,
+            "future": future,
+            "static": static,
             "missing": missing,
             "season": season,
             "tz": tz,
@@ -239,7 +239,13 @@ class Forecaster:
         """
         series_set = read_with_calendar(df, **self._reading)
         return cross_validate(
-            series_set, self._fit, self.horizon, n_windows, self.horizon if step_size is None else step_size, refit
+            series_set,
+            self._fit,
+            self.horizon,
+            n_windows,
+            self.horizon if step_size is None else step_size,
+            refit,
+            self._least(self.lookback),
         )
 
     def predict_insample(self, df: Frame, *, step_size: int | None = None) -> pd.DataFrame:
@@ -406,10 +412,14 @@ class Forecaster:
         fitted.network.to(device_for(self.accelerator))
         return fitted
 
+    def _least(self, lookback: int | None) -> int:
+        """Return the steps of the shortest series that can be fitted."""
+        return (1 if self.short == "pad" else lookback or 1) + self.horizon
+
     def _fit(self, series_set: SeriesSet, start: Fitted | None = None) -> Fitted:
         device_for(self.accelerator)  # before hours of training, not after
         lookback, pads = self.lookback if start is None else start.network.sizes.lookback, self.short == "pad"
-        _check_long_enough(series_set, 1 if pads else (lookback or 1), self.horizon)
+        _check_long_enough(series_set, self._least(lookback))
         val_steps = default_val_steps(series_set, self.horizon) if self.val_steps is None else self.val_steps
         if self.calibration > val_steps:
             raise UserError(
@@ -461,8 +471,7 @@ class Forecaster:
         return self._placed(dataclasses.replace(found, history=series_set.last(found.memory)))
 
 
-def _check_long_enough(series_set: SeriesSet, lookback: int, horizon: int) -> None:
-    need = lookback + horizon
+def _check_long_enough(series_set: SeriesSet, need: int) -> None:
     for number in (series_set.lengths < need).nonzero()[0][:1]:
         raise DataError(
             series_set.source,

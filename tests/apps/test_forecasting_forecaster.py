@@ -344,7 +344,7 @@ def test_cross_validation_fits_as_often_as_asked(refit: bool | int, fits: int, m
 
 
 def test_cross_validation_of_what_is_too_short_is_refused() -> None:
-    with pytest.raises(DataError, match="steps were expected"):
+    with pytest.raises(DataError, match="21 before the first cut and 35 behind it, found 40; make fewer cuts"):
         make("seasonal_naive", lookback=14).cross_validation(daily((40,)), n_windows=5)
     with pytest.raises(UserError, match="n_windows is 0"):
         make("seasonal_naive").cross_validation(daily(), n_windows=0)

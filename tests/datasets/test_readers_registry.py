@@ -111,6 +111,18 @@ def test_unreadable_file_is_a_finding(content: bytes, tmp_path: Path) -> None:
     assert len(check(path).findings) == 1
 
 
+def test_a_file_as_people_have_it_is_read_as_for_a_forecast(tmp_path: Path) -> None:
+    path = tmp_path / "shops.csv"
+    days = [f"{day:02}.01.2024;{day},5;{2 * day},5" for day in range(1, 11)]
+    path.write_text("\n".join(["Datum;a;b", *days]))
+    report = check(path)
+    assert (report.ok, report.summary[:20]) == (True, "2 series of 10 steps")
+    assert "a decimal comma" in report.notes
+    path.write_text("\n".join(["Datum;a;b", *days[:4], *days[5:]]))
+    assert [finding.where[-8:] for finding in check(path).findings] == ["(line 5)"] * 2
+    assert not check(path, time_col="Datum").ok
+
+
 def test_missing_file_is_a_finding(tmp_path: Path) -> None:
     assert check(tmp_path / "x.csv").findings[0].expected == "no such file"
 

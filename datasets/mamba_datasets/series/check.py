@@ -8,6 +8,8 @@ from typing import Any
 from mamba_datasets.errors import DataError
 from mamba_datasets.registry import register_reader
 from mamba_datasets.report import Collector, Finding, Report
+from mamba_datasets.series.data import SeriesSet
+from mamba_datasets.series.guess import guess_table
 from mamba_datasets.series.read import read_into
 from mamba_datasets.series.table import CSV_SUFFIXES, PARQUET_SUFFIXES
 
@@ -16,8 +18,10 @@ from mamba_datasets.series.table import CSV_SUFFIXES, PARQUET_SUFFIXES
 def check_series(path: Path | str, *, freq: str | int | None = None, **options: Any) -> Report:
     """Check a file of series, and gather every problem of every series.
 
+    A file without the columns of the long format is read as `guess_table` reads it, where no options say otherwise.
+
     Args:
-        path: A CSV or Parquet file in the long format.
+        path: A CSV or Parquet file.
         freq: The frequency; None infers it.
         options: Further arguments of `read_series`, such as `target_col`.
 
@@ -27,7 +31,7 @@ def check_series(path: Path | str, *, freq: str | int | None = None, **options: 
     sink = Collector(path, keep=True)
     summary = ""
     try:
-        read = read_into(sink, path, freq=freq, **options)
+        read = _read(sink, path, freq, options)
     except DataError as error:
         # What stops the reading altogether, such as a missing column, is the last finding.
         sink.findings.append(Finding.of(error))
@@ -39,3 +43,16 @@ def check_series(path: Path | str, *, freq: str | int | None = None, **options: 
         last = max(index[-1] for index in read.indexes)
         summary = f"{len(read)} series of {steps} steps, freq={read.frequency}, {first} to {last}"
     return Report(str(path), "series", tuple(sink.findings), summary, tuple(sink.notes))
+
+
+def _read(sink: Collector, path: Path | str, freq: str | int | None, options: dict[str, Any]) -> SeriesSet | None:
+    try:
+        return read_into(sink, path, freq=freq, **options)
+    except DataError as error:
+        if options or error.where != "columns":
+            raise
+    guess = guess_table(path)
+    for note in guess.notes:
+        sink.note(note)
+    columns = {"id_col": guess.id_col, "time_col": guess.time_col, "target_col": guess.target_col}
+    return read_into(sink, guess.table, freq=freq, **columns)

@@ -104,6 +104,7 @@ def in_options(error: DataError) -> DataError:
 
     remedy = _OPTIONS.sub(option, _FUTURE.sub("give a row for each step to come of each series", error.remedy))
     remedy = remedy.replace("in future_frame", "steps to come")
+    remedy = remedy.replace("(n_windows)", "(--cross-validate)").replace("(step_size)", "(--step-size)")
     return DataError(error.path, error.where, error.expected, remedy)
 
 
