@@ -74,7 +74,7 @@ class Registry(Generic[T]):
         Raises:
             UserError: If it is not registered; the error gives the nearest ones.
         """
-        if name not in self._specs:
+        if not isinstance(name, str) or name not in self._specs:  # a recipe or the command may say anything
             raise UserError(f"unknown {self._kind} {name!r}", suggest(name, self.names(), f"the {self._kind}s"))
         return self._specs[name]
 
@@ -133,7 +133,7 @@ def check_class_options(owner: str, cls: type, options: Iterable[str], given: Co
 
 def suggest(word: str, known: list[str], what: str) -> str:
     """Return the remedy for a word that is not known: the nearest ones, or all."""
-    nearest = get_close_matches(word, known, n=3, cutoff=0.5)
+    nearest = get_close_matches(str(word), known, n=3, cutoff=0.5)
     if nearest:
         return f"did you mean {' or '.join(repr(n) for n in nearest)}?"
     return f"{what} are {', '.join(known)}"

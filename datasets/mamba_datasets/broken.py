@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mamba_datasets.errors import DataError
+from mamba_datasets.files import write_whole
 from mamba_datasets.report import Report
 
 
@@ -21,7 +22,7 @@ def write_broken(report: Report, path: str | Path) -> int:
         The number of files in it.
 
     Raises:
-        DataError: A single file was checked: nothing of it can be left out.
+        DataError: A single file was checked: nothing of it can be left out; or the list cannot be written.
     """
     if not os.path.isdir(report.path):
         raise DataError(report.path, "list of broken files", "expected a folder, found a file", "check its folder")
@@ -31,7 +32,8 @@ def write_broken(report: Report, path: str | Path) -> int:
             name = os.path.relpath(finding.path, report.path)
             broken.setdefault(name, []).append(f"{finding.where}: {finding.expected}")
     content = {"kind": report.kind, "checked": os.path.abspath(report.path), "broken": broken}
-    Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
     return len(broken)
 
 

@@ -123,6 +123,9 @@ def find(name_or_path: str) -> Path:
         if not path.is_file():
             raise UserError(f"{path}: there is no such file", "give a recipe's name (see mamba-apps recipes) or a file")
         return path
+    if path.is_dir() or len(path.parts) > 1:
+        found = "is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"{path}: {found}", "give a recipe's name (see mamba-apps recipes) or file")
     known = shipped()
     if name_or_path not in known:
         raise UserError(f"there is no recipe {name_or_path!r}", nearest(name_or_path, known))

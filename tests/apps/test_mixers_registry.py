@@ -38,6 +38,12 @@ def test_an_unknown_name_brings_the_nearest(name: str, remedy: str) -> None:
         spec(name)
 
 
+@pytest.mark.parametrize("name", [3, None, ["mamba1"], {"class_path": "os.system"}])
+def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
+    with pytest.raises(UserError, match=r"unknown mixer .*; "):
+        create(name, 8)
+
+
 def test_an_unknown_option_brings_the_nearest() -> None:
     with pytest.raises(UserError, match="mixer 'mamba1' has no option 'd_sate'; did you mean 'd_state'"):
         create("mamba1", 8, d_sate=4)

@@ -176,6 +176,8 @@ def test_weights_of_another_model_are_refused(trained: Path, capsys: pytest.Capt
         (["fit", "toy.yaml", "--seed", "-1"], "seed is -1"),
         (["test", "toy.yaml"], "recipe 'toy' has no trained weights of its own"),
         (["test", "."], "holds no run"),
+        (["predict", "run", "--out", "run"], "run is a folder; give a file"),
+        (["predict", "run", "--out", "toy.yaml/x"], "cannot write to the folder of the result"),
     ],
 )
 def test_wrong_words_are_refused(

@@ -44,6 +44,11 @@ def test_help_answers_within_a_second() -> None:
     assert best < 1.0
 
 
+def test_help_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "fit"]) == 0
+    assert capsys.readouterr().out.startswith("usage: mamba-apps fit ")
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
@@ -54,7 +59,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (["comprae"], "there is no command 'comprae'; did you mean 'compare'"),
-        (["--halp"], "there is no option '--halp'"),
+        (["--halp"], "there is no option '--halp' here; give a command first"),
+        (["fit", "runs/lost"], "runs/lost: there is no such file; give a recipe's name"),
+        (["test", "runs/lost"], "runs/lost: there is no such file"),
+        (["fit", "."], ".: is a folder; give a recipe's name"),
+        (["check", ".", "--write-broken", "."], "--write-broken . is a folder"),
         (["compare", "trafic"], "there is no recipe 'trafic'; did you mean 'traffic'"),
         (["fit", "trafic"], "there is no recipe 'trafic'; did you mean 'traffic'"),
         (["compare", "missing/recipe.yaml"], "missing/recipe.yaml: there is no such file"),

@@ -129,7 +129,7 @@ def test_check_names_what_is_wrong_and_ends_with_2(
     [
         (["--as", "serie"], "did you mean 'series'"),
         (["--set", "freq"], "--set 'freq' is not understood"),
-        (["--set", "frequency=h"], "unexpected keyword argument 'frequency'"),
+        (["--set", "frequency=h"], "--set frequency: its reader has no such option"),
     ],
 )
 def test_check_refuses_wrong_options(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
         options[key] = parse_value(value)
     if not arguments.path.exists():
         raise UserError(f"{arguments.path}: there is no such file or folder", "check the path")
+    if arguments.write_broken is not None:
+        _check_list(arguments.path, arguments.write_broken)
 
     from mamba_datasets.broken import write_broken
     from mamba_datasets.registry import check
@@ -49,9 +52,12 @@ def main(argv: Sequence[str]) -> int:
     try:
         report = check(arguments.path, arguments.kind, **options)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None or unknown[1] not in options:
             raise
-        raise UserError(f"check: {error}", "see the reader's documentation for its options") from None
+        raise UserError(
+            f"--set {unknown[1]}: its reader has no such option", "correct its name, or leave it out"
+        ) from None
     if arguments.json:
         print(json.dumps(asdict(report), indent=1, default=str))
     else:
@@ -68,3 +74,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"mamba-apps: {report.path}: {count} problem{'s' if count != 1 else ''} found", file=sys.stderr)
         return WRONG_INPUT
     return DONE
+
+
+def _check_list(checked: Path, path: Path) -> None:
+    """Refuse a list of broken files that could not be written, before a large folder is read."""
+    from mamba_apps.training.files import make_directory
+
+    if not checked.is_dir():
+        raise UserError(f"--write-broken lists files of a folder, and {checked} is a file", "check its folder")
+    if path.is_dir():
+        raise UserError(f"--write-broken {path} is a folder", "give a file")
+    make_directory(path.resolve().parent, "folder of --write-broken")

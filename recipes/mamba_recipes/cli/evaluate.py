@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_apps.errors import UserError
+from mamba_datasets.files import write_whole
 from mamba_recipes import recipe as recipes
 from mamba_recipes import runs
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
@@ -53,6 +54,9 @@ def main(argv: Sequence[str]) -> int:
     if not source.exists():
         raise UserError(f"{source}: there is no such file or folder", "give a run's folder, a saved model or a .ckpt")
     config = recipe.with_overrides(overrides)
+    out = arguments.out if command == "predict" else getattr(arguments, "page", None)
+    if out is not None:
+        _check_target(out)
 
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
@@ -60,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
     built = build(config, recipe.path)
     draw: Any = getattr(built.model, "page", None)
-    if getattr(arguments, "page", None) is not None and not callable(draw):
+    if command != "predict" and out is not None and not callable(draw):
         raise UserError(f"a {type(built.model).__name__} draws no page on its test", "leave --page out")
     load_into(built.model, source)
     header(path.name if path.is_dir() else recipe.name, built)
@@ -69,13 +73,15 @@ def main(argv: Sequence[str]) -> int:
         trainer = make_trainer(run_dir=folder, seed=built.seed, progress=sys.stderr.isatty(), **options)
         if command == "predict":
             found = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
-            return _write_predictions(found, arguments.out, as_json=arguments.json)
+            return _write_predictions(found, out, as_json=arguments.json)
         run = getattr(trainer, command)
         found = run_interruptibly(trainer, lambda: run(built.model, datamodule=built.data, verbose=False))
         metrics = {key: float(value) for part in found for key, value in part.items()}
-        if getattr(arguments, "page", None) is not None:
+        if out is not None:
             predicted = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
-            _write_page(draw(built.data, predicted, metrics), arguments.page)
+            text = draw(built.data, predicted, metrics)
+            write_whole(out, lambda file: file.write(text.encode()))
+            print(f"page:   {out}", file=sys.stderr)
     if not metrics:
         raise UserError(f"{recipe.name}: its data has nothing to {command}", "use another recipe or command")
     if arguments.json:
@@ -87,14 +93,13 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _write_page(text: str, path: Path) -> None:
-    from mamba_apps.training.files import storage_error, write_text
+def _check_target(out: Path) -> None:
+    """Refuse a file that could not be written, before the model works."""
+    from mamba_apps.training.files import make_directory
 
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise storage_error("write the page", path, error) from error
-    print(f"page:   {path}", file=sys.stderr)
+    if out.is_dir():
+        raise UserError(f"{out} is a folder", "give a file")
+    make_directory(out.resolve().parent, "folder of the result")
 
 
 def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:
@@ -110,10 +115,7 @@ def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:
     if not columns:
         raise UserError("the model predicted nothing", "check that the recipe's data has a predict part")
     tensors = {key: torch.cat(values).contiguous() for key, values in columns.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_bytes(save(tensors))
-    partial.replace(out)
+    write_whole(out, lambda file: file.write(save(tensors)))
     shapes = {key: list(value.shape) for key, value in tensors.items()}
     if as_json:
         print(json.dumps({"predictions": str(out), "shapes": shapes}, indent=1))

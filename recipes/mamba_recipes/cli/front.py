@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return DONE
@@ -62,8 +64,9 @@ def _dispatch(words: list[str]) -> int:
         return DONE
     command = words[0]
     if command not in COMMANDS:
-        kind = "option" if command.startswith("-") else "command"
-        raise UserError(f"there is no {kind} {command!r}", nearest(command, COMMANDS))
+        if command.startswith("-"):
+            raise UserError(f"there is no option {command!r} here", "give a command first; see mamba-apps --help")
+        raise UserError(f"there is no command {command!r}", nearest(command, COMMANDS))
     if command != "bench":
         # OpenMP's threads spin while they wait for each other; where other work shares the cores that made training of
         # small models 10 to 20 times slower. It is read when torch is imported, which is not yet.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from mamba_recipes import recipe as recipes
 from mamba_recipes.cli.arguments import Parser
 from mamba_recipes.cli.errors import DONE
+
+_CELL = 56  # what a recipe's file says at greater length
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,12 +35,20 @@ def _recipes(argv: Sequence[str]) -> int:
         print(json.dumps([_card(one) for one in found], indent=1))
         return DONE
     rows = [
-        (one.name, one.card["domain"], one.card["title"], one.card["time"], "yes" if one.compare else "no")
+        (one.name, one.card["domain"], *map(_short, (one.card["title"], one.card["time"])), _yes(bool(one.compare)))
         for one in found
     ]
     _table(("recipe", "domain", "what", "time", "compares"), rows)
     print("mamba-apps recipes NAME prints one; mamba-apps compare NAME or mamba-apps fit NAME runs it", file=sys.stderr)
     return DONE
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, _CELL, placeholder=" …")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _card(one: recipes.Recipe) -> dict[str, Any]:
