@@ -254,7 +254,9 @@ class TestOptions:
         x, *rest, _ = inputs.values()
         shapes = triton_choices._class(x, x, *rest, True, True, True, True, True, torch.float32)
         if half:
-            shapes = shapes._replace(wide=True, **dict.fromkeys(("A", "D", "z", "bias"), "torch.bfloat16"))
+            shapes = shapes._replace(
+                wide=True, layouts="aodoa", **dict.fromkeys(("A", "D", "z", "bias"), "torch.bfloat16")
+            )
         device, chosen = torch.device(DEVICE), (triton_choices.INTERPRETED,) * 3
         checks = {
             "forward": lambda: triton_choices._check_forward(shapes, chosen[:2], device),

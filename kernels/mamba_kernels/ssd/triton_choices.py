@@ -28,6 +28,8 @@ INTERPRETED = Config(16, 4, 1)
 DTYPES = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 # The largest error that is rounding, as a part of the largest number.
 TOLERANCE = {"bf16": 3e-2, "tf32": 1e-2, "tf32x3": 1e-4}
+# Strides that are multiples of it are what Triton compiles another kernel for.
+MULTIPLE = 16
 GRADIENTS = ("dx", "ddt", "dA", "dB", "dC", "dD", "dz", "dbias", "dinitial")
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class _Class(NamedTuple):
     denters: bool
     has_marks: bool
     reverse: bool
+    layouts: str
     out: str
     x: str
     dt: str
@@ -58,6 +61,25 @@ class _Class(NamedTuple):
     D: str | None
     z: str | None
     bias: str | None
+
+
+def _layout(x: Tensor | None) -> str:
+    """Return what Triton makes of the strides of x (..., L, H, P), as a letter: "d" for dense rows.
+
+    Where the last dimension lies apart ("a"), or rows start at no multiple of 16 numbers ("o"), loads are others.
+    """
+    if x is None:
+        return "-"
+    return "a" if x.stride(-1) != 1 else "d" if x.stride(-3) % MULTIPLE == 0 else "o"
+
+
+def _laid_out(x: Tensor, layout: str) -> Tensor:
+    """Return x (..., L, H, P) in a layout that `_layout` tells apart."""
+    if layout == "a":
+        return x.movedim(-3, -1).contiguous().movedim(-1, -3)
+    row = x.shape[-2] * x.shape[-1]
+    wide = x.new_empty(*x.shape[:-2], row + -row % MULTIPLE + (MULTIPLE // 2 if layout == "o" else 0))
+    return wide[..., :row].unflatten(-1, x.shape[-2:]).copy_(x)
 
 
 @per_layout
@@ -76,7 +98,8 @@ def _class(
         # What Triton makes of lengths: multiples of 16 have loads of their own.
         length % 16 == 0,
         triton_launch.is_wide(x, B, C, z, dout),
-        0 if D is None else D.dim(), softplus, enters, denters, has_marks, reverse, str(out_dtype), *dtypes,
+        0 if D is None else D.dim(), softplus, enters, denters, has_marks, reverse,
+        "".join(map(_layout, (x, B, C, z, dout))), str(out_dtype), *dtypes,
     )  # fmt: skip
 
 
@@ -110,15 +133,16 @@ def _problem(shapes: _Class, device: torch.device) -> _Problem:
     each = (batch, K, length) if K else (batch, length)
     all_heads = heads * max(1, K)
     skip = (all_heads, width)[: shapes.skip_dimensions]
+    as_x, as_B, as_C, as_z, as_dout = tuple(shapes.layouts)
     dt = draw(*each, heads) * 0.5 - 2
     arguments = [
-        draw(*each, heads, width, dtype=shapes.x),
+        _laid_out(draw(*each, heads, width, dtype=shapes.x), as_x),
         (dt if shapes.softplus else dt.exp()).to(DTYPES[shapes.dt]),
         (-draw(all_heads).abs() - 0.1).to(DTYPES[shapes.A]),
-        draw(*each, groups, states, dtype=shapes.B),
-        draw(*each, groups, states, dtype=shapes.C),
+        _laid_out(draw(*each, groups, states, dtype=shapes.B), as_B),
+        _laid_out(draw(*each, groups, states, dtype=shapes.C), as_C),
         None if shapes.D is None else draw(*skip, dtype=shapes.D),
-        None if shapes.z is None else draw(*each, heads, width, dtype=shapes.z),
+        None if shapes.z is None else _laid_out(draw(*each, heads, width, dtype=shapes.z), as_z),
         None if shapes.bias is None else (draw(all_heads) * 0.1).to(DTYPES[shapes.bias]),
         shapes.softplus,
         (0.0, math.inf),
@@ -127,7 +151,7 @@ def _problem(shapes: _Class, device: torch.device) -> _Problem:
         shapes.reverse,
         DTYPES[shapes.out],
     ]
-    dout = draw(*each, heads, width, dtype=shapes.out)
+    dout = _laid_out(draw(*each, heads, width, dtype=shapes.out), as_dout)
     return _Problem(arguments, readings, dout, draw(batch, all_heads, width, states) if shapes.denters else None)
 
 
