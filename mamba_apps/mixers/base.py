@@ -132,6 +132,21 @@ class Mixer(nn.Module, ABC):
             f"{type(self).__name__} has no projections that its readings could share", 'use share="all" or share="none"'
         )
 
+    def forward_everywhere(self, x: Tensor, route: Route) -> Tensor | None:
+        """Return the merge of what this mixer makes of each reading of ``route``, without permuting the grid.
+
+        The results are those of ``forward`` on each reading, put back on the grid and merged, with the projections run
+        once.
+
+        Args:
+            x: The grid (B, *spatial, D).
+            route: The route; its name is in ``routes``.
+
+        Returns:
+            The output (B, *spatial, D), or None where the mixer has no such form for this merge.
+        """
+        return None
+
     def flag_parameters(self) -> None:
         """Mark the parameters in ``undecayed`` the way optimisers elsewhere look for (``_no_weight_decay``)."""
         for name in self.undecayed:
@@ -169,6 +184,12 @@ class Mixer(nn.Module, ABC):
             f"{type(self).__name__}.{method} needs a causal mixer, and this one looks ahead",
             "use forward, or a causal mixer",
         )
+
+
+def projects_merged(route: Route, projection: nn.Linear) -> bool:
+    """Return whether projecting the merged readings of a route is merging the projected ones."""
+    # A sum has the projection's bias as often as there are readings.
+    return route.merge == "mean" or (route.merge == "sum" and projection.bias is None)
 
 
 def no_weight_decay(module: nn.Module) -> frozenset[str]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State
+from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State, projects_merged
 from mamba_apps.mixers.registry import register
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_apps.mixers.scan_weights import scan_weights, stack_groups
@@ -236,6 +236,12 @@ class Mamba1Mixer(Mixer):
         conv_KEW = stacks.conv_weight.flatten(2)
         u = causal_conv1d_route(u, conv_KEW, stacks.conv_bias, route, activation="silu", backend=self.backend)
         return self.out_proj(scan_readings(u, z, stacks, route, self.backend))
+
+    def forward_everywhere(self, x: Tensor, route: Route) -> Tensor | None:
+        """Read all readings as one scan: what comes after it is linear; see ``Mixer.forward_everywhere``."""
+        if not projects_merged(route, self.out_proj):
+            return None
+        return self.forward_route(x, route, [self] * route.count(x.dim() - 2))
 
     def reading_parameters(self) -> ReadingParameters:
         """Return what this mixer reads with."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State
+from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State, projects_merged
 from mamba_apps.mixers.norms import GatedRMSNorm
 from mamba_apps.mixers.registry import register
 from mamba_apps.mixers.route_conv import causal_conv1d_route
@@ -245,8 +246,25 @@ class Mamba2Mixer(Mixer):
 
     def forward_route(self, x: Tensor, route: Route, sets: Sequence[Mixer]) -> Tensor:
         """Project once, convolve and scan along each reading with its own parameters, merge, gate and project once."""
-        mixers = cast(Sequence[Mamba2Mixer], sets)
         projected = self._project(x)
+        return self._merge(projected, self._scan_route(projected, route, sets).flatten(-2))
+
+    def forward_everywhere(self, x: Tensor, route: Route) -> Tensor | None:
+        """Norm and gate each reading by itself, then merge and project once; see ``Mixer.forward_everywhere``."""
+        if not projects_merged(route, self.out_proj):
+            return None
+        readings = route.count(x.dim() - 2)
+        projected = self._project(x)
+        apart = replace(route, merge="concat")
+        y_BxKHP = self._scan_route(projected, apart, [self] * readings).unflatten(-2, (readings, -1))
+        y_BxKS = y_BxKHP.flatten(-2)
+        z_BxKS = projected.z[..., None, :].expand(y_BxKS.shape)
+        inner = self._inner(projected, self._gated(y_BxKS, z_BxKS).mean(-2))
+        return self.out_proj(inner if route.merge == "mean" else readings * inner)
+
+    def _scan_route(self, projected: _Projected, route: Route, sets: Sequence[Mixer]) -> Tensor:
+        """Return SSD's merged output (B, *spatial, H or K*H, P), each reading with its own parameters."""
+        mixers = cast(Sequence[Mamba2Mixer], sets)
         biases = None if self.conv1d.bias is None else torch.stack([cast(Tensor, m.conv1d.bias) for m in mixers])
         u = causal_conv1d_route(
             projected.conv_input,
@@ -257,7 +275,7 @@ class Mamba2Mixer(Mixer):
             backend=self.backend,
         )
         x_heads, B, C = self._split(u)
-        y = ssd_route(
+        return ssd_route(
             x_heads,
             projected.dt,
             torch.cat([m._rates() for m in mixers]),
@@ -270,7 +288,6 @@ class Mamba2Mixer(Mixer):
             route=route,
             backend=self.backend,
         )
-        return self._merge(projected, y.flatten(-2))
 
     def _project(self, x: Tensor) -> _Projected:
         return _Projected(*self.in_proj(x).split(self._widths, dim=-1))
@@ -324,14 +341,20 @@ class Mamba2Mixer(Mixer):
 
     def _merge(self, projected: _Projected, y: Tensor, seq_idx_BL: Tensor | None = None) -> Tensor:
         """Gate SSD's output (..., S), put the gated linear unit beside it, and project both."""
-        y = y * F.silu(projected.z) if self.norm is None else self.norm(y, projected.z)
-        if self.d_ssm < self.d_inner:
-            unit = F.silu(projected.unit_gate) * projected.unit
-            if seq_idx_BL is not None:
-                # A bias of the projection would reach it.
-                unit = unit.masked_fill((seq_idx_BL < 0)[..., None], 0.0)
-            y = torch.cat([unit, y], dim=-1)
-        return self.out_proj(y)
+        return self.out_proj(self._inner(projected, self._gated(y, projected.z), seq_idx_BL))
+
+    def _gated(self, y: Tensor, z: Tensor) -> Tensor:
+        return y * F.silu(z) if self.norm is None else self.norm(y, z)
+
+    def _inner(self, projected: _Projected, y: Tensor, seq_idx_BL: Tensor | None = None) -> Tensor:
+        """Return SSD's gated output with the gated linear unit beside it, if there is one."""
+        if self.d_ssm == self.d_inner:
+            return y
+        unit = F.silu(projected.unit_gate) * projected.unit
+        if seq_idx_BL is not None:
+            # A bias of the projection would reach it.
+            unit = unit.masked_fill((seq_idx_BL < 0)[..., None], 0.0)
+        return torch.cat([unit, y], dim=-1)
 
     def _split(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x in heads, and B and C in groups, from the convolution's output."""

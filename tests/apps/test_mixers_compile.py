@@ -36,12 +36,14 @@ def test_forward_and_backward_compile_whole(name: str, options: dict[str, Any], 
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("share", ["all", "projections", "none"])
+@pytest.mark.parametrize(
+    ("name", "share"), [("mamba1", "all"), ("mamba1", "projections"), ("mamba1", "none"), ("mamba2", "all")]
+)
 @pytest.mark.parametrize("route", [Route("cross"), Route("windowed", window=2)], ids=str)
-def test_routes_compile_whole(route: Route, share: str) -> None:
+def test_routes_compile_whole(route: Route, name: str, share: str) -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
-    routed = RoutedMixer(lambda: create("mamba1", 8), route, share, rank=2)  # type: ignore[arg-type]
+    routed = RoutedMixer(lambda: create(name, 8), route, share, rank=2)  # type: ignore[arg-type]
     x = torch.randn(2, 3, 5, 8, requires_grad=True)
     inputs = [x, *routed.parameters()]
     expected, y = routed(x), torch.compile(routed, fullgraph=True, backend="aot_eager")(x)

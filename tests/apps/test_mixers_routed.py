@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import AttentionMixer, Mamba1Mixer, RoutedMixer, causal_conv1d_route
+from mamba_apps.mixers import AttentionMixer, Mamba1Mixer, Mamba2Mixer, RoutedMixer, causal_conv1d_route
 from mamba_kernels import Route
 
 D = 6
@@ -105,6 +107,41 @@ def test_readings_equal_reading_one_by_one(route: Route, grid: tuple[int, ...], 
         window = RoutedMixer(lambda: AttentionMixer(D, 2, causal=False).double(), route, share, rank=len(grid))  # type: ignore[arg-type]
         torch.testing.assert_close(window(x), one_by_one(window, x), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(routed(x), one_by_one(routed, x), rtol=1e-10, atol=1e-12)
+
+
+EVERYWHERE: dict[str, Any] = {
+    "mamba1": lambda: Mamba1Mixer(D, d_state=3, d_conv=3, dt_rank=2),
+    "mamba2": lambda: Mamba2Mixer(D, d_state=3, headdim=3, ngroups=2, dt_limit=(0.01, 0.5)),
+    "mamba2 beside a unit": lambda: Mamba2Mixer(D, d_state=3, headdim=2, d_ssm=4, norm_before_gate=True),
+    "mamba2 without a norm": lambda: Mamba2Mixer(D, d_state=3, headdim=4, rmsnorm=False, D_has_hdim=True),
+}
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize(
+    ("route", "grid"),
+    [
+        (Route("cross"), (3, 4)),
+        (Route("bidirectional", merge="mean"), (5,)),
+        (Route("windowed", window=2), (3, 5)),
+        (Route("cross", merge="mean"), (2, 3, 2)),
+    ],
+    ids=str,
+)
+def test_what_shares_everything_is_read_in_place(
+    name: str, route: Route, grid: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    routed = RoutedMixer(EVERYWHERE[name]().double(), route, "all", rank=len(grid))
+    x = grid_of(grid).requires_grad_()
+    inputs = [x, *routed.parameters()]
+    expected = one_by_one(routed, x)
+    slopes = torch.autograd.grad(expected.square().sum(), inputs)
+    monkeypatch.setattr(type(routed.sets[0]), "forward", None)
+    y = routed(x)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    for found, wanted in zip(torch.autograd.grad(y.square().sum(), inputs), slopes, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
 
 
 @every_route
