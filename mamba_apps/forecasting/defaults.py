@@ -28,6 +28,11 @@ def long_season_of(series_set: SeriesSet) -> int | None:
     return season * _DAYS_A_WEEK if season is not None and series_set.frequency.kind == "tick" else season
 
 
+def least_steps(lookback: int | None, horizon: int, *, padded: bool) -> int:
+    """Return the steps of the shortest series that can be learned from; it may need more to be validated on."""
+    return (1 if padded else lookback or 1) + horizon
+
+
 def default_val_steps(series_set: SeriesSet, horizon: int) -> int:
     """Return the steps of each series held back for validation: a tenth of the shortest series, at least a horizon."""
     return max(horizon, int(series_set.lengths.min()) // 10)

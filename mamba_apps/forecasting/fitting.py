@@ -7,18 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.baselines import create_baseline, evaluate
 from mamba_apps.forecasting.data import WindowData
-from mamba_apps.forecasting.defaults import default_max_steps
+from mamba_apps.forecasting.defaults import default_lookback, default_max_steps, default_val_steps, least_steps
 from mamba_apps.forecasting.intervals import conformal_radius
 from mamba_apps.forecasting.models import ForecastModel
 from mamba_apps.forecasting.saving import Fitted
 from mamba_apps.forecasting.task import ForecastTask
 from mamba_apps.training.best import fit_best
+from mamba_datasets.errors import DataError
+from mamba_datasets.series import SeriesSet
+
+# Validation reads no more windows than tell one fit from another; of millions it would take longer than training.
+_EVAL_WINDOWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,61 @@ class Training:
     seed: int
     accelerator: str
     progress: bool
+
+
+def windows_to_learn(
+    series_set: SeriesSet,
+    *,
+    lookback: int | None,
+    horizon: int,
+    val_steps: int | None,
+    calibration: int,
+    pads: bool,
+    **options: Any,
+) -> WindowData:
+    """Return the windows that a forecaster learns from and is validated on.
+
+    Args:
+        series_set: The series.
+        lookback: Steps of the past; None for what the data suggests.
+        horizon: Steps to forecast.
+        val_steps: Steps held back; None for what the data suggests.
+        calibration: Steps by whose forecasts intervals are corrected.
+        pads: Whether short series are led in by unobserved steps.
+        options: Further options of `WindowData`.
+
+    Raises:
+        DataError: A series is too short.
+        UserError: A number does not fit the data.
+    """
+    need = least_steps(lookback, horizon, padded=pads)
+    for number in (series_set.lengths < need).nonzero()[0][:1]:
+        raise DataError(
+            series_set.source,
+            f"series {series_set.ids[number]!r}",
+            f"at least {need} steps were expected (lookback + horizon), found {series_set.lengths[number]}",
+            "shorten lookback or horizon, or leave the series out",
+        )
+    held = default_val_steps(series_set, horizon) if val_steps is None else val_steps
+    if calibration > held:
+        raise UserError(
+            f"calibration is {calibration}, and {held} steps are held back: the others were learned",
+            "give fewer, or as many val_steps",
+        )
+    lookback = lookback or default_lookback(series_set, horizon, held, padded=pads)
+    if pads:
+        # A window then reaches back from any step but the first.
+        short = series_set.lengths < lookback + horizon + held
+        series_set = series_set.lead_in(np.where(short, lookback - 1, 0))
+    return WindowData(
+        series_set,
+        lookback=lookback,
+        horizon=horizon,
+        val_steps=held,
+        eval_windows=_EVAL_WINDOWS,
+        short="skip",
+        **options,
+    )
 
 
 def fit_model(

@@ -7,31 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import pandas as pd
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.anomalies import score_anomalies
 from mamba_apps.forecasting.backtest import FutureFrame, cross_validate, forecast_ahead, insample
 from mamba_apps.forecasting.baselines import BASELINES
-from mamba_apps.forecasting.data import WindowData
-from mamba_apps.forecasting.defaults import default_lookback, default_options, default_val_steps
+from mamba_apps.forecasting.defaults import default_options, least_steps
 from mamba_apps.forecasting.devices import device_for
-from mamba_apps.forecasting.fitting import Training, fit_baseline, fit_model
+from mamba_apps.forecasting.fitting import Training, fit_baseline, fit_model, windows_to_learn
 from mamba_apps.forecasting.intervals import checked_levels, level_quantiles
 from mamba_apps.forecasting.losses import MaskedLoss
 from mamba_apps.forecasting.models import Sizes, names, spec
 from mamba_apps.forecasting.reading import check_holidays, read_with_calendar
 from mamba_apps.forecasting.recent import check_calibration
-from mamba_apps.forecasting.saving import Fitted, load_fitted
+from mamba_apps.forecasting.saving import Fitted, load_fitted, misfit
 from mamba_apps.forecasting.stream import SeriesStream
 from mamba_apps.registry import check_option_names, suggest
-from mamba_datasets.errors import DataError
 from mamba_datasets.series import SeriesSet, Table
 
 Frame: TypeAlias = pd.DataFrame | Path | str | Table
-# Validation reads no more windows than tell one fit from another; of millions it would take longer than training.
-_EVAL_WINDOWS = 20_000
 _TRAINING = tuple(item.name for item in dataclasses.fields(Training))
 
 
@@ -245,7 +240,7 @@ class Forecaster:
             n_windows,
             self.horizon if step_size is None else step_size,
             refit,
-            self._least(self.lookback),
+            least_steps(self.lookback, self.horizon, padded=self.short == "pad"),
         )
 
     def predict_insample(self, df: Frame, *, step_size: int | None = None) -> pd.DataFrame:
@@ -367,29 +362,10 @@ class Forecaster:
         """
         fitted = load_fitted(directory)
         device_for(accelerator)
-        reading = fitted.reading
-        found = cls(
-            fitted.model,
-            horizon=fitted.network.sizes.horizon,
-            lookback=fitted.network.sizes.lookback,
-            freq=reading.columns["freq"],
-            levels=fitted.levels,
-            intervals="quantile" if fitted.radius_VH is None else "conformal",
-            calibration=fitted.calibration,
-            # The levels say which quantiles there are.
-            model_options={name: value for name, value in fitted.options.items() if name != "quantiles"},
-            missing=reading.missing,  # type: ignore[arg-type]
-            season=reading.season,
-            tz=reading.tz,
-            short="pad" if fitted.pads else "error",
-            calendar=reading.calendar,
-            holidays=reading.holidays,
-            alias=fitted.alias,
-            accelerator=accelerator,
-            progress=progress,
-            **reading.named,
-            **(fitted.training or {}),
-        )
+        try:
+            found = cls(**fitted.arguments, accelerator=accelerator, progress=progress)
+        except (KeyError, TypeError, UserError) as error:
+            raise misfit(directory, error) from None
         found._fitted = found._placed(fitted)
         return found
 
@@ -412,38 +388,22 @@ class Forecaster:
         fitted.network.to(device_for(self.accelerator))
         return fitted
 
-    def _least(self, lookback: int | None) -> int:
-        """Return the steps of the shortest series that can be fitted."""
-        return (1 if self.short == "pad" else lookback or 1) + self.horizon
-
     def _fit(self, series_set: SeriesSet, start: Fitted | None = None) -> Fitted:
         device_for(self.accelerator)  # before hours of training, not after
         lookback, pads = self.lookback if start is None else start.network.sizes.lookback, self.short == "pad"
-        _check_long_enough(series_set, self._least(lookback))
-        val_steps = default_val_steps(series_set, self.horizon) if self.val_steps is None else self.val_steps
-        if self.calibration > val_steps:
-            raise UserError(
-                f"calibration is {self.calibration}, and {val_steps} steps are held back: the others were learned",
-                "give fewer, or as many val_steps",
-            )
-        lookback = lookback or default_lookback(series_set, self.horizon, val_steps, padded=pads)
-        if pads:
-            # A window then reaches back from any step but the first.
-            whole = lookback + self.horizon + val_steps
-            series_set = series_set.lead_in(np.where(series_set.lengths < whole, lookback - 1, 0))
-        data = WindowData(
+        data = windows_to_learn(
             series_set,
             lookback=lookback,
             horizon=self.horizon,
-            val_steps=val_steps,
+            val_steps=self.val_steps,
+            calibration=self.calibration,
+            pads=pads,
             batch_size=self.batch_size,
-            eval_windows=_EVAL_WINDOWS,
-            short="skip",
             missing=self._reading["missing"],
             season=self._reading["season"],
         )
         settings = {name: getattr(self, name) for name in _TRAINING}
-        options = {**default_options(self.model, series_set, lookback), **self.model_options}
+        options = {**default_options(self.model, series_set, data.lookback), **self.model_options}
         if start is not None:
             options = {name: value for name, value in start.options.items() if name != "quantiles"}
         if self.model in BASELINES:
@@ -468,14 +428,4 @@ class Forecaster:
             pads=pads,
             training=kept,
         )
-        return self._placed(dataclasses.replace(found, history=series_set.last(found.memory)))
-
-
-def _check_long_enough(series_set: SeriesSet, need: int) -> None:
-    for number in (series_set.lengths < need).nonzero()[0][:1]:
-        raise DataError(
-            series_set.source,
-            f"series {series_set.ids[number]!r}",
-            f"at least {need} steps were expected (lookback + horizon), found {series_set.lengths[number]}",
-            "shorten lookback or horizon, or leave the series out",
-        )
+        return self._placed(dataclasses.replace(found, history=data.series_set.last(found.memory)))

@@ -76,6 +76,31 @@ class Fitted:
         tensors = itertools.chain(self.network.parameters(), self.network.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the `Forecaster` that this is the fit of."""
+        reading = self.reading
+        return {
+            "model": self.model,
+            "horizon": self.network.sizes.horizon,
+            "lookback": self.network.sizes.lookback,
+            "freq": reading.columns["freq"],
+            "levels": self.levels,
+            "intervals": "quantile" if self.radius_VH is None else "conformal",
+            "calibration": self.calibration,
+            # The levels say which quantiles there are.
+            "model_options": {name: value for name, value in self.options.items() if name != "quantiles"},
+            "missing": reading.missing,
+            "season": reading.season,
+            "tz": reading.tz,
+            "short": "pad" if self.pads else "error",
+            "calendar": reading.calendar,
+            "holidays": reading.holidays,
+            "alias": self.alias,
+            **reading.named,
+            **(self.training or {}),
+        }
+
     def card(self) -> ModelCard:
         """Return the card that stands beside the weights, but for the history."""
         sizes = self.network.sizes
@@ -154,10 +179,13 @@ def load_fitted(directory: str | Path) -> Fitted:
             training=settings.get("training") or None,
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        text = " ".join(str(getattr(error, "message", error)).split())[:200]
-        raise UserError(
-            f"{directory}: the card and the weights do not fit together ({text})", "save the forecaster again"
-        ) from None
+        raise misfit(directory, error) from None
+
+
+def misfit(directory: str | Path, error: Exception) -> UserError:
+    """Return the error of a folder whose card says what cannot be."""
+    text = " ".join(str(getattr(error, "message", error)).split())[:200]
+    return UserError(f"{directory}: the card and the weights do not fit together ({text})", "save the forecaster again")
 
 
 def make_network(model: str, sizes: Sizes, options: Mapping[str, Any]) -> ForecastModel:

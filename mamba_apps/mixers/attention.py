@@ -211,6 +211,12 @@ class AttentionMixer(Mixer):
         return self.out_proj(y_BHLP.transpose(1, 2).flatten(2))
 
 
+def usual_heads(d_model: int, *, rotary: bool) -> int:
+    """Return how many heads of about 16 channels there are, of an even width where positions are rotary."""
+    fits = (heads for heads in range(max(1, d_model // 16), 0, -1) if d_model % heads == 0)
+    return next((heads for heads in fits if not rotary or d_model // heads % 2 == 0), 1)
+
+
 def _same_sequence(seq_idx_BL: Tensor) -> Tensor:
     """Return the mask (B, 1, L, L) of the pairs of positions in one sequence.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mamba_apps.mixers.attention import usual_heads
 from mamba_apps.mixers.registry import create
 
 
@@ -26,8 +27,9 @@ class BothWaysLayer(nn.Module):
 
     def __init__(self, mixer: str, options: Mapping[str, Any], d_model: int, dropout: float) -> None:
         super().__init__()
-        attention = {"causal": False, "rotary": True, "heads": max(1, d_model // 16)} if mixer == "attention" else {}
-        ahead = create(mixer, d_model, **{**attention, **options})
+        if mixer == "attention":
+            options = {"causal": False, "rotary": True, "heads": usual_heads(d_model, rotary=True), **options}
+        ahead = create(mixer, d_model, **options)
         self.mixers = nn.ModuleList([ahead, create(mixer, d_model, **options)] if ahead.causal else [ahead])
         self.norm1, self.norm2, self.dropout = nn.LayerNorm(d_model), nn.LayerNorm(d_model), nn.Dropout(dropout)
         self.ff = nn.Sequential(

@@ -264,6 +264,8 @@ def test_folders_that_hold_no_forecaster(fitted: Forecaster, tmp_path: Path) -> 
     text = card.read_text()
     card.write_text(text.replace('"seasonal_naive"', '"patch"'))
     refused(lambda: Forecaster.load(folder), str(folder))
+    card.write_text(text.replace('"patience"', '"patients"'))
+    refused(lambda: Forecaster.load(folder), str(folder), "patients")
     card.write_text(text.replace('"forecasting"', '"classification"'))
     refused(lambda: Forecaster.load(folder), "classification")
 

@@ -17,7 +17,6 @@ channels, G decoder channels, F known-future covariates, Q quantiles.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -25,40 +24,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
+from mamba_apps.forecasting.models.anchor_parts import CausalLayer, Decoder, LiveState, columns_of, held
 from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes, increasing
 from mamba_apps.forecasting.models.effect import CovariateEffect
 from mamba_apps.forecasting.models.encoder import check_options
 from mamba_apps.forecasting.models.linear_path import LinearPath, Windows, windows_of
 from mamba_apps.forecasting.models.registry import register
 from mamba_apps.forecasting.models.rolling import RollingWindow
-from mamba_apps.mixers import Mixer, create
-from mamba_apps.mixers.base import State
+from mamba_apps.mixers import create
+from mamba_apps.mixers.attention import usual_heads
 
 _NORMS = ("mean", "standard")
 _GAINS = 11
 _HALFWAY, _CLEARLY = 0.5, 1.01
 _SPREAD_OF = 4096
-
-
-@dataclass
-class LiveState:
-    """What a live forecast remembers of each series.
-
-    Args:
-        window: The last lookback, its targets less the covariates' effect.
-        level_BP: The level after each of the last P steps.
-        seen_BP: bool, whether anything had been observed by then.
-        layers: For each of the P sequences that take turns, the state of each layer.
-        token_BD: What the last token says.
-        steps: How many steps were read.
-    """
-
-    window: RollingWindow
-    level_BP: Tensor
-    seen_BP: Tensor
-    layers: list[list[State]]
-    token_BD: Tensor
-    steps: int = 0
 
 
 @register("anchor")
@@ -116,15 +95,17 @@ class AnchoredForecaster(ForecastModel):
         self.effect = CovariateEffect(sizes, effect_width) if sizes.n_future + sizes.n_static else None
         self.embed = nn.Linear(patch * (2 + sizes.n_past + sizes.n_future) + 1, d_model)
         self.embed_static = nn.Linear(sizes.n_static, d_model) if sizes.n_static else None
-        options = {**_defaults(mixer, d_model), **(mixer_options or {})}
-        self.layers = nn.ModuleList(_Layer(create(mixer, d_model, **options), ff, dropout) for _ in range(layers))
+        # What attention needs to be a fair twin: positions, and several heads.
+        twin = {"rotary": True, "heads": usual_heads(d_model, rotary=True)} if mixer == "attention" else {}
+        options = {**twin, **(mixer_options or {})}
+        self.layers = nn.ModuleList(CausalLayer(create(mixer, d_model, **options), ff, dropout) for _ in range(layers))
         if not all(layer.mixer.causal for layer in self._layers):
             raise UserError(f"anchor needs a causal mixer, and {mixer} with {options} looks ahead", "choose another")
         self.norm = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(sizes.lookback, sizes.horizon)
         self.correct = nn.Linear(d_model, sizes.horizon * outputs)
-        self.decode = _Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
+        self.decode = Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
         self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
         self.informed = sizes.n_past + sizes.n_future + sizes.n_static > 0
         self.gain: Tensor
@@ -227,12 +208,12 @@ class AnchoredForecaster(ForecastModel):
         if self.effect is not None:
             y_B = y_B - self.effect(x_BX[:, None, self.sizes.n_past :], window.static_BS)[:, 0]
         window.append(y_B, observed_B, x_BX)
-        past_BL, observed_BL = _held(window.past_y_BL1[..., 0], window.past_observed_BL1[..., 0])
+        past_BL, observed_BL = held(window.past_y_BL1[..., 0], window.past_observed_BL1[..., 0])
         level_B1, scale_B1, seen_B1 = self._statistics(past_BL, observed_BL, slice(-1, None))
         drift_B1 = torch.where(state.seen_BP[:, :1], level_B1 - state.level_BP[:, :1], 0.0)
         state.level_BP = torch.cat([state.level_BP[:, 1:], level_B1], dim=1)
         state.seen_BP = torch.cat([state.seen_BP[:, 1:], seen_B1], dim=1)
-        columns_BPX = _columns(past_BL, observed_BL, window.past_x_BLX)[:, -self.patch :]
+        columns_BPX = columns_of(past_BL, observed_BL, window.past_x_BLX)[:, -self.patch :]
         x_BD = self._embed(columns_BPX[:, None], level_B1, scale_B1, drift_B1, window.static_BS)[:, 0]
         turn = state.layers[state.steps % self.patch]
         for place, layer in enumerate(self._layers):
@@ -250,13 +231,13 @@ class AnchoredForecaster(ForecastModel):
         if isinstance(state, RollingWindow):
             return super().forecast(state, future_x_BHF)
         window = state.window
-        past_BL, observed_BL = _held(window.past_y_BL1[..., 0], window.past_observed_BL1[..., 0])
+        past_BL, observed_BL = held(window.past_y_BL1[..., 0], window.past_observed_BL1[..., 0])
         ahead = 0.0 if self.effect is None else self.effect(future_x_BHF, window.static_BS)
         return self._finish(past_BL, observed_BL, ahead, state.token_BD, future_x_BHF)
 
     @property
-    def _layers(self) -> list[_Layer]:
-        return [cast(_Layer, layer) for layer in self.layers]
+    def _layers(self) -> list[CausalLayer]:
+        return [cast(CausalLayer, layer) for layer in self.layers]
 
     def _without_effect(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return the past less the covariates' effect, what of it was observed, and the effect ahead (B, H)."""
@@ -267,7 +248,7 @@ class AnchoredForecaster(ForecastModel):
             effect_BT = self.effect(known_BTF, batch["static"])
             past_BL = past_BL - effect_BT[:, : self.sizes.lookback]
             ahead = effect_BT[:, self.sizes.lookback :]
-        return *_held(past_BL, observed_BL), ahead
+        return *held(past_BL, observed_BL), ahead
 
     def _statistics(self, past_BT: Tensor, observed_BT: Tensor, ends: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return level, scale and whether anything was observed, up to each of some steps, (B, N) each."""
@@ -289,7 +270,7 @@ class AnchoredForecaster(ForecastModel):
         ends = slice(self.patch - 1 - fill, None, self.patch)
         level_BN, scale_BN, seen_BN = self._statistics(past_BL, observed_BL, ends)
         drift_BN = F.pad(torch.where(seen_BN[:, :-1], level_BN.diff(dim=1), 0.0), (1, 0))
-        columns_BLX = F.pad(_columns(past_BL, observed_BL, batch["past_x"]), (0, 0, fill, 0))
+        columns_BLX = F.pad(columns_of(past_BL, observed_BL, batch["past_x"]), (0, 0, fill, 0))
         x_BND = self._embed(columns_BLX.unflatten(1, (-1, self.patch)), level_BN, scale_BN, drift_BN, batch["static"])
         seq_idx_BN = torch.where(seen_BN, 0, -1)
         for layer in self._layers:
@@ -343,68 +324,12 @@ class AnchoredForecaster(ForecastModel):
             batch = {name: values.to(device) for name, values in batch.items()}
             whole_B = batch["future_observed"].all(dim=1)[:, 0] & batch["past_observed"].any(dim=1)[:, 0]
             past_BL, observed_BL = (batch[name][whole_B, :, 0] for name in ("past_y", "past_observed"))
-            past_BL, observed_BL = _held(past_BL, observed_BL)
+            past_BL, observed_BL = held(past_BL, observed_BL)
             level_B1 = self._statistics(past_BL, observed_BL, slice(-1, None))[0]
             future_BH = batch["future_y"][whole_B, :, 0] - level_B1
             yield self._relative(past_BL, observed_BL, level_B1), level_B1, future_BH
 
 
-class _Decoder(nn.Module):
-    """What the past makes of the covariates of each step of the horizon."""
-
-    def __init__(self, sizes: Sizes, d_model: int, decoder: int, outputs: int) -> None:
-        super().__init__()
-        self.past = nn.Linear(d_model, decoder)
-        self.ahead = nn.Linear(sizes.n_future, decoder, bias=False)
-        self.step_HG = nn.Parameter(0.02 * torch.randn(sizes.horizon, decoder))
-        self.head = nn.Linear(decoder, outputs, bias=False)
-
-    def forward(self, token_BD: Tensor, future_x_BHF: Tensor) -> Tensor:
-        return self.head(F.gelu(self.ahead(future_x_BHF) + self.past(token_BD)[:, None] + self.step_HG))
-
-
-class _Layer(nn.Module):
-    def __init__(self, mixer: Mixer, ff: int, dropout: float) -> None:
-        super().__init__()
-        width = mixer.d_model
-        self.norm1, self.mixer, self.norm2 = nn.LayerNorm(width), mixer, nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
-        self.ff = nn.Sequential(
-            nn.Linear(width, ff * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(ff * width, width)
-        )
-
-    def forward(self, x_BND: Tensor, seq_idx_BN: Tensor) -> Tensor:
-        x_BND = x_BND + self.dropout(self.mixer(self.norm1(x_BND), seq_idx_BL=seq_idx_BN))
-        return x_BND + self.dropout(self.ff(self.norm2(x_BND)))
-
-    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        y_BD, state = self.mixer.step(self.norm1(x_BD), state)
-        x_BD = x_BD + y_BD
-        return x_BD + self.ff(self.norm2(x_BD)), state
-
-
-def _held(past_BT: Tensor, observed_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the past with the last observed value in place of what was not, 0 before the first; and the mask."""
-    step_T = torch.arange(past_BT.shape[1], device=past_BT.device)
-    last_BT = torch.where(observed_BT, step_T, -1).cummax(dim=1).values
-    held_BT = past_BT.masked_fill(~observed_BT, 0.0).gather(1, last_BT.clamp(min=0))
-    return held_BT.masked_fill(last_BT < 0, 0.0), observed_BT
-
-
-def _columns(past_BT: Tensor, observed_BT: Tensor, x_BTX: Tensor) -> Tensor:
-    """Return each step's columns: target, whether anything is known of it, whether it was observed, the rest."""
-    known_BT1 = (observed_BT.cumsum(1) > 0)[..., None].to(past_BT.dtype)
-    return torch.cat([past_BT[..., None], known_BT1, observed_BT[..., None].to(past_BT.dtype), x_BTX], dim=-1)
-
-
 def _pinball(error: Tensor, quantiles: Sequence[float]) -> Tensor:
     levels_Q = torch.tensor(quantiles, dtype=error.dtype, device=error.device)
     return torch.maximum(levels_Q * error, (levels_Q - 1) * error)
-
-
-def _defaults(mixer: str, d_model: int) -> dict[str, Any]:
-    """Return the options that attention needs to be a fair twin: positions, and several heads."""
-    if mixer != "attention":
-        return {}
-    heads = next(h for h in range(max(1, d_model // 16), 0, -1) if d_model % h == 0 and (d_model // h) % 2 == 0)
-    return {"rotary": True, "heads": heads}

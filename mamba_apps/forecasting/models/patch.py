@@ -23,6 +23,7 @@ from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes, incr
 from mamba_apps.forecasting.models.encoder import check_options
 from mamba_apps.forecasting.models.registry import register
 from mamba_apps.mixers import create
+from mamba_apps.mixers.attention import usual_heads
 
 _NORMS = ("none", "mean", "standard")
 
@@ -82,9 +83,10 @@ class PatchForecaster(ForecastModel):
         self.embed_static = nn.Linear(sizes.n_static, d_model) if sizes.n_static else None
         self.position_TD = nn.Parameter(0.02 * torch.randn(self.past_tokens + self.future_tokens, d_model))
         self.dropout = nn.Dropout(dropout)
+        # What attention needs to be a fair twin: it may look both ways, with several heads.
+        twin = {"causal": False, "heads": usual_heads(d_model, rotary=False)} if mixer == "attention" else {}
         self.layers = nn.ModuleList(
-            _PreNormLayer(mixer, {**_defaults(mixer, d_model), **(mixer_options or {})}, d_model, ff, dropout)
-            for _ in range(layers)
+            _PreNormLayer(mixer, {**twin, **(mixer_options or {})}, d_model, ff, dropout) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(d_model)
         self.skip_MN = nn.Parameter(torch.zeros(self.future_tokens, self.past_tokens)) if seasonal_skip else None
@@ -164,11 +166,3 @@ class _PreNormLayer(nn.Module):
         if self.ff is None or self.norm2 is None:
             return x_BTD
         return x_BTD + self.dropout(self.ff(self.norm2(x_BTD)))
-
-
-def _defaults(mixer: str, d_model: int) -> dict[str, Any]:
-    """Return the options that attention needs to be a fair twin: it may look both ways, with several heads."""
-    if mixer != "attention":
-        return {}
-    heads = next(heads for heads in range(max(1, d_model // 16), 0, -1) if d_model % heads == 0)
-    return {"causal": False, "heads": heads}
