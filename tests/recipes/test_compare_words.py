@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from toy_candidates import TOY_RECIPE, write_recipe
 
+from mamba_apps.errors import UserError
 from mamba_recipes import recipe as recipes
 from mamba_recipes.compare.candidate import Panel
 from mamba_recipes.compare.plan import make_plan
@@ -215,11 +216,11 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
     target = tmp_path / "r.html"
     target.write_text("old", encoding="utf-8")
 
-    def full(self: Path, *args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device", str(self))
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"cannot write the report .*r.html: No space left on device; free space"):
         write(found, target)
     monkeypatch.undo()
     assert target.read_text(encoding="utf-8") == "old"

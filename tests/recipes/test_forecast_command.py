@@ -161,6 +161,8 @@ def test_bad_files_end_with_one_line_and_code_2(
         (["--horizon", "6", "--out", "f.xlsx"], "unknown ending '.xlsx'"),
         (["--horizon", "6", "--out", "/proc/none/f.csv"], "cannot write to the folder of --out /proc/none"),
         (["--horizon", "6", "--plot", "f.bmp"], "unknown ending '.bmp'"),
+        (["--horizon", "6", "--out", "./sales.csv"], "--out sales.csv would overwrite what is read"),
+        (["--horizon", "6", "--save", "sales.csv"], "--save sales.csv is a file"),
         (["--horizon", "6", "--future", "price"], "price"),
         (["--horizon", "6", "--futr", "sales.csv"], "no column is known ahead; name those it has: --future"),
         (["--horizon", "6", "--refit"], "--refit is given, and it is for --cross-validate; leave it out"),

@@ -80,11 +80,17 @@ def main(argv: Sequence[str]) -> int:
     make_directory(arguments.out.resolve().parent, "report's folder")  # minutes before it is needed
     with _Bar(plan) as bar:
         comparison = run_plan(plan, command, bar, arguments.log, arguments.parallel)
-    write(comparison, arguments.out)
+    unwritten: UserError | None = None
+    try:
+        write(comparison, arguments.out)
+    except UserError as error:  # what was measured is printed all the same
+        unwritten = error
     if arguments.json:
         print(json.dumps(comparison.document(), indent=1))
     else:
         print_table(comparison)
+    if unwritten is not None:
+        raise unwritten
     _last_lines(comparison, arguments.out)
     return _exit_code(comparison)
 

@@ -129,7 +129,8 @@ def _forecast(arguments: Namespace, argv: Sequence[str], defaults: Mapping[str, 
         from mamba_recipes.forecast_plot import draw
 
         picture = draw(source.table, source.reading, forecast, forecaster.alias, forecaster.levels)
-        write_file(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=arguments.plot.suffix[1:]))
+        kind = arguments.plot.suffix[1:].lower()
+        write_file(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=kind))
     _put(forecast, arguments)
     _last_lines(forecaster, arguments, argv)
 
@@ -228,21 +229,26 @@ def _put(forecast: pd.DataFrame, arguments: Namespace) -> None:
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Write a frame as CSV or Parquet, whole or not at all."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         write_file(path, lambda partial: frame.to_parquet(partial, index=False))
     else:
         write_file(path, lambda partial: frame.to_csv(partial, index=False, float_format=_FLOAT))
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: The disk is full, the folder is read-only, ...
+    """
+    from mamba_apps.training.files import storage_error, temporary_beside
+
     try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        with temporary_beside(path) as temporary:
+            write(temporary)
+            temporary.replace(path)
+    except OSError as error:
+        raise storage_error("write", path, error) from error
 
 
 def _last_lines(forecaster: Forecaster, arguments: Namespace, argv: Sequence[str]) -> None:

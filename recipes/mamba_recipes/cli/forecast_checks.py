@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mamba_apps.errors import UserError
+from mamba_apps.training.files import make_directory
 from mamba_datasets.errors import DataError
 from mamba_recipes.cli.forecast_file import SeriesFile, read_future
 
@@ -42,8 +43,13 @@ def check_words(arguments: Namespace, defaults: Mapping[str, Any]) -> None:
         arguments.plot = arguments.file.with_name(f"{stem}-forecast.png")
     if arguments.cross_validate is not None and arguments.page is None:
         arguments.page = arguments.file.with_name(f"{stem}-cross-validation.html")
+    read = {path.resolve() for path in (arguments.file, arguments.futr) if path is not None}
     for name, endings in _ENDINGS.items():
-        _check_target(name, getattr(arguments, name), endings)
+        _check_target(name, getattr(arguments, name), endings, read)
+    if arguments.save is not None:
+        make_directory(arguments.save.resolve().parent, "folder of --save")
+        if arguments.save.exists() and not arguments.save.is_dir():
+            raise UserError(f"--save {arguments.save} is a file", "give a folder")
 
 
 def check_learned(arguments: Namespace, defaults: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -108,12 +114,12 @@ def in_options(error: DataError) -> DataError:
     return DataError(error.path, error.where, error.expected, remedy)
 
 
-def _check_target(name: str, path: Path | None, endings: tuple[str, ...]) -> None:
-    from mamba_apps.training.files import make_directory
-
+def _check_target(name: str, path: Path | None, endings: tuple[str, ...], read: Collection[Path]) -> None:
     if path is None:
         return
-    if path.suffix not in endings:
+    if path.resolve() in read:
+        raise UserError(f"--{name} {path} would overwrite what is read", "give another name")
+    if path.suffix.lower() not in endings:
         raise UserError(f"--{name} {path}: unknown ending {path.suffix!r}", f"use {', '.join(endings)}")
     if path.is_dir():
         raise UserError(f"--{name} {path} is a folder", "give a file")

@@ -57,6 +57,7 @@ class Plan:
         jobs: What to run, in this order.
         device: The accelerator of every candidate, as Lightning names it.
         settings: What the command line set for all candidates.
+        left_out: Candidates of the recipe that have nothing which this measure could measure.
     """
 
     recipe: Recipe
@@ -65,6 +66,7 @@ class Plan:
     jobs: tuple[Job, ...]
     device: str
     settings: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> list[int]:
@@ -103,7 +105,8 @@ def make_plan(
         overrides: Dotted settings for every candidate.
 
     Raises:
-        UserError: For an unknown candidate, a malformed sweep, or a recipe that says nothing to compare.
+        UserError: For an unknown candidate, a malformed sweep, a recipe that says nothing to compare, or a candidate
+            whose speed is asked for and that takes no steps.
     """
     if measure not in MEASURES:
         raise UserError(f"unknown measure {measure!r}", nearest(measure, MEASURES))
@@ -115,6 +118,15 @@ def make_plan(
     text = budget or (SPEED_BUDGET if measure == "speed" else own)
     if text is None:
         raise UserError(f"recipe {recipe.name!r} states no budget to compare with", "give one: --budget 5epochs")
+    amount = Budget.parse(text)
+    left_out: tuple[str, ...] = ()
+    if measure == "speed":
+        if amount.kind != "seconds":
+            raise UserError(f"speed is measured for a time, not for {amount}", "give --budget in seconds, such as 10s")
+        left_out = tuple(spec.name for spec in specs if spec.class_path is not None)
+        if left_out and (candidates is not None or len(left_out) == len(specs)):
+            raise UserError(f"{left_out[0]} has no training steps to time", "choose others with --candidates")
+        specs = [spec for spec in specs if spec.class_path is None]
     first = int(recipe.card["seed"]) if seed is None else seed
     jobs = tuple(
         _job(recipe, spec, point, points, first + offset, settings)
@@ -123,7 +135,7 @@ def make_plan(
         for point in points
     )
     device = str(lookup(jobs[0].config, "trainer.accelerator") or "auto")
-    return Plan(recipe, Budget.parse(text), measure, jobs, device, settings)
+    return Plan(recipe, amount, measure, jobs, device, settings, left_out)
 
 
 def _chosen(recipe: Recipe, candidates: str | None, *, alone: bool) -> list[CandidateSpec]:

@@ -42,6 +42,8 @@ def verdict(comparison: Comparison) -> list[str]:
     if comparison.plan.measure == "quality":
         lines += _simple(ended, metric)
     lines += [f"{s.model} failed ({_seeds(len(s.errors))}): {s.errors[0]}" for s in failed]
+    if comparison.plan.left_out:
+        lines.append(f"Left out, for they take no steps to time: {', '.join(comparison.plan.left_out)}.")
     if comparison.plan.measure == "quality" and len(comparison.plan.seeds) == 1 and len(ended) > 1:
         lines.append(
             "One seed was run: a difference of a per cent or two may be chance. --seeds 3 gives means, spreads and "

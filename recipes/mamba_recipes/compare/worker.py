@@ -119,10 +119,6 @@ def _touch(data: Any) -> None:
 
 
 def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any) -> dict[str, Any]:
-    if job.class_path is not None:
-        raise UserError(f"{job.model} has no training steps to time", "leave it out with --candidates")
-    if budget.kind != "seconds":
-        raise UserError(f"a speed probe of {budget} is not meant", "give --budget in seconds, for example 10s")
     from mamba_recipes.compare.lightning_candidate import LightningCandidate
 
     candidate = LightningCandidate(job.config, source, talk.progress)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mamba_apps.training.files import storage_error, write_text
 from mamba_recipes.compare.report.charts import Bar, dot_chart
 from mamba_recipes.compare.report.panels import Series, chips, draw_panels, series_of
 from mamba_recipes.compare.report.sweeps import draw_sweeps
@@ -38,14 +39,16 @@ _NOTES = {
 
 
 def write(comparison: Comparison, path: Path) -> None:
-    """Write the report to ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    """Write the report to ``path``, whole or not at all.
+
+    Raises:
+        UserError: The disk is full, the folder is read-only, ...
+    """
     try:
-        partial.write_text(render(comparison), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, render(comparison))
+    except OSError as error:
+        raise storage_error("write the report", path, error) from error
 
 
 def render(comparison: Comparison) -> str:
