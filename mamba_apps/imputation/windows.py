@@ -95,8 +95,8 @@ class GapData(pl.LightningDataModule):
 
     def __init__(self, steps: Steps, batch_size: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}", "give at least 1")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}", "give a whole number of at least 1")
         window, self.batch_size = steps.window, batch_size
         held_S = held_back(steps.length_S, window)
         if not held_S.any():

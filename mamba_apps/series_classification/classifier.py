@@ -60,9 +60,14 @@ class SeriesClassifier:
         accelerator: str = "auto",
         progress: bool = True,
     ) -> None:
-        for name, value in (("epochs", epochs), ("batch_size", batch_size), ("lr", lr)):
-            if not value > 0:
-                raise UserError(f"{name} is {value}", "give a positive number")
+        for name, count in (("epochs", epochs), ("batch_size", batch_size)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise UserError(f"{name} is {count!r}", "give a whole number of at least 1")
+        if not lr > 0:
+            raise UserError(f"lr is {lr}", "give a positive number")
+        for name, part in (("weight_decay", weight_decay), ("noise", noise)):
+            if not part >= 0:
+                raise UserError(f"{name} is {part}", "give 0 for none, or more")
         spec(mixer)
         check_class_options("the network", SeriesNetwork, options or (), given=("channels", "classes", "mixer"))
         self.mixer, self.options = mixer, dict(options or {})
@@ -76,11 +81,20 @@ class SeriesClassifier:
         """Learn from labelled series.
 
         Args:
-            known: The series; there is no early stopping, so that nothing is held back.
+            known: The series, as `read_ts` and `read_labelled` read them; there is no early stopping, so that nothing
+                is held back.
 
         Returns:
             This classifier.
+
+        Raises:
+            UserError: There are no two classes, they are no such series, or there is no such accelerator.
         """
+        if not isinstance(known, LabelledSeries):
+            found = f"labelled series were expected, found {type(known).__name__}"
+            raise UserError(found, "read them first: mamba_datasets.series.cases.read_labelled(frame_or_path)")
+        if len(known.classes) < 2:
+            raise UserError(f"the classes are {list(known.classes)}", "give series of at least two")
         device = device_for(self.accelerator)
         torch.manual_seed(self.seed)
         network = SeriesNetwork(known.channels, len(known.classes), mixer=self.mixer, **self.options)
@@ -188,12 +202,17 @@ class SeriesClassifier:
             series: (T, C) each, with as many variates as those that were fitted.
 
         Raises:
-            UserError: Nothing was fitted, or a series has other variates or no step.
+            UserError: Nothing was fitted, or a series has other variates, no step, or a value that is not finite.
         """
         network, channels = self._known(), self.channels
+        series = [np.asarray(one) for one in series]
         for number, one in enumerate(series):
             if one.ndim != 2 or one.shape[1] != channels or not len(one):
                 raise UserError(f"series {number} is {one.shape}", f"give (steps, {channels}), at least one step")
+            if not np.isfinite(one).all():
+                raise UserError(f"series {number} has values that are not finite", "fill them in, as an Imputer does")
+        if not series:
+            return np.empty((0, len(self.classes)), dtype=np.float32)
         parts = (series[start : start + self.batch_size] for start in range(0, len(series), self.batch_size))
         device = network.mean_C.device
         packed = ([tensor.to(device) for tensor in pack(part)] for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -84,7 +85,24 @@ def test_what_it_cannot_read_is_refused() -> None:
     for wrong in (np.zeros((4, 2)), np.zeros((0, 3)), np.zeros(3)):
         with pytest.raises(UserError, match=r"give \(steps, 3\)"):
             classifier.predict([np.zeros((4, 3)), wrong])
-    for option in ({"epochs": 0}, {"lr": 0.0}, {"batch_size": 0}, {"mixer": "mamba9"}, {"options": {"d_modle": 8}}):
+    with pytest.raises(UserError, match="series 1 has values that are not finite"):
+        classifier.predict([np.zeros((4, 3)), np.full((4, 3), np.nan)])
+    assert classifier.predict([]) == []
+    for known, says in (
+        (pd.DataFrame({"a": [1.0]}), "read_labelled"),
+        (dataclasses.replace(tones(4), classes=("low",)), "at least two"),
+    ):
+        with pytest.raises(UserError, match=says):
+            SeriesClassifier().fit(known)
+    for option in (
+        {"epochs": 0},
+        {"epochs": 1.5},
+        {"lr": 0.0},
+        {"batch_size": 0},
+        {"noise": -1.0},
+        {"mixer": "mamba9"},
+        {"options": {"d_modle": 8}},
+    ):
         with pytest.raises(UserError):
             SeriesClassifier(**option)
     for option in ({"layers": 0}, {"dropout": 1.0}, {"classes": 0}):
