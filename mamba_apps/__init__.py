@@ -13,11 +13,21 @@ if TYPE_CHECKING:
     from mamba_apps.forecasting import Forecaster
     from mamba_apps.imputation import Imputer
     from mamba_apps.medical.segmentation import Segmenter
+    from mamba_apps.series_classification import SeriesClassifier
     from mamba_apps.vision.classification import ImageClassifier
     from mamba_apps.vision.segmentation import ImageSegmenter
 
 __version__ = "0.1.0"
-__all__ = ["AudioTagger", "Forecaster", "ImageClassifier", "ImageSegmenter", "Imputer", "Segmenter", "__version__"]
+__all__ = [
+    "AudioTagger",
+    "Forecaster",
+    "ImageClassifier",
+    "ImageSegmenter",
+    "Imputer",
+    "Segmenter",
+    "SeriesClassifier",
+    "__version__",
+]
 
 _HOMES = {
     "AudioTagger": "mamba_apps.audio.tagging",
@@ -26,6 +36,7 @@ _HOMES = {
     "ImageSegmenter": "mamba_apps.vision.segmentation",
     "Imputer": "mamba_apps.imputation",
     "Segmenter": "mamba_apps.medical.segmentation",
+    "SeriesClassifier": "mamba_apps.series_classification",
 }
 
 

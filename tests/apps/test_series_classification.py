@@ -165,6 +165,18 @@ def test_a_table_to_learn_from(tmp_path: Path) -> None:
             read_labelled(wrong, label_col="class")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("mixer", "options"), MIXERS)
+def test_it_learns_on_a_gpu_and_says_the_same_on_a_cpu(mixer: str, options: dict[str, Any], tmp_path: Path) -> None:
+    small = {"d_model": 16, "layers": 1, "mixer_options": options}
+    classifier = SeriesClassifier(mixer, options=small, epochs=10, lr=1e-2, accelerator="gpu").fit(tones())
+    asked = tones(seed=1)
+    assert classifier.score(asked) > 0.9
+    loaded = SeriesClassifier.load(classifier.save(tmp_path / "model"), accelerator="cpu")
+    probabilities = classifier.predict_proba(asked.series)
+    np.testing.assert_allclose(loaded.predict_proba(asked.series), probabilities, rtol=0, atol=2e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["mamba1", "attention"])
 def test_japanese_vowels(mixer: str) -> None:
