@@ -32,7 +32,7 @@ class ReplayedTraining:
         self._module = module
         self._forward: Callable[..., Any] = module.forward
         self._replay: Callable[..., Any] | None = None
-        self._captured: tuple[Any, ...] = ()
+        self._layout: tuple[Any, ...] = ()
         module.forward = self
 
     def __call__(self, *inputs: Any) -> Any:
@@ -42,10 +42,15 @@ class ReplayedTraining:
             return self._forward(*inputs)
         asked = _layout(inputs)
         if self._replay is None:
-            self._replay, self._captured = self._capture(inputs), asked
-        if asked != self._captured:
+            self._replay, self._layout = self._capture(inputs), asked
+        if asked != self._layout:
             return self._forward(*inputs)
         return self._replay(*inputs)
+
+    @property
+    def captured(self) -> bool:
+        """Whether a call was captured."""
+        return self._replay is not None
 
     def remove(self) -> None:
         """Give the module its own forward back, and free what was captured."""

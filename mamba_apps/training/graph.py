@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -43,6 +43,17 @@ class GraphedTraining(Callback):
         for parameter in pl_module.parameters():
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Refuse what trained without a graph.
+
+        Raises:
+            UserError: If the step's pass could not be captured: it takes more than tensors, or learns nothing.
+        """
+        if self._replayed is not None and not self._replayed.captured:
+            raise UserError(f"no pass of {type(pl_module).__name__} can be captured", "leave out trainer.graph")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the network its own forward pass back."""

@@ -379,6 +379,17 @@ def test_wrong_task_settings_are_refused(options: dict[str, float]) -> None:
         SegmentationTask(CONV, **options)  # type: ignore[arg-type]
 
 
+def test_a_graph_captures_what_training_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = SegmentationTask("vmamba_nano_8")
+    task.network = small("vmamba_nano_8")
+    monkeypatch.setattr(task, "log", lambda *_, **__: None)
+    passes, forward = [], task.captured.forward
+    task.captured.forward = lambda x: passes.append(x.shape) or forward(x)  # type: ignore[assignment, func-returns-value]
+    task.training_step((torch.stack([image(64, 64)]), torch.zeros(1, 64, 64, dtype=torch.long)), 0)
+    assert passes == [(1, 3, 64, 64)]
+    assert task.label == "vmamba_nano_8"
+
+
 def test_masks_keep_their_classes_as_pictures() -> None:
     mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
     written = mask_image(mask, 12)

@@ -325,6 +325,19 @@ def test_a_graph_on_a_cpu_changes_nothing_and_needs_a_network(tmp_path: Path) ->
     callback.on_train_end(trainer, module)
 
 
+def test_what_trains_without_a_graph_although_one_was_asked_for_is_refused(tmp_path: Path) -> None:
+    from mamba_apps.training.graph import GraphedTraining
+    from mamba_kernels.graphs import ReplayedTraining
+
+    callback, task = GraphedTraining(), Task()
+    callback._replayed = ReplayedTraining(task.net)
+    task.net(torch.zeros(2, 4))  # not on a GPU: runs as ever
+    with pytest.raises(UserError, match=r"no pass of Task can be captured; leave out trainer\.graph"):
+        callback.on_train_batch_end(None, task, None, None, 0)  # type: ignore[arg-type]
+    callback.on_train_end(None, task)  # type: ignore[arg-type]
+    callback.on_train_batch_end(None, task, None, None, 1)  # type: ignore[arg-type]
+
+
 class OneBuffer(torch.autograd.Function):
     """A product whose weight's gradient always lies in the same memory, as that of a replayed pass does."""
 

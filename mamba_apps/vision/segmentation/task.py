@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
@@ -186,6 +186,16 @@ class SegmentationTask(pl.LightningModule):
         return segmenter_card(
             self.network, data.labels, overlap=self.overlap, short_side=data.short_side, metrics=metrics
         )
+
+    @property
+    def label(self) -> str:
+        """The backbone's name."""
+        return self.backbone
+
+    @property
+    def captured(self) -> nn.Module:
+        """What a captured graph holds: the backbone, for training calls the network by another way than its forward."""
+        return self.network.backbone
 
     def _segment(self, image_3HW: Tensor) -> Tensor:
         return self.network.segment(image_3HW, overlap=self.overlap, short_side=self.short_side)
