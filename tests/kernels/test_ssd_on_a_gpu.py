@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +143,18 @@ def test_more_than_two_to_the_31_elements() -> None:
     for ours, theirs in zip(*gradients, strict=True):
         ours, theirs = ours[:, -tail:], theirs[:, -tail:]
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2 * float(theirs.abs().max()))
+
+
+def test_the_first_backward_pass_of_an_installation_ends(tmp_path: Path) -> None:
+    """Configurations are checked while the GPU's own thread of autograd, which runs the pass, waits for the verdict."""
+    script = textwrap.dedent(
+        """
+        import torch
+        from mamba_kernels import ssd
+        x, dt, B = (torch.randn(1, 200, *shape, device="cuda", requires_grad=True) for shape in ((2, 32), (2,), (1, 32)))
+        ssd(x, dt, -torch.ones(2, device="cuda"), B, B, dt_softplus=True).sum().backward()
+        assert bool(x.grad.isfinite().all())
+        """
+    )
+    fresh = {choices.VARIABLE: str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **fresh}, check=True, timeout=120)

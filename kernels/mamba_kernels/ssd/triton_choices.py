@@ -156,9 +156,15 @@ def _problem(shapes: _Class, device: torch.device) -> _Problem:
 
 
 def _exact(arguments: list[Any], readings: Readings | None) -> tuple[list[Any], Tensor, Tensor]:
-    """Return the tensors in float64, and the exact results."""
-    exact = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments]
-    tensors: list[Any] = [x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in exact]
+    """Return the tensors in float64, and the exact results, all on the CPU.
+
+    There gradients are worked out by the thread that asks for them. A GPU's are by one thread of its own, and that one
+    waits for the verdict where a backward pass has asked for it.
+    """
+    exact = [x.cpu() if isinstance(x, Tensor) else x for x in arguments]
+    tensors: list[Any] = [
+        x.double().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in exact
+    ]
     x, dt, A, B, C, D, z, bias, softplus, limit, initial, ids, reverse, _ = tensors
     with torch.enable_grad():
         if readings is None:
@@ -167,15 +173,16 @@ def _exact(arguments: list[Any], readings: Readings | None) -> tuple[list[Any], 
             )  # fmt: skip
             return tensors, y, final
         results = []
-        for k, order in enumerate(readings.order):
+        inverse = readings.inverse.cpu()
+        for k, order in enumerate(readings.order.cpu()):
             x_k, dt_k, B_k, C_k = (t[:, k].index_select(1, order) for t in (x, dt, B, C))
             A_k = A.chunk(readings.K)[k]
             D_k, bias_k = (None if t is None else t.chunk(readings.K)[k] for t in (D, bias))
-            ids = None if readings.segment is None else readings.segment[k : k + 1]
+            ids = None if readings.segment is None else readings.segment[k : k + 1].cpu()
             y, final = cpu.ssd(
                 x_k, dt_k, A_k, B_k, C_k, None, D_k, None, bias_k, softplus, limit, None, ids, False, torch.float64
             )  # fmt: skip
-            results.append((y.index_select(1, readings.inverse[k]), final))
+            results.append((y.index_select(1, inverse[k]), final))
         ys, finals = zip(*results, strict=True)
         return tensors, torch.stack(ys, 1), torch.cat(finals, 1)
 
@@ -187,7 +194,7 @@ def _agree(arguments: list[Any], names: Sequence[str], got: Sequence[Tensor], wa
     right = True
     for name, a, b in zip(names, got, wanted, strict=True):
         b = b.detach()
-        error = float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-6))
+        error = float((a.cpu().double() - b).abs().max() / b.abs().max().clamp_min(1e-6))
         allowed = tolerance + torch.finfo(a.dtype).eps
         if not error <= allowed:
             _log.warning("ssd: %s is off by %.1e of its largest number, %.0e is allowed", name, error, allowed)
@@ -218,14 +225,14 @@ def _check_forward(shapes: _Class, configs: tuple[Config, Config], device: torch
 def _check_backward(shapes: _Class, configs: tuple[Config, Config, Config], device: torch.device) -> bool:
     arguments, readings, dout, dfinal = _problem(shapes, device)
     tensors, y, final = _exact(arguments, readings)
-    ungated = y.detach().to(dout.dtype)
+    ungated = y.detach().to(dout)
     if arguments[6] is not None:
         _, before_gate, _ = _exact([*arguments[:6], None, *arguments[7:]], readings)
-        ungated = before_gate.detach().to(dout.dtype)
+        ungated = before_gate.detach().to(dout)
     given: Any = (dout, dfinal, *arguments[:13], ungated, configs, readings, shapes.wide)
     got = triton_launch.backward(*given)
     with torch.enable_grad():  # Whoever chooses does so without.
-        total = (y * dout).sum() if dfinal is None else (y * dout).sum() + (final * dfinal).sum()
+        total = (y * dout.cpu()).sum() + (0.0 if dfinal is None else (final * dfinal.cpu()).sum())
     present = [
         (name, gradient, x)
         for name, gradient, x in zip(GRADIENTS, got, (*tensors[:8], tensors[10]), strict=True)
