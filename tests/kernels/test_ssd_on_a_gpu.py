@@ -151,7 +151,8 @@ def test_the_first_backward_pass_of_an_installation_ends(tmp_path: Path) -> None
         """
         import torch
         from mamba_kernels import ssd
-        x, dt, B = (torch.randn(1, 200, *shape, device="cuda", requires_grad=True) for shape in ((2, 32), (2,), (1, 32)))
+        shapes = (2, 32), (2,), (1, 32)
+        x, dt, B = (torch.randn(1, 200, *shape, device="cuda", requires_grad=True) for shape in shapes)
         ssd(x, dt, -torch.ones(2, device="cuda"), B, B, dt_softplus=True).sum().backward()
         assert bool(x.grad.isfinite().all())
         """
