@@ -1,4 +1,4 @@
-"""Forecasters without an optimiser: seasonal naive, mean of the last seasons, ridge regression in closed form.
+"""Forecasters without an optimiser: last value, seasonal naive, mean of the last seasons, ridge in closed form.
 
 They read the same scaled windows as the models and are saved the same way, so that everything that scores, draws or
 saves a forecaster takes either.
@@ -112,6 +112,17 @@ class SeasonalNaive(SeasonalMean):
         super().__init__(sizes, season=season, n=1)
 
 
+class RepeatLast(SeasonalNaive):
+    """The last observed value, again and again.
+
+    Args:
+        sizes: The shape of the problem; covariates are not read.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes, season=1)
+
+
 class Ridge(Baseline):
     """A linear map of the window and the covariates known ahead, fitted in closed form.
 
@@ -187,6 +198,7 @@ class Ridge(Baseline):
 
 BASELINES: dict[str, type[Baseline]] = {
     "ridge": Ridge,
+    "repeat_last": RepeatLast,
     "seasonal_naive": SeasonalNaive,
     "seasonal_mean": SeasonalMean,
 }
@@ -196,7 +208,7 @@ def create_baseline(name: str, sizes: Sizes, **options: Any) -> Baseline:
     """Build a forecaster without an optimiser.
 
     Args:
-        name: "ridge", "seasonal_naive" or "seasonal_mean".
+        name: "ridge", "repeat_last", "seasonal_naive" or "seasonal_mean".
         sizes: The shape of the problem.
         options: Its options, such as ``season``.
 

@@ -59,13 +59,13 @@ def by_definition(series_set: SeriesSet, origin: int, lookback: int, horizon: in
     return found
 
 
-@pytest.mark.parametrize("name", ["seasonal_naive", "seasonal_mean"])
+@pytest.mark.parametrize("name", ["repeat_last", "seasonal_naive", "seasonal_mean"])
 @pytest.mark.parametrize("missing", [0, 400])
 def test_seasonal_forecasts_by_definition(name: str, missing: int) -> None:
     series_set = hourly(missing)
     data = data_of(series_set)
-    n = 1 if name == "seasonal_naive" else 3
-    options = {"season": 24} if n == 1 else {"season": 24, "n": n}
+    n, season = 3 if name == "seasonal_mean" else 1, 1 if name == "repeat_last" else 24
+    options = {"repeat_last": {}, "seasonal_naive": {"season": 24}, "seasonal_mean": {"season": 24, "n": n}}[name]
     model = create_baseline(name, data.sizes, **options)
     model.fit(data)
     windows = data.test
@@ -74,7 +74,7 @@ def test_seasonal_forecasts_by_definition(name: str, missing: int) -> None:
     cut = HOURS - 100 - 96
     for number in (0, 17, len(windows) - 1):
         origin = cut + int(batch["origin"][number])
-        expected = by_definition(series_set, origin, 96, 30, 24, n)
+        expected = by_definition(series_set, origin, 96, 30, season, n)
         np.testing.assert_allclose(got[number], expected, rtol=1e-5)
 
 

@@ -22,6 +22,7 @@ ROWS = [
     "patchtst",
     "dlinear",
     "ridge",
+    "last value",
     "weekly seasonal naive",
     "mean of last four weeks",
 ]
