@@ -126,11 +126,11 @@ def cross_validate(
     behind = [horizon + step_size * left for left in reversed(range(n_windows))]
     need = behind[0] + least
     for number in np.flatnonzero(series_set.lengths < need)[:1]:
-        found = f"at least {need} steps were expected, {least} before the first cut and {behind[0]} behind it, found"
+        expected = f"at least {need} steps were expected, {least} before the first cut and {behind[0]} behind it"
         raise DataError(
             series_set.source,
             f"series {series_set.ids[number]!r}",
-            f"{found} {series_set.lengths[number]}",
+            f"{expected}, found {series_set.lengths[number]}",
             "make fewer cuts (n_windows) or smaller steps (step_size), shorten lookback, or leave the series out",
         )
     every = int(refit) or n_windows

@@ -54,5 +54,6 @@ def _read(sink: Collector, path: Path | str, freq: str | int | None, options: di
     guess = guess_table(path)
     for note in guess.notes:
         sink.note(note)
-    columns = {"id_col": guess.id_col, "time_col": guess.time_col, "target_col": guess.target_col}
-    return read_into(sink, guess.table, freq=freq, **columns)
+    return read_into(
+        sink, guess.table, freq=freq, id_col=guess.id_col, time_col=guess.time_col, target_col=guess.target_col
+    )

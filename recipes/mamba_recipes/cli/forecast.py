@@ -191,8 +191,8 @@ def _load(folder: Path, arguments: Namespace, defaults: Mapping[str, Any]) -> tu
     forecaster = Forecaster.load(inner)
     settings = load_card(inner).preprocessing
     named = settings["columns"]["columns"]
-    own = {role: tuple(named[role]) for role in ("past", "future", "static")}
-    check_learned(arguments, defaults, {"freq": settings["columns"]["freq"], "missing": settings["missing"], **own})
+    roles = {role: tuple(named[role]) for role in ("past", "future", "static")}
+    check_learned(arguments, defaults, {"freq": settings["columns"]["freq"], "missing": settings["missing"], **roles})
     if arguments.horizon not in (None, forecaster.horizon):
         raise UserError(
             f"{folder}: the model forecasts {forecaster.horizon} steps, --horizon is {arguments.horizon}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from mamba_apps.errors import UserError
 from mamba_recipes.cli.forecast_file import read_file
 
-_NAIVE = "seasonal_naive"
+_NAIVE, _OTHER = "seasonal_naive", "repeat_last"
 
 
 def cross_validate(arguments: Namespace, argv: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ def cross_validate(arguments: Namespace, argv: Sequence[str]) -> None:
         )
     source = read_file(arguments)
     forecaster = make_forecaster(arguments, source)
-    naive = make_forecaster(arguments, source, _NAIVE)
+    naive = make_forecaster(arguments, source, _OTHER if arguments.model == _NAIVE else _NAIVE)
     cuts = {"n_windows": arguments.cross_validate, "step_size": arguments.step_size, "refit": arguments.refit}
     refits = "learned anew at each" if arguments.refit else "learned once, before the first"
     found = CrossValidation(
