@@ -42,6 +42,21 @@ def test_gradients_of_the_last_state_alone() -> None:
     compare(last_state, inputs, torch.float32)
 
 
+@pytest.mark.parametrize(
+    "case", [{"length": 5, "seq_idx": True}, {"length": 40, "B_groups": 0, "z": False, "last": True}]
+)
+def test_sequences_in_slices(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from mamba_kernels.selective_scan import triton
+
+    taken = []
+    differentiate = triton._differentiate
+    monkeypatch.setattr(triton, "_differentiate", lambda *given: (taken.append(len(given[0])), differentiate(*given)))
+    monkeypatch.setattr(triton, "WORKSPACE", 1)
+    inputs, options = scan_case(torch.float32, batch=3, states=3, **case)
+    compare(selective_scan, inputs, torch.float32, **options)
+    assert taken == [1, 1, 1]
+
+
 def test_one_extreme_step_amid_ordinary_ones() -> None:
     inputs, options = scan_case(torch.float32, channels=4, states=3, length=24, softplus=False, bias=False)
     inputs["delta"] *= 0.2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mamba_kernels.gpu import on_device_of_inputs, refuse_float64
+from mamba_kernels.gpu import ceil_divide, on_device_of_inputs, refuse_float64
 from mamba_kernels.launch import Launch
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
@@ -23,6 +25,9 @@ from mamba_kernels.selective_scan.triton_launch import (
     plan_parts,
 )
 from mamba_kernels.selective_scan.triton_plan import checkpoint_shape
+
+# Bytes of sums over blocks and of states between checkpoints that a backward pass makes at a time, if batches allow it.
+WORKSPACE = 2**30
 
 
 def _strides(x: Tensor) -> Strides:
@@ -180,23 +185,68 @@ def backward(
     reverse: bool,
     checkpoints: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, empty for absent inputs."""
+    """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state, empty for absent inputs.
+
+    Sequences are taken in slices where what they need at a time, beside inputs and results, would pass `WORKSPACE`.
+    """
     tensors = (u, delta, A, B, C, D, z, delta_bias)
+    options = (delta_softplus, reverse)
+    gradients = [u.new_empty(0) if x is None else empty_in_order(x) for x in tensors]
+    dinitial = _new(u, u.shape[0], *A.shape)
     plan = _plan_backward(grad_out, grad_last_state is not None, *tensors, delta_softplus, seq_idx, reverse)
+    slices = _slices(plan, u, B, C, A.shape[1])
+    if len(slices) == 1:
+        _differentiate(grad_out, grad_last_state, tensors, seq_idx, checkpoints, gradients, dinitial, *options)
+    else:
+        sums = []
+        for rows in slices:
+            of_each = [x if x is None or x.dim() < 3 else x[rows] for x in tensors]
+            into = [
+                g[rows] if g.dim() > 2 else u.new_empty(0) if x is None else empty_in_order(x, torch.float32)
+                for x, g in zip(tensors, gradients, strict=True)
+            ]
+            last, ids = (None if x is None else x[rows] for x in (grad_last_state, seq_idx))
+            _differentiate(grad_out[rows], last, of_each, ids, checkpoints[rows], into, dinitial[rows], *options)
+            sums.append(into)
+        for parts, gradient in zip(zip(*sums, strict=True), gradients, strict=True):
+            if 0 < gradient.dim() < 3:
+                gradient.copy_(torch.stack(parts).sum(0))
+    dstart = u.new_empty(0) if initial_state is None else empty_in_order(initial_state).copy_(dinitial)
+    return (*gradients, dstart)
+
+
+def _slices(plan: _Backward, u: Tensor, B: Tensor, C: Tensor, states: int) -> list[slice]:
+    """Return the sequences that are taken at a time."""
+    batch, _, length = u.shape
+    sums = batch * plan.scan.blocks * length * states * sum(M.dim() > 2 for M in (B, C))
+    count = max(1, min(batch, ceil_divide(4 * (math.prod(plan.scan.scratch) + sums), WORKSPACE)))
+    rows = max(1, ceil_divide(batch, count))
+    return [slice(start, start + rows) for start in range(0, max(1, batch), rows)]
+
+
+def _differentiate(
+    grad_out: Tensor,
+    grad_last_state: Tensor | None,
+    tensors: Sequence[Any],
+    seq_idx: Tensor | None,
+    checkpoints: Tensor,
+    gradients: Sequence[Tensor],
+    dinitial: Tensor,
+    delta_softplus: bool,
+    reverse: bool,
+) -> None:
+    """Write the gradients of ``tensors``, and of the initial state."""
+    plan = _plan_backward(grad_out, grad_last_state is not None, *tensors, delta_softplus, seq_idx, reverse)
+    u, _, A, *_ = tensors
     (batch, channels, length), states = u.shape, A.shape[1]
     parts, blocks = plan.scan.parts, plan.scan.blocks
-
-    def like(x: Tensor | None) -> Tensor:
-        return u.new_empty(0) if x is None else empty_in_order(x)
-
-    du, ddelta, dA, dB, dC, dD, dz, dbias = map(like, (u, delta, A, B, C, D, z, delta_bias))
+    du, ddelta, dA, dB, dC, dD, dz, dbias = gradients
     dA_parts, dD_parts = _new(u, batch, parts, channels, states), _new(u, batch, parts, channels)
     dbias_parts = torch.empty_like(dD_parts)
     dB_parts, dC_parts = (
         torch.empty_like(dA_parts) if add is None else _new(u, batch, blocks, length, states)
         for add in (plan.dB, plan.dC)
     )
-    dinitial = _new(u, batch, channels, states)
     inputs = _inputs(*tensors, _marks(seq_idx, reverse))
     entering = None if grad_last_state is None else grad_last_state.float().contiguous()
     into = (du, ddelta, dA_parts, dB_parts, dC_parts, dD_parts, dz, dbias_parts)
@@ -207,5 +257,3 @@ def backward(
             gradient.copy_(sums.sum((0, 1)))
         else:
             add(sums, gradient)
-    dstart = u.new_empty(0) if initial_state is None else like(initial_state).copy_(dinitial)
-    return du, ddelta, dA, dB, dC, dD, dz, dbias, dstart

@@ -92,7 +92,8 @@ def scan_backward(
             dB += (sequence * blocks + block) * length * states + n
         if C_VARIES:
             dC += (sequence * blocks + block) * length * states + n
-        scratch += ((sequence * parts + part) * blocks + block) * (CHUNK // STEPS) * N_PAD * BLOCK
+        kept = tl.cdiv(tl.minimum(length, CHUNK), STEPS)
+        scratch += ((sequence * parts + part) * blocks + block) * kept * N_PAD * BLOCK
         tile_at = n[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
         dA_sum = tl.zeros([N_PAD, BLOCK], tl.float32)
         dB_sum = tl.zeros([N_PAD, BLOCK], tl.float32)

@@ -179,7 +179,11 @@ def _plan(
     scratch: tuple[int, ...] = (0,)
     if backward and "CHUNK" in constants:
         tile = constants["N_PAD"] * constants["BLOCK"]
-        scratch = (sequences * parts * blocks, constants["CHUNK"] // constants["STEPS"], tile)
+        scratch = (
+            sequences * parts * blocks,
+            ceil_divide(min(scan.length, constants["CHUNK"]), constants["STEPS"]),
+            tile,
+        )
     return Pass(ends, carry, whole, parts, blocks, scratch)
 
 
