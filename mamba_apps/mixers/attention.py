@@ -146,6 +146,8 @@ class AttentionMixer(Mixer):
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, AttentionState]:
         """Read one token; see ``Mixer.step``."""
+        if self.causal:
+            self.checked_token(x_BD, self.qkv_proj.weight)
         if self.causal and isinstance(state[-1], Tensor):
             return self._step_anywhere(x_BD, *state)
         key_BHMP, value_BHMP, bias_BM, start = self._room(state, 1)

@@ -113,7 +113,8 @@ class Mixer(nn.Module, ABC):
             The output (B, D) and the state after the token.
 
         Raises:
-            UserError: If the mixer is not causal, or the state has no room for the token.
+            UserError: If the mixer is not causal, the token's shape does not fit, a gradient would be recorded, or the
+                state has no room for the token.
         """
         raise self._not_causal("step")
 
@@ -173,6 +174,27 @@ class Mixer(nn.Module, ABC):
                 f"give (batch, length) = {tuple(x_BLD.shape[:2])}",
             )
         return x_BLD.masked_fill((seq_idx_BL < 0)[..., None], 0.0)
+
+    def checked_token(self, x_BD: Tensor, weight: Tensor) -> Tensor:
+        """Return the token, before anything of the state has changed.
+
+        Args:
+            x_BD: The token.
+            weight: What it is projected by first.
+
+        Raises:
+            UserError: Unless the token is (B, d_model), and no gradient would be recorded.
+        """
+        if x_BD.dim() != 2 or x_BD.shape[-1] != self.d_model:
+            raise UserError(
+                f"{type(self).__name__}.step got a token of shape {tuple(x_BD.shape)}", f"give (batch, {self.d_model})"
+            )
+        if torch.is_grad_enabled() and (x_BD.requires_grad or weight.requires_grad):
+            raise UserError(
+                f"{type(self).__name__}.step changes its state in place, which has no gradient",
+                "call it under torch.no_grad(), or use forward or prefill",
+            )
+        return x_BD
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Copying a module drops the attributes of its parameters.

@@ -206,7 +206,7 @@ class Mamba1Mixer(Mixer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, Mamba1State]:
         """Read one token; see ``Mixer.step``."""
         conv_state, ssm_state = state
-        u_BE, z_BE = self.in_proj(x_BD).chunk(2, dim=-1)
+        u_BE, z_BE = self.in_proj(self.checked_token(x_BD, self.in_proj.weight)).chunk(2, dim=-1)
         u_BE = causal_conv1d_update(
             u_BE, conv_state, self.conv1d.weight[:, 0], self.conv1d.bias, "silu", backend=self.backend
         )

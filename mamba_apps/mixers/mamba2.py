@@ -220,7 +220,7 @@ class Mamba2Mixer(Mixer):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, Mamba2State]:
         """Read one token; see ``Mixer.step``."""
         conv_state, ssm_state = state
-        projected = self._project(x_BD)
+        projected = self._project(self.checked_token(x_BD, self.in_proj.weight))
         u_BE = causal_conv1d_update(
             projected.conv_input, conv_state, self.conv1d.weight[:, 0], self.conv1d.bias, "silu", backend=self.backend
         )

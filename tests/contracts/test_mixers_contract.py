@@ -306,6 +306,21 @@ def test_wrong_shapes_are_refused(case: tuple[str, dict[str, Any]], shape: tuple
         build(case)(torch.zeros(shape))
 
 
+@over_causal
+def test_steps_that_cannot_be_taken_leave_the_state_as_it_was(case: tuple[str, dict[str, Any]]) -> None:
+    mixer = build(case)
+    state = mixer.init_state(2, max_length=3)
+    kept = copy.deepcopy(state)
+    for shape in ((2, 1, D), (2, D + 1), (D,)):
+        with torch.no_grad(), pytest.raises(UserError, match=rf"step got a token of shape .*; give \(batch, {D}\)"):
+            mixer.step(torch.zeros(shape), state)
+    with pytest.raises(UserError, match=r"step changes its state in place, .*; call it under torch.no_grad"):
+        mixer.step(torch.ones(2, D), state)
+    for part, before in zip(state, kept, strict=True):
+        assert torch.equal(torch.as_tensor(part), torch.as_tensor(before))
+    mixer.requires_grad_(False).step(torch.ones(2, D), state)
+
+
 @over_cases
 def test_wrong_sequence_ids_are_refused(case: tuple[str, dict[str, Any]]) -> None:
     with pytest.raises(UserError, match=r"got seq_idx of shape \(2, 4\); give \(batch, length\) = \(2, 3\)"):
