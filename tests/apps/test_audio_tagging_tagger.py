@@ -222,6 +222,13 @@ def test_a_timeline_has_a_row_for_each_time(tagger: AudioTagger, every: float, r
         assert picture.width > 800
 
 
+def test_a_row_of_days_is_the_whole_sound(tagger: AudioTagger) -> None:
+    wave = noise(0.7)
+    timeline = tagger.timeline(wave, RATE, every=1e9)
+    assert timeline.end_R.tolist() == pytest.approx([0.7])
+    assert np.array_equal(timeline.probability_RK, tagger.timeline(wave, RATE, every=0.7).probability_RK)
+
+
 @pytest.mark.parametrize("every", [0.0, -1.0, float("nan"), 1e-9])
 def test_times_that_mean_nothing(tagger: AudioTagger, every: float) -> None:
     with pytest.raises(UserError, match="every is"):

@@ -124,6 +124,19 @@ def test_everything_failing_still_reports(
     assert "every candidate failed" in Path("report.html").read_text(encoding="utf-8")
 
 
+def test_what_every_candidate_refuses_is_one_line_and_no_report(
+    toy_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compare", str(toy_recipe), "--candidates", "toy[mamba1],toy[attention]", "--model.lr", "fast"]
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("mamba-apps: error: ")
+    assert "fast" in last
+    assert not Path("report.html").exists()
+
+
 def test_a_setting_that_a_model_refuses_fails_that_row_alone(
     toy_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +234,8 @@ def test_memory_is_what_the_candidate_took(
         (["--measure", "speed", "--candidates", "toy[mamba1],mean"], "mean has no training steps to time"),
         (["--measure", "speed", "--budget", "5epochs"], "speed is measured for a time, not for 5 epochs"),
         (["--out", "."], "--out . is a folder"),
+        (["--log", "."], "--log . is a folder"),
+        (["--log", "/proc/none/log.txt"], "cannot write to the log's folder /proc/none"),
         (["--out", "toy.yaml/report.html"], "toy.yaml"),
         (["--out", "/proc/none/report.html"], "cannot write to the report's folder /proc/none"),
         (["--modle.lr", "1"], "unknown setting 'modle.lr'"),

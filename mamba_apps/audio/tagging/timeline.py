@@ -141,6 +141,7 @@ def make_timeline(
     """
     if not (every > 0 and math.isfinite(every)) or hearing.seconds / every > _MOST_ROWS:
         raise UserError(f"every is {every:g} s", f"give seconds above 0, and no more than {_MOST_ROWS:,} rows in all")
+    every = min(every, hearing.seconds)  # one row is the sound, however long it may be
     count = max(1, math.ceil(hearing.seconds / every - 1e-6))
     start_R = every * np.arange(count, dtype=np.float64)
     end_R = np.minimum(start_R + every, hearing.seconds)

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mamba_apps.errors import UserError
+from mamba_apps.training.files import make_directory
+from mamba_datasets.files import write_whole
 from mamba_recipes import environment
 from mamba_recipes.bench import against
 from mamba_recipes.cli.arguments import Parser
@@ -24,12 +27,13 @@ def main(argv: list[str]) -> int:
         "device": arguments.device,
         "environment": environment.describe(devices=arguments.device == "cuda"),
     }
+    for path in filter(None, (arguments.out, arguments.figure)):  # minutes before it is needed
+        _check_target(path)
     saved = against.read_saved(arguments.against, document) if arguments.against else []
     table, failures = _run(arguments, document)
     text = json.dumps(document, indent=1)
     if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+        write_whole(arguments.out, lambda file: file.write(f"{text}\n".encode()))
     print(text if arguments.json else table)
     for line in failures:
         print(f"mamba-apps: wrong result: {line}", file=sys.stderr)
@@ -37,6 +41,12 @@ def main(argv: list[str]) -> int:
     for line in worse:
         print(f"mamba-apps: worse than {arguments.against}: {line}", file=sys.stderr)
     return 1 if failures else against.REGRESSION if worse else 0
+
+
+def _check_target(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "give a file")
+    make_directory(path.resolve().parent, "folder of the result")
 
 
 def _parser() -> Parser:
@@ -50,9 +60,12 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "what",
+        nargs="?",
+        default="ops",
         choices=["ops", "stack", "models", "audio", "decode", "scaling"],
-        help="operators; and on a GPU: layers of a model made of them; whole image models beside timm's; Audio "
-        "Mamba beside AST over clip lengths; steps of decoding and tokens a second; time and memory against length",
+        help="operators (default); and on a GPU: layers of a model made of them; whole image models beside timm's; "
+        "Audio Mamba beside AST over clip lengths; steps of decoding and tokens a second; time and memory against "
+        "length",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")

@@ -44,12 +44,18 @@ def read_saved(path: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
         rows, kind = saved["rows"], (saved["bench"], saved["device"])
         gpus = saved["environment"].get("gpus")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no saved benchmark ({error!r})", "give a file that --out wrote") from error
+        raise UserError(f"{path} is no saved benchmark ({_reason(error)})", "give a file that --out wrote") from error
     if kind != (document["bench"], document["device"]):
         raise UserError(f"{path} is of `bench {kind[0]}` on {kind[1]}", "compare with one of the same kind")
     if document["device"] == "cuda" and gpus != document["environment"].get("gpus"):
         raise UserError(f"{path} was measured on {gpus}", "compare with one of this GPU")
     return rows
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):  # its text holds the whole file
+        return "it is no text"
+    return f"{type(error).__name__}: {error}"
 
 
 def regressions(rows: list[dict[str, Any]], saved: list[dict[str, Any]], tolerance: float) -> list[str]:

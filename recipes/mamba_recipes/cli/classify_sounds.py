@@ -29,6 +29,8 @@ def run(arguments: Namespace, folder: Path) -> int:
         raise UserError("--out names a timeline, and none was asked for", "give --every 1s")
     if every is not None and arguments.embeddings is not None:
         raise UserError("--every and --embeddings are both given", "give one of them")
+    if arguments.embeddings is not None:
+        _check_embeddings(arguments.embeddings)
 
     from mamba_apps.audio.tagging import AudioTagger, BadSoundsError
 
@@ -56,6 +58,17 @@ def seconds_of(text: str) -> float:
     if match is None or match[2] not in _UNITS or float(match[1]) == 0:
         raise UserError(f"--every {text!r} is not understood", "write it like 1s, 500ms or 2min")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def _check_embeddings(out: Path) -> None:
+    """Refuse a file that could not be written, before many sounds are heard."""
+    from mamba_apps.training.files import make_directory
+
+    if out.suffix.lower() != ".npz":
+        raise UserError(f"--embeddings {out}: they are written as NPZ", "give a name that ends in .npz")
+    if out.is_dir():
+        raise UserError(f"--embeddings {out} is a folder", "give a file")
+    make_directory(out.resolve().parent, "folder of the embeddings")
 
 
 def _tags(tagger: AudioTagger, arguments: Namespace) -> int:
@@ -109,8 +122,6 @@ def _embeddings(tagger: AudioTagger, arguments: Namespace) -> int:
     from mamba_apps.training.files import storage_error, temporary_beside, writing
 
     out: Path = arguments.embeddings
-    if out.suffix.lower() != ".npz":
-        raise UserError(f"--embeddings {out}: they are written as NPZ", "give a name that ends in .npz")
     paths, embedding_ND = tagger.embed_files(arguments.path)
     try:
         with temporary_beside(out) as temporary:

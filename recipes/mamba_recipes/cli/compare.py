@@ -78,8 +78,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--parallel makes candidates share the machine, which times would show", "leave it out")
     command = shlex.join(["mamba-apps", "compare", *argv])
     make_directory(arguments.out.resolve().parent, "report's folder")  # minutes before it is needed
+    if arguments.log is not None:
+        if arguments.log.is_dir():
+            raise UserError(f"--log {arguments.log} is a folder", "give a file, for example log.txt")
+        make_directory(arguments.log.resolve().parent, "log's folder")
     with _Bar(plan) as bar:
         comparison = run_plan(plan, command, bar, arguments.log, arguments.parallel)
+    _refuse_what_all_refused(comparison)
     unwritten: UserError | None = None
     try:
         write(comparison, arguments.out)
@@ -93,6 +98,14 @@ def main(argv: Sequence[str]) -> int:
         raise unwritten
     _last_lines(comparison, arguments.out)
     return _exit_code(comparison)
+
+
+def _refuse_what_all_refused(comparison: Comparison) -> None:
+    """Raise the one error that a setting of all candidates led to; it says more than a report in which nothing is."""
+    first = comparison.rows[0]
+    if first.error is not None and all(row.mendable and row.error == first.error for row in comparison.rows):
+        message, _, remedy = first.error.rpartition("; ")
+        raise UserError(message, remedy)
 
 
 def _last_lines(comparison: Comparison, out: Path) -> None:

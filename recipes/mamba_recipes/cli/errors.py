@@ -14,6 +14,8 @@ INTERRUPTED = 130
 _PATH_TROUBLE = {
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
+    errno.ELOOP: "check the path",
+    errno.ENAMETOOLONG: "check the path",
     errno.EISDIR: "give a file, not a folder",
     errno.EACCES: "check its permissions",
     errno.EPERM: "check its permissions",
