@@ -92,6 +92,10 @@ class MambaVision(nn.Module):
                 f"mambavision has depths {tuple(depths)}, windows {tuple(windows)} and heads {tuple(heads)}",
                 "give one of each for every level of windows",
             )
+        if min(windows, default=1) < 1:
+            raise UserError(f"mambavision has windows {tuple(windows)}", "give sides of at least 1 cell")
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"mambavision: drop_path_rate is {drop_path_rate}", "give a probability in [0, 1)")
         self.in_chans, self.num_classes, self.drop_rate = in_chans, num_classes, drop_rate
         self.stem = stem(in_chans, stem_dim, dim, stem_strides)
         self.feature_info: list[dict[str, Any]] = []

@@ -112,6 +112,8 @@ class Vim(nn.Module):
         super().__init__()
         if depth < 1:
             raise UserError(f"vim: depth is {depth}", "give at least 1 block")
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"vim: drop_path_rate is {drop_path_rate}", "give a probability in [0, 1)")
         if rope and embed_dim % 4:
             raise UserError(f"vim: rope turns channels by fours, and embed_dim is {embed_dim}", "give a multiple of 4")
         if pos_resize not in ("grid", "official", "antialiased"):

@@ -133,6 +133,8 @@ class VMamba(nn.Module):
         super().__init__()
         if not depths or len(depths) != len(dims):
             raise UserError(f"VMamba: depths are {tuple(depths)}, dims {tuple(dims)}", "give one of each a stage")
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"VMamba: drop_path_rate is {drop_path_rate}", "give a probability in [0, 1)")
         if not set(feature_norms) <= set(range(len(dims))):
             raise UserError(f"VMamba: feature_norms are {tuple(feature_norms)}", f"choose from 0 to {len(dims) - 1}")
         self.in_chans, self.num_classes = in_chans, num_classes

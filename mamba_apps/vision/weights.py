@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 import mamba_apps.vision  # noqa: F401  (registers the Mamba families with timm)
 from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, load_weights, saved_folder
 from mamba_apps.vision.classification import baselines  # noqa: F401  (registers the small Transformers)
+from mamba_kernels.errors import KernelInputError
 
 RELEASED = "released"
+_READABLE = "give a .safetensors, or a .pth of nothing but tensors"
 _PREFIX = "network."
 
 
@@ -36,14 +40,25 @@ def create_model(name: str, options: Mapping[str, Any], weights: str | None = No
     extra = {} if weights is None else _weights(name, weights)
     try:
         return timm.create_model(name, **options, **extra)
-    except TypeError as error:
-        raise UserError(f"model {name!r}: {' '.join(str(error).split())}", "correct model_options") from error
+    except (UserError, KernelInputError):
+        raise
+    except OSError as error:  # before ValueError: the hub's errors are both
+        if weights is None:
+            raise
+        what = f"the weights {weights!r} of {name!r} cannot be had ({_shortened(error)})"
+        raise UserError(what, "mend the network, or give a file of them: --model.weights FILE") from error
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"model {name!r}: {_shortened(error)}", "correct model_options") from error
     except (RuntimeError, KeyError) as error:
         if weights is None:
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = " ".join(lines[:2])[:300]
-        raise UserError(f"{weights}: the weights do not fit {name!r} ({text})", "name the model they are of") from error
+        what = f"{weights}: the weights do not fit {name!r} ({_shortened(error)})"
+        raise UserError(what, "name the model they are of") from error
+
+
+def _shortened(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def check_name(name: str) -> None:
@@ -65,12 +80,27 @@ def saved_weights(folder: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix(_PREFIX): value for name, value in found.items() if name.startswith(_PREFIX)}
 
 
+def _check_readable(path: Path) -> None:
+    """Refuse a file that timm would stumble over; the tensors themselves are left unread."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return
+        found = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # a reader fed what it does not know raises anything
+        kind = type(error).__name__
+        raise UserError(f"{path} cannot be read as weights ({kind})", _READABLE) from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path} holds a {type(found).__name__} in place of weights", _READABLE)
+
+
 def _weights(name: str, weights: str) -> dict[str, Any]:
     """Return timm's arguments for weights of each kind."""
     if weights == RELEASED:
         return {"pretrained": True}
     path = Path(weights)
     if path.is_file():
+        _check_readable(path)
         return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(path)}}
     if not path.is_dir():
         raise UserError(f"weights {weights!r}: there is no such file or folder", f"give one, or {RELEASED!r}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from lightning.pytorch import Callback, Trainer
 from safetensors.torch import load_file, save_file
 from timm.optim import Lamb
@@ -241,6 +244,54 @@ def test_the_card_is_plain_and_complete(tmp_path: Path) -> None:
 def test_wrong_settings(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         ClassificationTask(**{"model": MODEL, "size": 8, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"windows": [0]}, "windows (0,)"),
+        ({"drop_path_rate": 2}, "drop_path_rate is 2"),
+        ({"global_pool": "cubic"}, "'mambavision_nano_8': Invalid pool type: cubic; correct model_options"),
+        ({"route": "zigzag"}, "unknown route 'zigzag'"),
+    ],
+)
+def test_wrong_options_of_a_model_are_said_to_be_so(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        create_model("mambavision_nano_8", options)
+    assert hasattr(caught.value, "remedy")
+
+
+class Stranger:
+    """What no file of weights may hold."""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("w.pth", b"text", "cannot be read as weights"),
+        ("w.safetensors", b"text", "cannot be read as weights (SafetensorError)"),
+        ("w.pth", [torch.zeros(1)], "holds a list"),
+        ("w.pth", {"model": Stranger()}, "cannot be read as weights (UnpicklingError)"),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused(name: str, content: object, says: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=re.escape(says)):
+        create_model("vmamba_nano_8", {}, str(path))
+
+
+@pytest.mark.parametrize("error", [URLError("no network"), LocalEntryNotFoundError("no network")])
+def test_a_download_that_fails_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", fetch)
+    with pytest.raises(UserError, match=r"'released' of 'vmamba_micro_32' cannot be had .*no network.*weights FILE"):
+        create_model("vmamba_micro_32", {}, "released")
 
 
 @pytest.mark.parametrize("options", [{"linear_probe": True}, {"head_warmup": 0.1}])
