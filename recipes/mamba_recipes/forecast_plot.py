@@ -29,6 +29,7 @@ def draw(
         name: The forecast's column.
         levels: Its intervals, in per cent.
     """
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure
 
     from mamba_datasets.series import read_series
@@ -44,12 +45,18 @@ def draw(
         shown = min(len(series), _PAST_HORIZONS * len(rows))
         observed = pd.Series(series.y[-shown:]).where(series.observed[-shown:])
         axis.plot(series.index[-shown:], observed.to_numpy(), color="0.25", linewidth=1.4, label="observed")
-        for level in sorted(levels, reverse=True):
+        for place, level in enumerate(sorted(levels, reverse=True)):
             low, high = rows[f"{name}-lo-{level:g}"], rows[f"{name}-hi-{level:g}"]
-            axis.fill_between(rows[time_col], low, high, color="#0b8a6f", alpha=0.16, linewidth=0, label=f"{level:g} %")
+            shade: dict[str, Any] = {"color": "#0b8a6f", "alpha": min(0.16 * (1 + place), 0.6), "linewidth": 0}
+            axis.fill_between(rows[time_col], low, high, label=f"{level:g} %", **shade)
         axis.plot(rows[time_col], rows[name], color="#0b8a6f", linewidth=1.8, label=name)
         axis.set_title(str(one), loc="left", fontsize=10)
         axis.grid(visible=True, color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=9, ncols=3 + len(levels))
+        if isinstance(series.index, pd.DatetimeIndex):
+            dates = AutoDateLocator(tz=series.index.tz)
+            axis.xaxis.set_major_locator(dates)
+            axis.xaxis.set_major_formatter(ConciseDateFormatter(dates, tz=series.index.tz))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", frameon=False, fontsize=9, ncols=3 + len(levels))
     return figure

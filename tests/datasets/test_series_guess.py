@@ -130,6 +130,18 @@ def test_other_steps(text: str, freq: str | int, steps: int, tmp_path: Path) -> 
     assert len(found.series[0]) == steps
 
 
+@pytest.mark.parametrize("written", ["%H:%M", "%H:%M:%S", "%H"])
+def test_the_time_of_day_may_stand_in_a_column_of_its_own(written: str, tmp_path: Path) -> None:
+    hours = pd.date_range("2024-01-01", periods=60, freq="h")
+    rows = [f"{at:%d.%m.%Y};{at.strftime(written)};{shop};2,5;08:00" for shop in "ab" for at in hours]
+    (tmp_path / "x.csv").write_text("Datum;Stunde;Laden;Umsatz;opens\n" + "\n".join(rows))
+    guess = guess_table(tmp_path / "x.csv")
+    assert "time of day in 'Stunde'" in guess.notes
+    found = read(guess)
+    assert (found.ids, found.freq) == (["a", "b"], "h")
+    assert found.series[0].index[-1] == hours[-1]
+
+
 def test_two_columns_tell_the_series_apart(tmp_path: Path) -> None:
     rows = [f"{d:%Y-%m-%d},{s},{i},3" for s in ("s1", "s2") for i in ("i1", "i2") for d in DAYS]
     (tmp_path / "x.csv").write_text("date,store,item,sold\n" + "\n".join(rows))

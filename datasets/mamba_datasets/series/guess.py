@@ -21,6 +21,8 @@ from mamba_datasets.series.table import PARQUET_SUFFIXES, Table, load_table
 _TIME_NAMES = ("ds", "date", "datetime", "timestamp", "time", "datum", "day", "hour", "week", "month", "period", "year")
 _ID_NAMES = ("unique_id", "id", "series", "series_id", "item_id", "sku", "store", "shop", "product", "item", "name")
 _TARGET_NAMES = ("y", "value", "target", "sales", "sold", "demand", "quantity", "count", "volume", "umsatz", "wert")
+_HOUR_NAMES = ("hour", "hr", "stunde", "heure", "hora")
+_CLOCK = r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?"
 _MANY_DATES = 3
 
 
@@ -91,6 +93,7 @@ def guess_table(
     if time_col is None and len(dated) >= _MANY_DATES:
         return _across(table, dated, id_col, notes)
     time_col = _find_time(table, time_col, notes)
+    table = _with_clock(table, read.raw, time_col, named, notes)
     rest = [name for name in table.frame.columns if name not in (time_col, *covariates)]
     numeric = [name for name in rest if name in read.numeric]
     words = [name for name in rest if name not in numeric and table.frame[name].nunique() == 1]
@@ -180,6 +183,31 @@ def _find_time(table: Table, given: str | None, notes: list[str]) -> str:
     if found != "ds" or others:
         notes.append(f"time in {found!r}" + (f" (not {', '.join(map(repr, others))})" if others else ""))
     return found
+
+
+def _with_clock(table: Table, raw: pd.DataFrame, time_col: str, named: Sequence[str], notes: list[str]) -> Table:
+    """Add the time of day to dates that stand there several times, where another column has it."""
+    frame = table.frame
+    dates = frame[time_col]
+    whole_days = pd.api.types.is_datetime64_any_dtype(dates.dtype) and bool(
+        (dates.dropna().dt.normalize() == dates.dropna()).all()
+    )
+    if not whole_days or not dates.duplicated().any():
+        return table
+    for name in frame.columns.difference([time_col, *named], sort=False):
+        column = frame[name]
+        text = raw[name].astype(str).str.strip()
+        if name.lower() in _HOUR_NAMES and _whole(column) and column.between(0, 23).all():
+            clock = pd.to_timedelta(column, unit="h")
+        elif text.str.fullmatch(_CLOCK).all():
+            clock = pd.to_timedelta(text.where(text.str.count(":") > 1, text + ":00"))
+        else:
+            continue
+        # When a shop opens tells no two of its rows apart.
+        if (dates + clock).nunique() > dates.nunique():
+            notes.append(f"time of day in {name!r}")
+            return dataclasses.replace(table, frame=frame.assign(**{time_col: dates + clock}).drop(columns=name))
+    return table
 
 
 def _find_id(
