@@ -45,7 +45,7 @@ def causal_conv1d_route(
     ys: dict[int, Tensor] = {}
     for path in range(paths):
         row_major = readings.row_major and path == 0
-        path_BEL = (x_BLE if row_major else x_BLE.index_select(1, readings.order[path])).transpose(1, 2)
+        path_BEL = (x_BLE if row_major else readings.along(path, x_BLE)).transpose(1, 2)
         for k in (path, path + paths) if readings.mirrored else (path,):
             y_BEL = causal_conv1d(
                 path_BEL,
@@ -57,7 +57,7 @@ def causal_conv1d_route(
                 backend=backend,
             )
             y_BLE = cast(Tensor, y_BEL).transpose(1, 2)
-            ys[k] = y_BLE if row_major else y_BLE.index_select(1, readings.inverse[path])
+            ys[k] = y_BLE if row_major else readings.back(path, y_BLE)
     return torch.stack([ys[k] for k in range(readings.K)]).transpose(0, 1).unflatten(2, x.shape[1:-1])
 
 

@@ -173,6 +173,22 @@ def test_each_reading_gathers_its_own_grid() -> None:
         assert torch.equal(read[:, k], readings.gather(x[:, k])[:, k])
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("route", [Route("cross"), Route("windowed", merge="mean", window=2)], ids=str)
+def test_derivatives_of_gathering_and_merging(route: Route) -> None:
+    readings = route.readings((2, 3))
+    x = torch.randn(2, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+
+    def through(x: torch.Tensor) -> torch.Tensor:
+        return readings.scatter_merge(readings.gather(x).sin())
+
+    assert torch.autograd.gradcheck(through, x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(through, x)
+    dy = torch.randn(2, readings.K, 6, 2, dtype=torch.float64)
+    (dx,) = torch.autograd.grad(readings.gather(x), x, dy)
+    torch.testing.assert_close(dx, sum(dy[:, k][:, readings.inverse[k]] for k in range(readings.K)).view(x.shape))
+
+
 def test_concat_keeps_the_order_of_the_readings() -> None:
     readings = Route("bidirectional", merge="concat").readings((4,))
     y = torch.stack([torch.zeros(1, 4, 2), torch.ones(1, 4, 2)], 1)

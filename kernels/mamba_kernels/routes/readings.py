@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from mamba_kernels.autograd import wants_gradient
+from mamba_kernels.eager import is_eager
 from mamba_kernels.segments import segment_bits
 
 
@@ -54,12 +58,20 @@ class Readings:
     def gather(self, x: Tensor) -> Tensor:
         """Return what each reading reads of a grid that all share: (B, *grid, D) to (B, K, L, D)."""
         x_BLD = x.flatten(1, -2)
-        return torch.stack([x_BLD.index_select(1, order) for order in self.order], 1)
+        return torch.stack([self.along(k, x_BLD) for k in range(self.K)], 1)
 
     def gather_each(self, x: Tensor) -> Tensor:
         """Return what each reading reads of its own grid: (B, K, *grid, D) to (B, K, L, D)."""
         x_BKLD = x.flatten(2, -2)
-        return torch.stack([x_BKLD[:, k].index_select(1, order) for k, order in enumerate(self.order)], 1)
+        return torch.stack([self.along(k, x_BKLD[:, k]) for k in range(self.K)], 1)
+
+    def along(self, k: int, x: Tensor) -> Tensor:
+        """Return cells (B, L, D) in the order of reading ``k``."""
+        return _permuted(x, self.order[k], self.inverse[k])
+
+    def back(self, k: int, y: Tensor) -> Tensor:
+        """Return what reading ``k`` made (B, L, D) in the order of the grid."""
+        return _permuted(y, self.inverse[k], self.order[k])
 
     def scatter_merge(self, y: Tensor) -> Tensor:
         """Put each reading's results back on the grid and merge them.
@@ -70,7 +82,7 @@ class Readings:
         Returns:
             (B, *grid, D), or (B, *grid, K*D) where the merge is "concat".
         """
-        parts = [y[:, k].index_select(1, inverse) for k, inverse in enumerate(self.inverse)]
+        parts = [self.back(k, y[:, k]) for k in range(self.K)]
         if self.merge == "concat":
             merged = torch.cat(parts, -1)
         else:
@@ -80,3 +92,24 @@ class Readings:
             if self.merge == "mean":
                 merged = merged / len(parts)
         return merged.unflatten(1, self.shape)
+
+
+def _permuted(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Return ``x.index_select(1, order)``, whose derivative PyTorch, not knowing of an inverse, would add up."""
+    if wants_gradient(x) and is_eager(x) and forward_ad._current_level < 0:
+        return _Permutation.apply(x, order, inverse)
+    return x.index_select(1, order)
+
+
+class _Permutation(torch.autograd.Function):
+    """Reads positions in another order; its derivative reads them in the inverse one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.orders = (order, inverse)
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.orders
+        return _permuted(dy, inverse, order), None, None
