@@ -5,7 +5,7 @@ Dimensions in names: N series, C channels (variates), K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from mamba_datasets.series.ts_format import LabelledSeries
 
 TASK, DOMAIN = "classification", "series"
 FORMAT_VERSION = 1
+# Steps of a row of series to be classified: memory grows with them, and attention's cost with their square.
+_ROW = 8192
 _TRAINING = ("epochs", "batch_size", "lr", "weight_decay", "noise", "seed")
 
 
@@ -213,9 +215,8 @@ class SeriesClassifier:
                 raise UserError(f"series {number} has values that are not finite", "fill them in, as an Imputer does")
         if not series:
             return np.empty((0, len(self.classes)), dtype=np.float32)
-        parts = (series[start : start + self.batch_size] for start in range(0, len(series), self.batch_size))
         device = network.mean_C.device
-        packed = ([tensor.to(device) for tensor in pack(part)] for part in parts)
+        packed = ([tensor.to(device) for tensor in pack(part)] for part in _parts(series, self.batch_size))
         return torch.cat([network(*tensors).softmax(-1) for tensors in packed]).cpu().numpy()
 
     def predict(self, series: Sequence[np.ndarray]) -> list[str]:
@@ -231,3 +232,15 @@ class SeriesClassifier:
         if self.network is None:
             raise UserError("this classifier was not fitted", "call fit first, or SeriesClassifier.load(directory)")
         return self.network
+
+
+def _parts(series: Sequence[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
+    """Yield the series in parts of so many at most, and of no more steps than a row may have unless one alone has."""
+    part: list[np.ndarray] = []
+    for one in series:
+        if part and (len(part) == most or sum(map(len, part)) + len(one) > _ROW):
+            yield part
+            part = []
+        part.append(one)
+    if part:
+        yield part

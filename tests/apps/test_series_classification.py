@@ -15,6 +15,7 @@ import torch
 
 from mamba_apps.errors import UserError
 from mamba_apps.series_classification import SeriesClassifier, SeriesNetwork
+from mamba_apps.series_classification import classifier as classification
 from mamba_apps.series_classification.network import pack
 from mamba_datasets.errors import DataError
 from mamba_datasets.series.cases import read_labelled
@@ -108,6 +109,17 @@ def test_what_it_cannot_read_is_refused() -> None:
     for option in ({"layers": 0}, {"dropout": 1.0}, {"classes": 0}):
         with pytest.raises(UserError):
             SeriesNetwork(**{"channels": 3, "classes": 2, **option})
+
+
+def test_long_series_are_asked_for_in_shorter_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = SeriesClassifier(options=SMALL, epochs=1).fit(tones(8))
+    asked, rows = tones(12).series, []
+    whole = classifier.predict_proba(asked)
+    monkeypatch.setattr(classification, "_ROW", 20)
+    monkeypatch.setattr(classification, "pack", lambda part: (rows.append(sum(map(len, part))), pack(part))[1])
+    np.testing.assert_allclose(classifier.predict_proba(asked), whole, rtol=1e-4)
+    assert sum(rows) == sum(map(len, asked))
+    assert max(rows) <= 20
 
 
 def test_saved_and_loaded_it_says_the_same(tmp_path: Path) -> None:
