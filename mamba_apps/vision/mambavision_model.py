@@ -57,6 +57,7 @@ class MambaVision(nn.Module):
         mixer_options: That mixer's options.
         route: How a window is read, a route or its name. Along several readings the projections are shared where the
             mixer can share them, else everything is; a route by its name averages the readings.
+        window: For the route's name "windowed", the edge in cells of the windows that it reads within a window.
         drop_rate: Probability of dropping a channel before the classifier.
         drop_path_rate: Probability of skipping the last block in training; the first is never skipped.
         backend: The operators' implementation to force ("reference", "cpu", "triton"); None lets each choose.
@@ -82,6 +83,7 @@ class MambaVision(nn.Module):
         mixer: str = "mamba1",
         mixer_options: Mapping[str, Any] | None = None,
         route: Route | str = "forward",
+        window: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         backend: str | None = None,
@@ -96,6 +98,9 @@ class MambaVision(nn.Module):
             raise UserError(f"mambavision has windows {tuple(windows)}", "give sides of at least 1 cell")
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"mambavision: drop_path_rate is {drop_path_rate}", "give a probability in [0, 1)")
+        reading = Route(route, merge="mean", window=window) if isinstance(route, str) else route
+        if window is not None and reading is route:
+            raise UserError(f"mambavision: window is {window}, and no route by its name", 'give route="windowed"')
         self.in_chans, self.num_classes, self.drop_rate = in_chans, num_classes, drop_rate
         self.stem = stem(in_chans, stem_dim, dim, stem_strides)
         self.feature_info: list[dict[str, Any]] = []
@@ -112,7 +117,7 @@ class MambaVision(nn.Module):
                 blocks = [
                     WindowBlock(
                         width,
-                        window_mixer(width, mixer, inner, route) if j < mixed else attention(width, heads[w]),
+                        window_mixer(width, mixer, inner, reading) if j < mixed else attention(width, heads[w]),
                         mlp_ratio,
                         layer_scale,
                         rate,

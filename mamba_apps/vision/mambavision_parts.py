@@ -160,7 +160,7 @@ def attention(dim: int, heads: int) -> nn.Module:
     return Attention(dim, heads, qkv_bias=True).apply(init_linear)
 
 
-def window_mixer(dim: int, name: str, options: Mapping[str, Any], route: Route | str) -> nn.Module:
+def window_mixer(dim: int, name: str, options: Mapping[str, Any], route: Route) -> nn.Module:
     """Build the mixer of a window's tokens (N, L, D), as ``MambaVision`` describes it.
 
     Raises:
@@ -168,7 +168,6 @@ def window_mixer(dim: int, name: str, options: Mapping[str, Any], route: Route |
     """
     known = spec("mambavision" if name == "mamba1" else name)
     options = {**({"causal": False} if "causal" in known.options else {}), **options}
-    route = Route(route, merge="mean") if isinstance(route, str) else route
     if route.name == "forward":
         return create(known.name, dim, **options)
     share: Share = "projections" if known.cls.shared_projections else "all"

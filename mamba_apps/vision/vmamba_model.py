@@ -86,7 +86,8 @@ class VMamba(nn.Module):
         feature_norms: Stages whose features have a norm of their own, as in VMamba's backbones for dense tasks.
         mixer: SS2D's inner operator: "mamba1", or another registered mixer.
         mixer_options: That other mixer's options.
-        route: The route that SS2D reads in place of the forward type's own.
+        route: The route that SS2D reads in place of the forward type's own, or its name.
+        window: The window's edge in cells, for the name "windowed".
         drop_rate: Probability of dropping a feature before the classifier.
         drop_path_rate: Probability of leaving out a branch, which grows linearly over the blocks up to this.
         mixer_drop_rate: Probability of dropping one of SS2D's outputs.
@@ -124,6 +125,7 @@ class VMamba(nn.Module):
         mixer: str = "mamba1",
         mixer_options: Mapping[str, Any] | None = None,
         route: Route | str | None = None,
+        window: int | None = None,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         mixer_drop_rate: float = 0.0,
@@ -137,6 +139,9 @@ class VMamba(nn.Module):
             raise UserError(f"VMamba: drop_path_rate is {drop_path_rate}", "give a probability in [0, 1)")
         if not set(feature_norms) <= set(range(len(dims))):
             raise UserError(f"VMamba: feature_norms are {tuple(feature_norms)}", f"choose from 0 to {len(dims) - 1}")
+        reading = Route(route, window=window) if isinstance(route, str) else route
+        if window is not None and reading is route:
+            raise UserError(f"VMamba: window is {window}, and no route by its name", 'give route="windowed"')
         self.in_chans, self.num_classes = in_chans, num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.feature_info = [
@@ -155,7 +160,7 @@ class VMamba(nn.Module):
                 VSSBlock(
                     SS2D(
                         width, d_state, expand, dt_rank, d_conv, conv_bias, dropout=mixer_drop_rate,
-                        forward_type=forward_type, route=route, mixer=mixer, mixer_options=mixer_options,
+                        forward_type=forward_type, route=reading, mixer=mixer, mixer_options=mixer_options,
                         backend=backend,
                     ),
                     mlp_ratio, gated_mlp, mlp_drop_rate, rate,

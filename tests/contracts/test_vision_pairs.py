@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -20,27 +21,26 @@ PAGE = Path(__file__).parents[2] / "docs" / "vision.md"
 D = 16
 
 
-def route(name: str) -> Route:
-    return Route(name, window=2 if name == "windowed" else None)
+def windowed(name: str) -> dict[str, Any]:
+    return {"window": 2} if name == "windowed" else {}
 
 
 def vim(mixer: str, name: str) -> nn.Module:
     # A class token has no place on a grid.
-    window = 2 if name == "windowed" else None
-    options = {"depth": 2, "class_token": "none", "global_pool": "avg", "window": window}
+    options = {"depth": 2, "class_token": "none", "global_pool": "avg", **windowed(name)}
     return timm.create_model("vim_nano_patch2_8", mixer=mixer, route=name, **options)
 
 
 def vmamba(mixer: str, name: str) -> nn.Module:
-    return timm.create_model("vmamba_nano_8", mixer=mixer, route=route(name))
+    return timm.create_model("vmamba_nano_8", mixer=mixer, route=name, **windowed(name))
 
 
 def mambavision(mixer: str, name: str) -> nn.Module:
-    return timm.create_model("mambavision_nano_8", mixer=mixer, route=route(name))
+    return timm.create_model("mambavision_nano_8", mixer=mixer, route=name, **windowed(name))
 
 
 def routed(mixer: str, name: str) -> nn.Module:
-    return RoutedMixer(lambda: create(mixer, D), route(name), rank=2)
+    return RoutedMixer(lambda: create(mixer, D), Route(name, **windowed(name)), rank=2)
 
 
 FAMILIES: dict[str, Callable[[str, str], nn.Module]] = {
@@ -65,6 +65,13 @@ def table() -> list[str]:
     for mixer in names():
         rows.append([f"`{mixer}`", *(", ".join(accepted(family, mixer)) or "none" for family in FAMILIES)])
     return ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+@pytest.mark.parametrize("name", ["vim_nano_patch2_8", "vmamba_nano_8", "mambavision_nano_8"])
+def test_a_window_goes_with_its_route_alone(name: str) -> None:
+    with pytest.raises(ValueError, match="window") as caught:
+        timm.create_model(name, window=2)
+    assert hasattr(caught.value, "remedy")
 
 
 def test_the_page_lists_the_accepted_pairs() -> None:
