@@ -237,7 +237,7 @@ def _differentiate(
 ) -> None:
     """Write the gradients of ``tensors``, and of the initial state."""
     plan = _plan_backward(grad_out, grad_last_state is not None, *tensors, delta_softplus, seq_idx, reverse)
-    u, _, A, *_ = tensors
+    u, delta, A, B, C, D, z, bias = tensors
     (batch, channels, length), states = u.shape, A.shape[1]
     parts, blocks = plan.scan.parts, plan.scan.blocks
     du, ddelta, dA, dB, dC, dD, dz, dbias = gradients
@@ -247,7 +247,7 @@ def _differentiate(
         torch.empty_like(dA_parts) if add is None else _new(u, batch, blocks, length, states)
         for add in (plan.dB, plan.dC)
     )
-    inputs = _inputs(*tensors, _marks(seq_idx, reverse))
+    inputs = _inputs(u, delta, A, B, C, D, z, bias, _marks(seq_idx, reverse))
     entering = None if grad_last_state is None else grad_last_state.float().contiguous()
     into = (du, ddelta, dA_parts, dB_parts, dC_parts, dD_parts, dz, dbias_parts)
     plan.scan.run((*inputs, checkpoints, _new(u, *plan.scan.scratch), grad_out, *into), dinitial, entering)
