@@ -261,7 +261,7 @@ def group_lives(group: int) -> bool:
 
 
 def start_slow_comparison(folder: Path) -> subprocess.Popen[str]:
-    """Start a comparison that would take minutes, in a process group of its own, and wait for its first candidate."""
+    """Start a comparison that would take minutes, in a process group of its own."""
     path = write_recipe(folder, TOY_RECIPE.replace("lr: 5e-2", "lr: 5e-2, pause: 0.2"))
     # The toys are allowed without being imported here: the command's own process never needs torch.
     code = (
@@ -277,24 +277,38 @@ def start_slow_comparison(folder: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-    assert process.stderr is not None
-    assert "compare toy" in process.stderr.readline()
-    time.sleep(1)
     return process
 
 
-def test_an_interrupt_ends_with_130_and_leaves_nothing(tmp_path: Path) -> None:
+def wait_for_a_candidate(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    assert "compare toy" in process.stderr.readline()
+    time.sleep(1)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_an_interrupt_ends_with_130_and_leaves_nothing(
+    trains: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setenv("TMPDIR", str(scratch))
     process = start_slow_comparison(tmp_path)
+    if trains:
+        wait_for_a_candidate(process)
+    else:
+        time.sleep(2)  # while libraries are imported
     os.killpg(process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does: the whole group gets it
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "mamba-apps: interrupted\n"
     assert out == ""
     assert list(tmp_path.iterdir()) == [tmp_path / "toy.yaml"]
+    assert not list(scratch.glob("mamba-apps-*"))
 
 
 def test_candidates_do_not_outlive_a_killed_comparison(tmp_path: Path) -> None:
     process = start_slow_comparison(tmp_path)
+    wait_for_a_candidate(process)
     process.kill()
     process.communicate(timeout=60)
     deadline = time.monotonic() + 30

@@ -27,16 +27,21 @@ class LightningCandidate:
     Args:
         config: The recipe's blocks with this candidate's overrides set.
         source: Where they come from, for errors.
+        scratch: A folder for checkpoints; what lies there is removed with the candidate.
         on_progress: Called after each training step with the fraction of the budget that is spent.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], source: str, on_progress: Callable[[float], None] | None = None
+        self,
+        config: Mapping[str, Any],
+        source: str,
+        scratch: str,
+        on_progress: Callable[[float], None] | None = None,
     ) -> None:
         self._config = dict(config)
         self._source = source
         self._on_progress = on_progress or (lambda fraction: None)
-        self._folder = tempfile.TemporaryDirectory(prefix="mamba-apps-")
+        self._folder = tempfile.TemporaryDirectory(dir=scratch)
         self.parameters = 0
         self.samples_seen = 0
         self.train_seconds = 0.0

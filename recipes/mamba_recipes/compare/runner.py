@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -69,7 +70,7 @@ def run_plan(
                 while waiting and len(running) < parallel:
                     place, job = waiting.pop()
                     listener.started(job, place)
-                    running.append(_Run(context, plan, place, job, log, parallel))
+                    running.append(_Run(context, plan, place, job, Path(folder), log, parallel))
                 wait([source for run in running for source in run.sources()])
                 for run in list(running):
                     run.listen(listener, setting)
@@ -96,19 +97,29 @@ def _context(plan: Plan) -> Any:
     named += [str((job.config.get("data") or {}).get("class_path", "")) for job in plan.jobs]
     modules = dict.fromkeys(name.rpartition(".")[0] for name in named if "." in name)
     context.set_forkserver_preload([*_PRELOAD, *modules])
+    if threading.current_thread() is threading.main_thread():
+        # A terminal's Ctrl-C reaches the server too, which while it imports would print where it was; this process
+        # ends it.
+        from multiprocessing.forkserver import ensure_running
+
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
     return context
 
 
 class _Run:
     """One candidate's process and what it says; ``row`` is None until it has ended."""
 
-    def __init__(self, context: Any, plan: Plan, place: int, job: Job, log: Path, parallel: int) -> None:
+    def __init__(self, context: Any, plan: Plan, place: int, job: Job, scratch: Path, log: Path, parallel: int) -> None:
         self.place = place
         self.row: Row | None = None
         self._job = job
         self._receiver, sender = context.Pipe(duplex=False)
         threads = max(1, (os.cpu_count() or 1) // parallel) if parallel > 1 else None
-        arguments = (job, plan.budget, plan.measure, str(plan.recipe.path), str(log), sender, threads)
+        arguments = (job, plan.budget, plan.measure, str(plan.recipe.path), str(scratch), str(log), sender, threads)
         # Not a daemon, which could not start processes to load data; whatever happens, `end` ends it.
         self._process = context.Process(target=run_in_process, args=arguments)
         self._process.start()

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -34,14 +35,25 @@ class DataRefused(Exception):
 
 
 def run_in_process(
-    job: Job, budget: Budget, measure: str, source: str, log_path: str, pipe: Connection, threads: int | None = None
+    job: Job,
+    budget: Budget,
+    measure: str,
+    source: str,
+    scratch: str,
+    log_path: str,
+    pipe: Connection,
+    threads: int | None = None,
 ) -> None:
     """Run ``job`` and send ("progress", fraction) messages, then a last one over ``pipe``.
 
     The last one is ("done", result), ("failed", what), or ("refused", why) where the data is to blame. Whatever the
-    libraries print goes to ``log_path``; the comparison's own output stays clean. ``threads`` limits the threads of
-    PyTorch where other candidates run beside this one.
+    libraries print goes to ``log_path``; the comparison's own output stays clean. Checkpoints lie in the folder
+    ``scratch``, which the comparison removes however this process ends. ``threads`` limits the threads of PyTorch where
+    other candidates run beside this one.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that it was forked from ignores it
+    if not os.path.isdir(scratch):
+        return  # the comparison was interrupted while this process came to be
     # Processes that load data start here as they do anywhere; this one would hand down its own, slower way.
     multiprocessing.set_start_method(None, force=True)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _output_to(log_path):
@@ -51,7 +63,7 @@ def run_in_process(
 
                 torch.set_num_threads(threads)
             talk = Talk(_throttled(pipe), lambda setting: pipe.send(("setting", setting)))
-            pipe.send(("done", run(job, budget, measure, source, talk)))
+            pipe.send(("done", run(job, budget, measure, source, scratch, talk)))
         except (KeyboardInterrupt, BrokenPipeError):
             raise  # interrupted, or the comparison itself has gone: nobody is listening
         except DataRefused as error:
@@ -67,7 +79,7 @@ def _line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())
 
 
-def run(job: Job, budget: Budget, measure: str, source: str, talk: Talk) -> dict[str, Any]:
+def run(job: Job, budget: Budget, measure: str, source: str, scratch: str, talk: Talk) -> dict[str, Any]:
     """Run ``job`` in this process and return its figures, metrics and panels."""
     from mamba_recipes.build import build
     from mamba_recipes.setting import data_words, device_words
@@ -77,8 +89,8 @@ def run(job: Job, budget: Budget, measure: str, source: str, talk: Talk) -> dict
     talk.setting({"data": data_words(built.data), "device": device_words(accelerator)})
     _touch(built.data)
     if measure == "speed":
-        return _speed(job, budget, source, talk, built)
-    candidate = _make(job, source, talk)
+        return _speed(job, budget, source, scratch, talk, built)
+    candidate = _make(job, source, scratch, talk)
     rehearse = getattr(candidate, "rehearse", None)
     if callable(rehearse):
         rehearse(built.data, job.seed)
@@ -118,10 +130,10 @@ def _touch(data: Any) -> None:
         raise
 
 
-def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any) -> dict[str, Any]:
+def _speed(job: Job, budget: Budget, source: str, scratch: str, talk: Talk, built: Any) -> dict[str, Any]:
     from mamba_recipes.compare.lightning_candidate import LightningCandidate
 
-    candidate = LightningCandidate(job.config, source, talk.progress)
+    candidate = LightningCandidate(job.config, source, scratch, talk.progress)
     candidate.rehearse(built.data, job.seed)
     with _peak() as train_peak:
         trained = candidate.train_speed(built.data, budget.amount, job.seed)
@@ -142,11 +154,11 @@ def _speed(job: Job, budget: Budget, source: str, talk: Talk, built: Any) -> dic
     }
 
 
-def _make(job: Job, source: str, talk: Talk) -> Any:
+def _make(job: Job, source: str, scratch: str, talk: Talk) -> Any:
     if job.class_path is None:
         from mamba_recipes.compare.lightning_candidate import LightningCandidate
 
-        return LightningCandidate(job.config, source, talk.progress)
+        return LightningCandidate(job.config, source, scratch, talk.progress)
     if not is_allowed(job.class_path):
         raise UserError(f"{source}: {job.class_path!r} is outside what a recipe may name", "see docs/command.md")
     module, _, name = job.class_path.rpartition(".")
