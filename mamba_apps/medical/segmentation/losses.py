@@ -33,7 +33,9 @@ def dice_cross_entropy(
     loss = F.cross_entropy(scores, labels_B, ignore_index=ignored, reduction="sum") / known_B.sum().clamp(min=1)
     if not dice:
         return loss
-    chance = scores.softmax(dim=1)[:, 1:] * known_B[:, None]
+    chance = scores.softmax(dim=1)[:, 1:]
+    if ignored != NOBODY:
+        chance = chance * known_B[:, None]
     truth = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels_B.where(known_B, 0)[:, None], True)[:, 1:]
     over = tuple(range(2, scores.dim()))
     both, sizes = (chance * truth).sum(over), chance.sum(over) + truth.sum(over)
