@@ -150,6 +150,22 @@ def test_two_columns_tell_the_series_apart(tmp_path: Path) -> None:
     assert "series in 'store' and 'item' together" in guess.notes
 
 
+@pytest.mark.parametrize(("written", "unit"), [("${:,.1f}", "$"), ("-{:.1f} €", "€"), ("{:.1f}%", "%")])
+def test_numbers_may_have_a_unit_that_is_said(written: str, unit: str, tmp_path: Path) -> None:
+    values = [1000.5 + day for day in range(len(DAYS))]
+    rows = [f'{d:%Y-%m-%d},"{written.format(value)}",0' for d, value in zip(DAYS, values, strict=True)]
+    path = tmp_path / "x.csv"
+    path.write_text("date,sales,promo\n" + "\n".join(rows))
+    guess = guess_table(path, covariates=["promo"])
+    assert f"'sales' in {unit}" in guess.notes
+    sign = -1 if written[0] == "-" else 1
+    assert read(guess).series[0].y.tolist() == [sign * value for value in values]
+    path.write_text("date,sales,promo\n" + "\n".join([*rows[:-1], f"{DAYS[-1]:%Y-%m-%d},7,0"]))
+    assert guess_table(path).target_col == "sales"
+    with pytest.raises(DataError, match="column 'sales': a number was expected for the target"):
+        read(guess_table(path))
+
+
 def test_one_shop_with_a_column_of_its_own_is_no_wide_table(tmp_path: Path) -> None:
     rows = [f"{d:%Y-%m-%d},a,3.5,{int(d.day == 1)}" for d in DAYS]
     (tmp_path / "x.csv").write_text("date,shop,sold,promo\n" + "\n".join(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import re
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ _SAMPLE_LINES = 40
 _SIGNED = r"\s*[+-]?"
 _PLAIN = re.compile(_SIGNED + r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
 _COMMA = re.compile(_SIGNED + r"(\d+|\d{1,3}([.'\u00a0\u202f ]\d{3})+)(,\d+)?\s*")
+_MARK = re.compile("[$€£¥%]")
+_MARKED = re.compile(r"^(\s*[+-]?)\s*[$€£¥]\s*|\s*[$€£¥%]\s*$")
 _GROUPED = re.compile(_SIGNED + r"\d{1,3}(,\d{3})*(\.\d+)?\s*")
 # Enough of a column must be numbers for the rest to be called wrong numbers.
 _MOST = 0.9
@@ -28,11 +31,13 @@ class Numbers:
         values: The numbers; text that is none stays as it was, in a column of objects.
         comma: Whether a comma divides whole from part.
         grouped: Whether there are marks between thousands.
+        unit: The mark that each of them had: "$", "€", "£", "¥", "%", or none.
     """
 
     values: pd.Series
     comma: bool = False
     grouped: bool = False
+    unit: str = ""
 
 
 def find_separator(path: Path) -> str:
@@ -53,7 +58,7 @@ def find_separator(path: Path) -> str:
 
 
 def as_numbers(column: pd.Series, *, comma_likely: bool) -> Numbers | None:
-    """Read a column of text as numbers, with a decimal point or a decimal comma.
+    """Read a column of text as numbers, with a decimal point or a decimal comma, whether sums of money or per cent.
 
     Args:
         column: Text and missing values.
@@ -67,6 +72,14 @@ def as_numbers(column: pd.Series, *, comma_likely: bool) -> Numbers | None:
     text = column.dropna().astype(str)
     if not len(text):
         return None
+    unit = _MARK.search(text.iloc[0])
+    if unit is None or not text.str.contains(_MARK).all():
+        return _plain_numbers(column, text, comma_likely)
+    found = _plain_numbers(column, text.str.replace(_MARKED, r"\1", regex=True), comma_likely)
+    return None if found is None else dataclasses.replace(found, unit=unit[0])
+
+
+def _plain_numbers(column: pd.Series, text: pd.Series, comma_likely: bool) -> Numbers | None:
     enough = _MOST * len(text)
     # Nearly every column is plain numbers or none at all: patterns are for the rest.
     plainly = pd.to_numeric(text, errors="coerce").notna()

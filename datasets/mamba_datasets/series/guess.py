@@ -104,7 +104,8 @@ def guess_table(
     values = [name for name in numeric if name != id_col]
     if target_col is None and id_col is None and "y" not in values and len(values) > 1:
         return _wide(table, time_col, values, covariates, notes)
-    target_col = _find_target(table, target_col, values, notes)
+    others = [name for name in rest if name not in (id_col, *values)]
+    target_col = _find_target(table, target_col, values, others, notes)
     frame_id = "unique_id" if id_col is None else id_col
     if id_col is not None and id_col in read.raw.columns:
         # "007" is an id of its own, and so is "NA" once its column is known to be one of ids.
@@ -150,6 +151,7 @@ def read_dialect(path: Path | str, id_col: str | None = None) -> Dialect:
         elif numbers is not None:
             numeric.add(name)
             comma |= numbers.comma
+            notes += [f"{name!r} in {numbers.unit}"] if numbers.unit else []
         columns[name] = dates.values if dates is not None else numbers.values if numbers is not None else column
     notes += ["a decimal comma"] if comma else []
     frame = pd.DataFrame(columns, index=table.frame.index)
@@ -233,10 +235,14 @@ def _find_id(
     return table, candidates[0] if candidates else None
 
 
-def _find_target(table: Table, given: str | None, numeric: Sequence[str], notes: list[str]) -> str:
+def _find_target(
+    table: Table, given: str | None, numeric: Sequence[str], others: Sequence[str], notes: list[str]
+) -> str:
     if given is not None:
         return given
-    found = numeric[0] if len(numeric) == 1 else _first_named(numeric, _TARGET_NAMES)
+    # Of a column that is called so and holds no numbers the reader says what is wrong with it.
+    called = _first_named(numeric, _TARGET_NAMES) or _first_named(others, _TARGET_NAMES)
+    found = called or (numeric[0] if len(numeric) == 1 else None)
     if found is None:
         what = f"several could be it: {', '.join(map(repr, numeric))}" if numeric else "found none"
         expected = f"a column of numbers to forecast was expected, {what}"
