@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 
 from mamba_kernels.launch import Launch
 from mamba_kernels.ssd import triton_launch, triton_plan
+from mamba_kernels.ssd.triton_states import carry_states
 
 # Shared memory that one of Hopper's programs may have.
 SHARED_MEMORY = 227 * 1024
@@ -35,6 +36,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "odd": {"heads": 3, "width": 70, "states": 5, "everything": True},
     "route": {"heads": 6, "width": 64, "states": 64, "readings": 4},
 }
+
+
+@pytest.fixture(autouse=True)
+def _on_a_large_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have sequences cut into parts, as on a GPU with more multiprocessors than there are heads."""
+    monkeypatch.setattr(triton_launch, "multiprocessors", lambda device: 132)
 
 
 def plans(
@@ -114,3 +121,14 @@ def test_compiles(dtype: torch.dtype, choice: int, shape: str) -> None:
         assert compiled.metadata.shared <= SHARED_MEMORY
         if choice == 0 and operand == "bf16" and SHAPES[shape]["states"] >= 64 and "OPERAND" in launch.constants:
             assert "wgmma.mma_async" in compiled.asm["ptx"], launch.kernel.__name__
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_carries_states_over_parts_compiles(shape: str) -> None:
+    launches = [
+        (launch, operand) for launch, operand in plans(torch.bfloat16, 0, **SHAPES[shape]) if launch is not None
+    ]
+    carrying = [(launch, operand) for launch, operand in launches if launch.kernel is carry_states]
+    assert len(carrying) == 2  # Forward, and both ways.
+    for launch, operand in carrying:
+        assert compile_for_hopper(launch, torch.bfloat16, operand).asm["cubin"]

@@ -164,8 +164,8 @@ def carry(
     n = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     if HAS_ENTERING:
-        at = entering + (batch * heads + head) * width * states
-        state = load_state(at, n, block * BLOCK + column, states, width)
+        entering += (batch * heads + head) * width * states
+        state = load_state(entering, n, block * BLOCK + column, states, width)
     else:
         state = tl.zeros([ROWS, BLOCK], tl.float32)
     for i in range(parts):
