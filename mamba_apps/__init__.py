@@ -38,9 +38,13 @@ _HOMES = {
     "Segmenter": "mamba_apps.medical.segmentation",
     "SeriesClassifier": "mamba_apps.series_classification",
 }
+# Sub-packages that are used by attribute: `import mamba_apps; mamba_apps.vision` registers with timm.
+_PARTS = ("audio", "forecasting", "imputation", "medical", "mixers", "series_classification", "text", "vision")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
@@ -49,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_PARTS})

@@ -158,6 +158,7 @@ def test_bad_files_are_refused_each_by_name_and_all_of_a_folder(tagger: AudioTag
     ("sound", "rate", "error", "says"),
     [
         (noise(0.5), None, UserError, "an array does not know its rate"),
+        (["a.wav", "b.wav"], None, UserError, "a list of files is given, and one sound was expected; use tag_files"),
         ("clip.wav", 8000, UserError, "the file knows its own"),
         ("no.wav", None, DataError, "no such file"),
         (noise(0.5), 3, DataError, "rate"),

@@ -34,6 +34,15 @@ def test_public_names_are_listed() -> None:
     assert {"Forecaster", "__version__"} <= set(dir(mamba_apps))
 
 
+def test_parts_are_imported_when_they_are_named() -> None:
+    code = (
+        "import sys, mamba_apps; assert not set(mamba_apps._PARTS) - set(dir(mamba_apps)); "
+        "assert 'mamba_apps.vision' not in sys.modules; mamba_apps.vision; import timm; "
+        "assert timm.list_models('vim_*'); [getattr(mamba_apps, name).__name__ for name in mamba_apps._PARTS]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Foercaster'"):
         _ = mamba_apps.Foercaster

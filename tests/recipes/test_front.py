@@ -59,6 +59,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (["comprae"], "there is no command 'comprae'; did you mean 'compare'"),
+        (["train", "digits"], "there is no command 'train'; use 'fit'"),
+        (["fit", "digits", "--epochs", "3"], "unrecognized arguments: --epochs 3; settings of the recipe are dotted"),
         (["--halp"], "there is no option '--halp' here; give a command first"),
         (["fit", "runs/lost"], "runs/lost: there is no such file; give a recipe's name"),
         (["test", "runs/lost"], "runs/lost: there is no such file"),

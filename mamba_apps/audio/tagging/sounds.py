@@ -81,6 +81,8 @@ def opened(sound: Sound, rate: int | None, to: int, channel: Channel) -> Iterato
             blocks = (torch.from_numpy(wave) for wave in file.blocks(_PIECE_SECONDS))
             yield _hearing(str(sound), blocks, file.frames, file.rate, to, _channel_note(file.channels, channel))
         return
+    if isinstance(sound, list | tuple) and any(isinstance(part, str | Path) for part in sound):
+        raise UserError("a list of files is given, and one sound was expected", "use tag_files or embed_files")
     if rate is None:
         raise UserError("an array does not know its rate", "give it: tag(samples, rate)")
     wave_S, note = samples_of(sound, channel)

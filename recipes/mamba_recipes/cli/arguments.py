@@ -23,7 +23,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print and exit with."""
-        raise UserError(f"{self.prog}: {message}", f"see {self.prog} --help")
+        remedy = f"see {self.prog} --help"
+        if self.epilog == RECIPE_OPTIONS and "unrecognized arguments: --" in message:
+            remedy = f"settings of the recipe are dotted, such as --data.root DIR or --model.lr 1e-3; {remedy}"
+        raise UserError(f"{self.prog}: {message}", remedy)
 
 
 def split_overrides(parser: Parser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     if not source.exists():
         raise UserError(f"{source}: there is no such file or folder", "give a run's folder, a saved model or a .ckpt")
     config = recipe.with_overrides(overrides)
-    out = arguments.out if command == "predict" else getattr(arguments, "page", None)
+    out: Any = arguments.out if command == "predict" else getattr(arguments, "page", None)
     if out is not None:
         _check_target(out)
 

@@ -27,6 +27,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("mamba_recipes.bench", "time the operators on this machine"),
     "doctor": ("mamba_recipes.doctor", "say what this installation can do here"),
 }
+# What other people's tools call them.
+_ELSEWHERE = {
+    "train": "fit",
+    "finetune": "fit",
+    "eval": "test",
+    "evaluate": "test",
+    "infer": "predict",
+    "list": "models",
+}
 _NAMED = {"validate", "test", "predict", "recipes", "models"}  # one module serves several: it is told which
 
 
@@ -66,7 +75,8 @@ def _dispatch(words: list[str]) -> int:
     if command not in COMMANDS:
         if command.startswith("-"):
             raise UserError(f"there is no option {command!r} here", "give a command first; see mamba-apps --help")
-        raise UserError(f"there is no command {command!r}", nearest(command, COMMANDS))
+        meant = _ELSEWHERE.get(command)
+        raise UserError(f"there is no command {command!r}", f"use {meant!r}" if meant else nearest(command, COMMANDS))
     if command != "bench":
         # OpenMP's threads spin while they wait for each other; where other work shares the cores that made training of
         # small models 10 to 20 times slower. It is read when torch is imported, which is not yet.
