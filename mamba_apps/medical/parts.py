@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_kernels.norm.instance import instance_norm
+
 SLOPE = 0.01
 """Of the leaky ReLUs where their input is negative."""
 
@@ -33,9 +35,6 @@ def activate(x: Tensor) -> Tensor:
 class InstanceNorm(nn.Module):
     """A norm over each image's and channel's own map, with a learned scale and shift, and the activation after it.
 
-    The numbers are those of PyTorch's instance norm. Its result is a view, though, and of an activation in place on a
-    view autograd takes the gradient through four copies of the map.
-
     Args:
         channels: Channels of the map.
     """
@@ -46,10 +45,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor, activated: bool = False) -> Tensor:
         """Return the normalised map (B, C, *spatial), through the leaky ReLU if ``activated``."""
-        batch, channels, *sizes = x.shape
-        maps = x.reshape(1, batch * channels, *sizes)
-        y = F.batch_norm(maps, None, None, self.weight.repeat(batch), self.bias.repeat(batch), training=True)
-        return (activate(y) if activated else y).view(x.shape)
+        return instance_norm(x, self.weight, self.bias, slope=SLOPE if activated else 1.0)
 
 
 def he_init(module: nn.Module) -> None:
