@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,23 @@ def test_sources_that_are_refused(options: dict, says: str) -> None:
 def test_settings_out_of_range(options: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         SmallImageData("digits", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"hflip": 7.0}, "hflip is 7"),
+        ({"scale": (0.5, 0.2)}, "scale is"),
+        ({"scale": (0.0, 1.0)}, "scale is"),
+        ({"workers": -1}, "workers is -1"),
+        ({"color_jitter": -0.1}, "color_jitter is"),
+        ({"auto_augment": "random"}, "auto_augment is 'random', no policy"),
+        ({"auto_augment": "rand-m9-mstd0.5-x1"}, "no policy of timm's"),
+    ],
+)
+def test_augmentations_out_of_range(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        ImageData("digits", train=None, val=0.1, **options)
 
 
 @pytest.mark.parametrize("kind", [ImageData, SmallImageData])

@@ -90,8 +90,14 @@ class ImageData(pl.LightningDataModule):
         held_back = [part for part in (val, test) if isinstance(part, float)]
         if any(not 0 < part < 1 for part in held_back) or sum(held_back) >= 1:
             raise UserError(f"val is {val}, test is {test}", "hold back parts in (0, 1) that leave something to learn")
-        if not 0 <= erase <= 1:
-            raise UserError(f"erase is {erase}", "give a probability in [0, 1]")
+        for name, probability in (("erase", erase), ("hflip", hflip)):
+            if not 0 <= probability <= 1:
+                raise UserError(f"{name} is {probability}", "give a probability in [0, 1]")
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise UserError(f"scale is {tuple(scale)}", "give the least and the most of the area, in (0, 1]")
+        for name, number in (("workers", workers), ("color_jitter", color_jitter)):
+            if number < 0:
+                raise UserError(f"{name} is {number}", "give 0 for none, or more")
         self.root, self.dataset, self.leave_out = root, dataset, leave_out
         self.train_part, self.val_part, self.test_part = train, val, test
         self.batch_size, self.eval_batch_size, self.workers = batch_size, eval_batch_size, workers
@@ -105,6 +111,11 @@ class ImageData(pl.LightningDataModule):
             "interpolation": interpolation,
             "mean": mean,  # what policies fill the outside with
         }
+        try:
+            self._random_transform()
+        except (AssertionError, LookupError, ValueError):
+            what = f"auto_augment is {auto_augment!r}, no policy of timm's"
+            raise UserError(what, "give one such as rand-m9-mstd0.5-inc1") from None
 
     @property
     def classes(self) -> Sequence[str]:
