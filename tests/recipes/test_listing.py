@@ -107,7 +107,7 @@ def test_check_says_that_a_good_file_is_good(
         (GOOD.replace("a,2024-01-01 05:00:00,5.5\n", ""), "05:00:00"),
         (GOOD.replace(",7.5", ",seven"), "seven"),
         (GOOD.replace(",7.5", ",inf"), "07:00:00"),
-        (GOOD.replace("ds,", "when,"), "there is no column 'ds'"),
+        ("city,size\nBonn,3\nUlm,4\n", "a column of dates was expected"),
         ("", "bad.csv"),
         ("unique_id,ds,y\n", "bad.csv"),
     ],
