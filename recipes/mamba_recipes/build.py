@@ -169,7 +169,8 @@ def _setting_error(error: ArgumentError, source: str | Path) -> UserError:
     if wrong := re.search(r"class_path '([\w.]+)': (Parser key .*?)(?: - Expected a <class 'NoneType'>|$)", text):
         text = f"{wrong.group(1).rpartition('.')[2]}: {wrong.group(2)}"
     text = text.replace("Parser key ", "").replace("<class '", "").replace("'>", "")
-    return UserError(f"{source}: {text}", "correct this setting")
+    several = "Expected a tuple" in text or "Expected a list" in text
+    return UserError(f"{source}: {text}", "write a list, such as '[a, b]'" if several else "correct this setting")
 
 
 def _settings_of(class_path: str) -> list[str]:

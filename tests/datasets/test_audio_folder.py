@@ -54,6 +54,8 @@ def test_splits_are_folders_of_classes(root: Path) -> None:
     assert [place.path for place in data.in_split("validation").places] == sorted(map(str, outer.glob("v*/*/*")))
     with pytest.raises(DataError, match=r"split 'trian'.*did you mean 'train'"):
         data.in_split("trian")
+    with pytest.raises(DataError, match=r"split 'train'.*it comes in no parts: use hold_back"):
+        AudioFolder(root, rate=16000).in_split("train")
     (outer / "validation" / "low").rename(outer / "validation" / "lower")
     with pytest.raises(DataError, match=r"class 'low' has no folder"):
         AudioFolder(outer, rate=16000)

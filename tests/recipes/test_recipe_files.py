@@ -124,6 +124,7 @@ def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
         ({"trainer.max_epoch": 3}, "trainer has no setting 'max_epoch'; did you mean 'max_epochs'"),
         ({"model.lrr": 1}, "ToyModule has no setting 'lrr'; did you mean 'lr'"),
         ({"model.lr": "fast"}, "Expected a float. Got value: fast"),
+        ({"trainer.callbacks": "nosuch"}, "write a list, such as '[a, b]'"),
         ({"trainer.run_dir": "x"}, "trainer.run_dir: the command sets this"),
         ({"modle.lr": 1}, "unknown setting 'modle.lr'; did you mean 'model'"),
         ({"model.lr.deep": 1}, "passes through 'model.lr', which is 0.05"),

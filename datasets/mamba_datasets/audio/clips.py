@@ -154,7 +154,8 @@ class ClipSet(Dataset[Clip]):
         name = split_name(name)
         known = dict.fromkeys(self.splits or ())
         if name not in known:
-            raise DataError(self.source, f"split {name!r}", "there is no clip of it", nearest(name, known))
+            remedy = nearest(name, known) if known else "it comes in no parts: use hold_back"
+            raise DataError(self.source, f"split {name!r}", "there is no clip of it", remedy)
         return self._where(lambda place: place.split == name)
 
     def in_folds(self, *folds: int) -> ClipSet:
