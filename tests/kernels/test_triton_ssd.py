@@ -110,7 +110,9 @@ class TestSsd:
         if INTERPRETED and dtype == torch.bfloat16 and case != "everything":
             pytest.skip("interpreted, half precision differs in its loads and stores alone")
         inputs, options = ssd_case(dtype, **{**CASES, **LARGE_CASES}[case])
-        compare(ssd, inputs, dtype, **options)
+        # States are kept in bfloat16, and of one step the gradient of A is a sum of few of them, which partly cancel.
+        tolerance = 2e-2 if case == "one_step" and dtype == torch.bfloat16 else None
+        compare(ssd, inputs, dtype, tolerance=tolerance, **options)
 
 
 @pytest.mark.usefixtures("_seed")

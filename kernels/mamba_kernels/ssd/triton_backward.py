@@ -134,7 +134,10 @@ def gradients_of_heads(
             score = tl.dot(B_QN, tl.trans(C_QN), score, input_precision=PRECISION)
     pairs *= decay * size[:, None]
     tl.store(dscores + place * (CHUNK * CHUNK) + q[:, None] * CHUNK + q[None, :], pairs.to(OPERAND))
-    pairs = (pairs * score).to(OPERAND)
+    pairs *= score
+    # In two numbers, since sums of pairs may be a hundredth of their terms.
+    high = pairs.to(OPERAND)
+    low = (pairs - high.to(tl.float32)).to(OPERAND)
     score = (score * decay).to(OPERAND)
 
     entered = tl.zeros([CHUNK], tl.float32)
@@ -192,7 +195,9 @@ def gradients_of_heads(
 
     entered *= from_start
     later = tl.where(q[:, None] >= q[None, :], 1.0, 0.0).to(OPERAND)
-    crossing = tl.dot(pairs, later, input_precision=PRECISION)
+    crossing = tl.dot(high, later, input_precision=PRECISION)
+    if OPERAND == tl.bfloat16:
+        crossing = tl.dot(low, later, crossing, input_precision=PRECISION)
     dlog = tl.sum(tl.where(q[:, None] < q[None, :], crossing + leaving[:, None], entered[:, None]), 0)
     dlog = (dlog + passing * through) * goes_on
     draw = (dlog * rate + dsize) * slope
