@@ -80,6 +80,18 @@ def test_a_future_is_refused_before_anything_is_learned(sales: Path, capsys: pyt
     assert capsys.readouterr().err.endswith("give it: --futr FILE\n")
 
 
+def test_both_files_may_have_the_time_of_day_in_a_column_of_its_own(
+    sales: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = pd.date_range("2024-01-01", periods=246, freq="h")
+    frame = pd.DataFrame({"Date": hours.strftime("%d/%m/%Y"), "Time": hours.strftime("%H:%M"), "price": 1.0, "y": 2.0})
+    frame[:240].to_csv("power.csv", index=False)
+    frame[240:].drop(columns="y").to_csv("ahead.csv", index=False)
+    words = ["--horizon", "6", "--model", "ridge", "--future", "price", "--futr", "ahead.csv"]
+    assert main(["forecast", "power.csv", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("power,2024-01-11 00:00:00,")
+
+
 def test_what_is_wrong_is_told_in_the_command_s_options(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("sales.csv").write_text(swap(GOOD, "a,2024-01-01 05:00:00", "c,2024-01-01 05:00:00"), encoding="utf-8")
     assert main(["forecast", "sales.csv", "--horizon", "6", "--model", "ridge"]) == 2

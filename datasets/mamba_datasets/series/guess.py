@@ -93,7 +93,7 @@ def guess_table(
     if time_col is None and len(dated) >= _MANY_DATES:
         return _across(table, dated, id_col, notes)
     time_col = _find_time(table, time_col, notes)
-    table = _with_clock(table, read.raw, time_col, named, notes)
+    table = with_clock(table, read.raw, time_col, named, notes)
     rest = [name for name in table.frame.columns if name not in (time_col, *covariates)]
     numeric = [name for name in rest if name in read.numeric]
     words = [name for name in rest if name not in numeric and table.frame[name].nunique() == 1]
@@ -187,8 +187,16 @@ def _find_time(table: Table, given: str | None, notes: list[str]) -> str:
     return found
 
 
-def _with_clock(table: Table, raw: pd.DataFrame, time_col: str, named: Sequence[str], notes: list[str]) -> Table:
-    """Add the time of day to dates that stand there several times, where another column has it."""
+def with_clock(table: Table, raw: pd.DataFrame, time_col: str, named: Sequence[str], notes: list[str]) -> Table:
+    """Add the time of day to dates that stand there several times, where another column has it.
+
+    Args:
+        table: The table.
+        raw: Its columns as they stand in the file.
+        time_col: Its column of dates.
+        named: Columns that are something else.
+        notes: Takes what was found, a phrase.
+    """
     frame = table.frame
     dates = frame[time_col]
     whole_days = pd.api.types.is_datetime64_any_dtype(dates.dtype) and bool(

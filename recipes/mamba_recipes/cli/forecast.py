@@ -118,13 +118,13 @@ def _forecast(arguments: Namespace, argv: Sequence[str], defaults: Mapping[str, 
     if saved.is_dir() or "/" in arguments.model:
         forecaster, source = _load(saved, arguments, defaults)
         check_future(arguments, source, forecaster.horizon)
-        forecast = forecaster.predict(read_future(arguments.futr), df=source.table)
+        forecast = forecaster.predict(read_future(arguments.futr, source.reading["time_col"]), df=source.table)
     else:
         _need_horizon(arguments)
         source = read_file(arguments)
         forecaster = make_forecaster(arguments, source)
         check_future(arguments, source, forecaster.horizon)
-        forecast = forecaster.fit(source.table).predict(read_future(arguments.futr))
+        forecast = forecaster.fit(source.table).predict(read_future(arguments.futr, source.reading["time_col"]))
     if arguments.plot is not None:
         from mamba_recipes.forecast_plot import draw
 

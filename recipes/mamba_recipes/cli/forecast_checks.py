@@ -98,7 +98,8 @@ def check_future(arguments: Namespace, source: SeriesFile, horizon: int) -> None
     if arguments.futr is not None and not columns:
         raise UserError("--futr is given, and no column is known ahead", "name those it has: --future A,B")
     if columns:
-        read_series(source.table, **source.reading).last(1).extend_future(read_future(arguments.futr), horizon)
+        future = read_future(arguments.futr, source.reading["time_col"])
+        read_series(source.table, **source.reading).last(1).extend_future(future, horizon)
 
 
 def in_options(error: DataError) -> DataError:

@@ -58,17 +58,22 @@ def read_file(arguments: Namespace, named: Mapping[str, Any] | None = None) -> S
     return SeriesFile(table, {**told, **found, **roles})
 
 
-def read_future(path: Path | None) -> Table | None:
+def read_future(path: Path | None, time_col: str) -> Table | None:
     """Read the file of columns known ahead, in whatever dialect.
+
+    Args:
+        path: The file, if there is one.
+        time_col: Its column of timestamps, whose time of day may stand in another.
 
     Raises:
         DataError: It cannot be read.
     """
     if path is None:
         return None
-    from mamba_datasets.series.guess import read_dialect
+    from mamba_datasets.series.guess import read_dialect, with_clock
 
-    return read_dialect(path).table
+    read = read_dialect(path)
+    return with_clock(read.table, read.raw, time_col, (), []) if time_col in read.raw.columns else read.table
 
 
 def _freq(text: str | None) -> str | int | None:
