@@ -85,6 +85,8 @@ class SegmentationData(pl.LightningDataModule):
         for name, count in (("test_every", test_every), ("val_every", val_every), ("batch_size", batch_size)):
             if count < 2:
                 raise UserError(f"{name} is {count}", "give at least 2")
+        if workers < 0:
+            raise UserError(f"workers is {workers}", "give 0 to read in the training process, or more")
         if short_side is not None and short_side < 1:
             raise UserError(f"short_side is {short_side}", "give a number of pixels")
         if not 0 < most <= 1:
