@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import Finding, Report, nearest
@@ -106,10 +108,28 @@ def check(path: str | Path, kind: str | None = None, **options: Any) -> Report:
         The findings; none means that the file can be used.
 
     Raises:
-        DataError: The kind is unknown, or cannot be guessed.
+        DataError: The kind is unknown, or cannot be guessed; or an option is of another kind than its reader takes.
     """
     if kind is None:
         kind = guess_kind(path)
     elif kind not in kinds():
         raise DataError(path, "kind", f"there is no kind of data {kind!r}", nearest(kind, kinds()))
-    return _readers[kind].checker(path, **options)
+    checker = _readers[kind].checker
+    _check_options(checker, path, options)
+    return checker(path, **options)
+
+
+def _check_options(checker: Checker, path: str | Path, options: dict[str, Any]) -> None:
+    """Refuse values that are not what a checker's annotations say: they come from a command line."""
+    parameters, hints = inspect.signature(checker).parameters, get_type_hints(checker)
+    for name, value in options.items():
+        hint = hints.get(name, Any)
+        if hint is Any or name not in parameters or parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            continue  # the reader judges it
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = tuple(get_origin(part) or part for part in parts)
+        # text is a sequence to Python, and a truth a number
+        wrong = isinstance(value, bool | str) and type(value) not in kinds
+        if wrong or not isinstance(value, kinds):
+            written = parameters[name].annotation
+            raise DataError(path, f"option {name!r}", f"{written} was expected, found {value!r}", "correct it")

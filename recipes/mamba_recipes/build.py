@@ -169,7 +169,7 @@ def _setting_error(error: ArgumentError, source: str | Path) -> UserError:
     if wrong := re.search(r"class_path '([\w.]+)': (Parser key .*?)(?: - Expected a <class 'NoneType'>|$)", text):
         text = f"{wrong.group(1).rpartition('.')[2]}: {wrong.group(2)}"
     text = text.replace("Parser key ", "").replace("<class '", "").replace("'>", "")
-    several = "Expected a tuple" in text or "Expected a list" in text
+    several = re.search(r"Expected a (tuple|list|collections\.abc\.Sequence)", text)
     return UserError(f"{source}: {text}", "write a list, such as '[a, b]'" if several else "correct this setting")
 
 

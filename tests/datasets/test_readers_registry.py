@@ -147,6 +147,22 @@ def test_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
         register_reader("table")
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "value", "says"),
+    [
+        ("image-pairs", "num_classes", "x", r"int \| None was expected, found 'x'"),
+        ("image-pairs", "num_classes", True, "found True"),
+        ("image-pairs", "foreground", "x", "bool was expected"),
+        ("images", "classes", 3, "found 3"),
+        ("images", "classes", "cat", "found 'cat'"),
+        ("audio", "layout", 3, r"str \| None was expected"),
+    ],
+)
+def test_options_of_another_kind_are_refused(kind: str, option: str, value: object, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"option '{option}': .*{says}"):
+        check(tmp_path, kind, **{option: value})
+
+
 def test_checking_needs_no_torch() -> None:
     code = "import sys; from mamba_datasets.registry import kinds; kinds(); assert 'torch' not in sys.modules"
     subprocess.run(
