@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,25 +26,28 @@ def conv(in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes | int
     return cls(in_channels, out_channels, tuple(kernel), stride if isinstance(stride, int) else tuple(stride), padding)
 
 
+def norm_of(channels: int, dim: int) -> nn.InstanceNorm2d | nn.InstanceNorm3d:
+    """Return a norm over each image's and channel's own map, with a learned scale and shift."""
+    return (nn.InstanceNorm2d if dim == 2 else nn.InstanceNorm3d)(channels, affine=True)
+
+
 def activate(x: Tensor) -> Tensor:
     """Apply the leaky ReLU in place."""
     return F.leaky_relu(x, SLOPE, inplace=True)
 
 
-class InstanceNorm(nn.Module):
-    """A norm over each image's and channel's own map, with a learned scale and shift, and the activation after it.
+def normalised(
+    x: Tensor, convolution: nn.Conv2d | nn.Conv3d, norm: nn.InstanceNorm2d | nn.InstanceNorm3d, activated: bool = False
+) -> Tensor:
+    """Convolve maps (B, C, *spatial), normalise what comes out, and apply the leaky ReLU if ``activated``.
 
-    Args:
-        channels: Channels of the map.
+    The convolution's bias is left out: the norm takes it away again, and it costs two passes over the map.
     """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor, activated: bool = False) -> Tensor:
-        """Return the normalised map (B, C, *spatial), through the leaky ReLU if ``activated``."""
-        return instance_norm(x, self.weight, self.bias, slope=SLOPE if activated else 1.0)
+    convolve: Any = F.conv2d if x.dim() == 4 else F.conv3d
+    y = convolve(x, convolution.weight, None, convolution.stride, convolution.padding)
+    # it has a gradient nevertheless, as every parameter must where several processes train
+    shift = norm.bias if convolution.bias is None else norm.bias + 0 * convolution.bias
+    return instance_norm(y, norm.weight, shift, norm.eps, SLOPE if activated else 1.0)
 
 
 def he_init(module: nn.Module) -> None:
@@ -62,11 +64,11 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes | int = 1) -> None:
         super().__init__()
         self.conv = conv(in_channels, out_channels, kernel, stride)
-        self.norm = InstanceNorm(out_channels)
+        self.norm = norm_of(out_channels, len(kernel))
 
     def forward(self, x: Tensor, activated: bool = False) -> Tensor:
         """Return the normalised map, through the leaky ReLU if ``activated``."""
-        return self.norm(self.conv(x), activated)
+        return normalised(x, self.conv, self.norm, activated)
 
 
 class ResidualBlock(nn.Module):
@@ -83,15 +85,15 @@ class ResidualBlock(nn.Module):
         super().__init__()
         dim = len(kernel)
         self.conv1 = conv(in_channels, out_channels, kernel, stride)
-        self.norm1 = InstanceNorm(out_channels)
+        self.norm1 = norm_of(out_channels, dim)
         self.conv2 = conv(out_channels, out_channels, kernel)
-        self.norm2 = InstanceNorm(out_channels)
+        self.norm2 = norm_of(out_channels, dim)
         self.conv3 = conv(in_channels, out_channels, (1,) * dim, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's map."""
-        y = self.norm1(self.conv1(x), activated=True)
-        return activate(self.norm2(self.conv2(y)) + self.conv3(x))
+        y = normalised(x, self.conv1, self.norm1, activated=True)
+        return activate(normalised(y, self.conv2, self.norm2) + self.conv3(x))
 
 
 class IdentityBlock(nn.Module):
