@@ -112,3 +112,14 @@ def test_parts_are_put_together_on_a_gpu(shape: tuple[int, ...], dtype: torch.dt
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         assert (one - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.gpu
+def test_a_network_in_half_precision_on_a_gpu() -> None:
+    x = torch.randn(2, 4, 8, 64, 64, device="cuda", dtype=torch.float16, requires_grad=True)
+    weight, bias = (torch.randn(4, device="cuda", dtype=torch.float16, requires_grad=True) for _ in range(2))
+    y = instance_norm(x, weight, bias)
+    y.sum().backward()
+    expected = F.instance_norm(x.float(), None, None, weight.float(), bias.float())
+    torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2)
+    assert all(tensor.grad is not None and tensor.grad.dtype == torch.float16 for tensor in (x, weight, bias))

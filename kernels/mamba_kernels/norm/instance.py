@@ -79,7 +79,9 @@ class _InParts(torch.autograd.Function):
         mean_P = mean_PK.mean(1)
         # scale^-2 is a part's variance plus eps
         scale_P = (scale_PK.pow(-2).mean(1) + mean_PK.var(1, correction=0)).rsqrt()
-        y = ops.batch_norm_elemt(cut, *_each(parts, weight.repeat(batch), bias.repeat(batch), mean_P, scale_P), eps)
+        # the kernels take half-precision maps with vectors in float32
+        gain_P, shift_P = (vector.to(mean_P.dtype).repeat(batch) for vector in (weight, bias))
+        y = ops.batch_norm_elemt(cut, *_each(parts, gain_P, shift_P, mean_P, scale_P), eps)
         ctx.save_for_backward(x, weight, mean_P, scale_P)
         ctx.parts = parts
         # no view, so that the activation may be in place
@@ -92,7 +94,7 @@ class _InParts(torch.autograd.Function):
         ops, parts, (batch, channels) = _InParts.ops, ctx.parts, x.shape[:2]
         cut = x.view(1, batch * channels * parts, -1)
         dy_cut = dy.contiguous().view(cut.shape)
-        given = (dy_cut, cut, *_each(parts, mean_P, scale_P, weight.repeat(batch)))
+        given = (dy_cut, cut, *_each(parts, mean_P, scale_P, weight.to(mean_P.dtype).repeat(batch)))
         # of dy, and of dy * (x - mean)
         sums = ops.batch_norm_backward_reduce(*given, True, False, False)[:2]
         sum_P, product_P = (each.view(-1, parts).sum(1) for each in sums)
