@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from mamba_kernels.errors import BackendError
 
@@ -26,26 +27,28 @@ class ReplayedTraining:
 
     Args:
         module: A module on a GPU, whose forward takes tensors and returns tensors, in lists, tuples or dicts or not.
+            What it takes in a dict it must find there by the same names each time.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._forward: Callable[..., Any] = module.forward
         self._replay: Callable[..., Any] | None = None
-        self._layout: tuple[Any, ...] = ()
+        self._layout: Any = None
         module.forward = self
 
     def __call__(self, *inputs: Any) -> Any:
         """Run the module's forward pass, or replay it."""
         replays = self._module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if not (replays and all(isinstance(x, Tensor) and x.is_cuda for x in inputs)):
+        tensors, structure = pytree.tree_flatten(inputs)
+        if not (replays and tensors and all(isinstance(x, Tensor) and x.is_cuda for x in tensors)):
             return self._forward(*inputs)
-        asked = _layout(inputs)
+        asked = structure, _layout(tensors)
         if self._replay is None:
-            self._replay, self._layout = self._capture(inputs), asked
+            self._replay, self._layout = self._capture(tensors, structure), asked
         if asked != self._layout:
             return self._forward(*inputs)
-        return self._replay(*inputs)
+        return self._replay(*tensors)
 
     @property
     def captured(self) -> bool:
@@ -58,7 +61,7 @@ class ReplayedTraining:
         if self._module.__dict__.get("forward") is self:
             del self._module.forward
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+    def _capture(self, inputs: list[Tensor], structure: pytree.TreeSpec) -> Callable[..., Any]:
         # Rehearsals before the capture draw random numbers and move running averages, which must not show.
         device = inputs[0].device
         random = torch.cuda.get_rng_state(device)
@@ -68,7 +71,7 @@ class ReplayedTraining:
         try:
             # Weights cast once and kept would be those of the capture for ever.
             with torch.autocast("cuda", kind, mixed, cache_enabled=False):
-                shell = _Shell(self._module, self._forward)
+                shell = _Shell(self._module, self._forward, structure)
                 replay = torch.cuda.make_graphed_callables(shell, samples, allow_unused_input=True)
         except RuntimeError as error:
             why = str(error).splitlines()[0]
@@ -86,15 +89,15 @@ _REMEDY = "train without graphs"
 class _Shell(nn.Module):
     """A module under another forward, to be captured without touching the module itself."""
 
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+    def __init__(self, module: nn.Module, forward: Callable[..., Any], structure: pytree.TreeSpec) -> None:
         super().__init__()
         self.module = module
-        self._run = forward
+        self._run, self._structure = forward, structure
 
-    def forward(self, *inputs: Tensor) -> Any:
-        return self._run(*inputs)
+    def forward(self, *tensors: Tensor) -> Any:
+        return self._run(*pytree.tree_unflatten(tensors, self._structure))
 
 
-def _layout(inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def _layout(inputs: list[Tensor]) -> tuple[Any, ...]:
     mode = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
     return (*mode, *((x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,23 @@ def test_without_a_gpu_the_module_runs_as_ever() -> None:
     replayed.remove()
 
 
-def train(module: nn.Module, batches: list[Tensor], mixed: bool) -> list[Tensor]:
+class Named(Small):
+    """The same, of a batch that is a dict."""
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return super().forward(torch.where(batch["observed"], batch["x"], 0.0))
+
+
+def test_a_dict_without_a_gpu() -> None:
+    module = Named(drop=0.0)
+    batch = {"x": torch.randn(2, 7, 8), "observed": torch.rand(2, 7, 8) < 0.5, "series": torch.arange(2)}
+    wanted = module(batch)
+    replayed = ReplayedTraining(module)
+    torch.testing.assert_close(module(batch), wanted)
+    assert not replayed.captured
+
+
+def train(module: nn.Module, batches: list[Any], mixed: bool) -> list[Tensor]:
     torch.manual_seed(1)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2)
     losses = []
@@ -83,6 +100,20 @@ class TestOnAGpu:
         torch.testing.assert_close(torch.stack(got), torch.stack(wanted), rtol=tolerance, atol=tolerance)
         for name, value in plain.state_dict().items():
             torch.testing.assert_close(graphed.state_dict()[name], value, rtol=tolerance, atol=tolerance, msg=name)
+
+    def test_what_lies_in_a_dict(self, mixed: bool) -> None:
+        torch.manual_seed(0)
+        plain = Named().cuda()
+        graphed = copy.deepcopy(plain)
+        x = torch.randn(4, 4, 21, 8, device="cuda")
+        batches = [{"x": part, "observed": part > -1, "series": torch.arange(4, device="cuda")} for part in x]
+        wanted = train(plain, batches, mixed)
+        replayed = ReplayedTraining(graphed)
+        got = train(graphed, batches, mixed)
+        assert replayed.captured
+        replayed.remove()
+        tolerance = 2e-2 if mixed else 1e-5
+        torch.testing.assert_close(torch.stack(got), torch.stack(wanted), rtol=tolerance, atol=tolerance)
 
     def test_evaluation_is_not_replayed(self, mixed: bool) -> None:
         torch.manual_seed(0)
