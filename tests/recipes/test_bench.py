@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from mamba_apps.errors import UserError
+from mamba_datasets.volumes import NetworkPlan
 from mamba_recipes import bench
 from mamba_recipes.bench import against, gpu
-from mamba_recipes.bench.gpu import audio, cases, models, stack
+from mamba_recipes.bench.gpu import audio, cases, models, stack, volumes
 from mamba_recipes.bench.gpu.measure import TOLERANCE, worst_error
 from mamba_recipes.bench.gpu.problem import Problem
 
@@ -100,6 +101,7 @@ def test_every_case_has_a_name_of_its_own_and_can_be_asked_for() -> None:
         lambda: stack.run(print, ["nothing"]),
         lambda: models.run(print, ["nothing"]),
         lambda: audio.run(print, ["nothing"]),
+        lambda: volumes.run(print, ["nothing"]),
     ):
         with pytest.raises(UserError, match="--only nothing matches no"):
             run()
@@ -136,6 +138,21 @@ def test_every_timed_model_is_in_the_registry_and_shown() -> None:
     text = models.render([row])
     assert "| vim | 128, 224 | 7.0 | 12,800 | 80% | 16,000 | 12,800 | 80% | 16,000 | 2.0 |" in text
     assert "25.0%     2.00 ms     3 x  a kernel" in text
+
+
+def test_every_timed_network_of_volumes_trains_and_is_shown() -> None:
+    plan = NetworkPlan((4, 8, 8), (4, 8), ((3, 3, 3),) * 2, ((1, 1, 1), (2, 2, 2)), (1, 1), (1,))
+    for setting in volumes.SETTINGS:
+        train, parameters = volumes.training(setting, plan, torch.device("cpu"))
+        first = float(train().detach())
+        assert parameters > 0
+        assert float(train().detach()) != first
+    kernel = {"kernel": "scan_backward", "calls": 12, "ms": 2.0}
+    figures = {"ms": 10.0, "peak_mib": 2048.0, "gpu_ms": 8.0, "scans_ms": 3.0, "kernels": [kernel]}
+    row = {"case": "umamba_enc", "shape": [2, 4, 8, 8], "parameters": 7_000_000}
+    text = volumes.render([row | {f"training_{name}": value for name, value in figures.items()}])
+    assert "| umamba_enc | 2, 4 x 8 x 8 | 7.0 | 10.0 | 80% | 3.0 | 2.0 |" in text
+    assert "umamba_enc, a training step: 8.0 ms on the GPU" in text
 
 
 def test_sound_models_are_timed_over_clip_lengths_shown_and_drawn(tmp_path: Path) -> None:
@@ -280,6 +297,7 @@ def test_another_gpus_figures_are_refused(tmp_path: Path) -> None:
         ["stack"],
         ["models"],
         ["audio"],
+        ["volumes"],
         ["ops", "--only", "scan"],
         ["ops", "--threads", "0"],
         ["ops", "--device", "cuda"],

@@ -62,10 +62,10 @@ def _parser() -> Parser:
         "what",
         nargs="?",
         default="ops",
-        choices=["ops", "stack", "models", "audio", "decode", "scaling"],
+        choices=["ops", "stack", "models", "volumes", "audio", "decode", "scaling"],
         help="operators (default); and on a GPU: layers of a model made of them; whole image models beside timm's; "
-        "Audio Mamba beside AST over clip lengths; steps of decoding and tokens a second; time and memory against "
-        "length",
+        "networks for medical volumes; Audio Mamba beside AST over clip lengths; steps of decoding, tokens a second; "
+        "time and memory against length",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")

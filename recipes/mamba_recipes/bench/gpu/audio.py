@@ -23,7 +23,7 @@ from mamba_apps.audio import FilterBank, create_model
 from mamba_apps.errors import UserError
 from mamba_recipes.bench.gpu.figure import finish
 from mamba_recipes.bench.gpu.measure import elapsed_ms
-from mamba_recipes.bench.gpu.models import _profile
+from mamba_recipes.bench.gpu.steps import profile_step
 
 Row = dict[str, Any]
 _RATE, _CLASSES = 16000, 527
@@ -99,7 +99,7 @@ def _row(name: str, seconds: float, sizes: Sizes, device: str) -> Row:
         for mode, step in (("training", train), ("inference", infer)):
             row |= {f"{mode}_{key}": value for key, value in _timed(step, sizes, device).items()}
             if mode == "training" and seconds in sizes.profiled and device == "cuda":
-                row |= {f"training_{key}": value for key, value in _profile(step).items()}
+                row |= {f"training_{key}": value for key, value in profile_step(step).items()}
     except torch.OutOfMemoryError:
         row["failure"] = "out of memory"
     return row

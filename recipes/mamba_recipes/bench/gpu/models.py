@@ -8,7 +8,6 @@ Both run twice: eagerly, and with their passes replayed from CUDA graphs, as `tr
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 import mamba_apps.vision  # noqa: F401 - registers the models' names
 from mamba_apps.errors import UserError
 from mamba_kernels.graphs import ReplayedTraining
+from mamba_recipes.bench.gpu.steps import kernel_lines, measure_step, step_times
 
 Row = dict[str, Any]
 _CLASSES = 1000
-_KERNELS_SHOWN = 15
 
 
 class Setting(NamedTuple):
@@ -104,9 +103,9 @@ def _row(setting: Setting, steps: int) -> Row:
     row["parameters"] = sum(p.numel() for p in model.parameters())
     for mode, step in (("training", train), ("inference", infer)):
         model.train(mode == "training")
-        row |= {f"{mode}_{name}": value for name, value in _measure(setting.label(), step, steps).items()}
+        row |= {f"{mode}_{name}": value for name, value in measure_step(setting.label(), step, steps).items()}
         replayed = ReplayedTraining(model) if mode == "training" else None
-        row[f"{mode}_in_graphs_ms"] = median(_times(step if replayed else _captured(step), steps))
+        row[f"{mode}_in_graphs_ms"] = median(step_times(step if replayed else _captured(step), steps))
         if replayed:
             replayed.remove()
     return row
@@ -130,45 +129,6 @@ def _model(setting: Setting) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if setting.channels_last else model
 
 
-def _measure(name: str, step: Callable[[], Tensor], steps: int) -> Row:
-    for _ in range(3):
-        last = step()
-    if not bool(last.isfinite().all()):
-        raise FloatingPointError(f"{name} gives results that are not finite")
-    torch.cuda.reset_peak_memory_stats()
-    times = _times(step, steps)
-    return {"ms": median(times), "peak_mib": torch.cuda.max_memory_allocated() / 2**20, **_profile(step)}
-
-
-def _times(step: Callable[[], object], steps: int) -> list[float]:
-    """Return the milliseconds of some steps, one after another, the first two left out."""
-    for _ in range(2):
-        step()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        step()
-        mark.record()
-    torch.cuda.synchronize()
-    return [before.elapsed_time(after) for before, after in pairwise(marks)]
-
-
-def _profile(step: Callable[[], object]) -> Row:
-    """Return how long the GPU works in one step, and the kernels that it works on longest."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        step()
-        torch.cuda.synchronize()
-    events = sorted(seen.key_averages(), key=lambda event: -event.device_time_total)
-    kernels = [
-        {"kernel": event.key, "calls": event.count, "ms": event.device_time_total / 1e3}
-        for event in events
-        if event.device_time_total > 0
-    ]
-    return {"gpu_ms": sum(kernel["ms"] for kernel in kernels), "kernels": kernels[:_KERNELS_SHOWN]}
-
-
 def render(rows: list[Row]) -> str:
     """Return the rows as a Markdown table, and under it the kernels of each model's training step."""
     lines = [
@@ -185,11 +145,5 @@ def render(rows: list[Row]) -> str:
             cells += [f"{eager:,.0f}", f"{busy:.0%}", f"{graphed:,.0f}"]
         lines.append("| " + " | ".join([*cells, f"{row['training_peak_mib'] / 1024:.1f}"]) + " |")
     for row in rows:
-        lines += [
-            "",
-            f"{row['case']} at {row['shape'][1]} px, a training step: {row['training_gpu_ms']:.1f} ms on the GPU",
-        ]
-        for kernel in row["training_kernels"]:
-            share = kernel["ms"] / row["training_gpu_ms"]
-            lines.append(f"  {share:5.1%}  {kernel['ms']:7.2f} ms  {kernel['calls']:4d} x  {kernel['kernel'][:100]}")
+        lines += ["", *kernel_lines(f"{row['case']} at {row['shape'][1]} px", row)]
     return "\n".join(lines)
