@@ -42,10 +42,11 @@ def test_gradients_of_the_last_state_alone() -> None:
     compare(last_state, inputs, torch.float32)
 
 
+@pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize(
     "case", [{"length": 5, "seq_idx": True}, {"length": 40, "B_groups": 0, "z": False, "last": True}]
 )
-def test_sequences_in_slices(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_in_slices(case: dict[str, Any], inner: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from mamba_kernels.selective_scan import triton
 
     taken = []
@@ -53,8 +54,20 @@ def test_sequences_in_slices(case: dict[str, Any], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(triton, "_differentiate", lambda *given: (taken.append(len(given[0])), differentiate(*given)))
     monkeypatch.setattr(triton, "WORKSPACE", 1)
     inputs, options = scan_case(torch.float32, batch=3, states=3, **case)
+    if inner:  # A slice of a gradient then lies otherwise than the gradient of a slice.
+        for name in ("u", "delta", "B", "C", "z"):
+            if inputs[name] is not None and inputs[name].dim() > 2:
+                inputs[name] = inputs[name].transpose(0, 1).contiguous().transpose(0, 1)
     compare(selective_scan, inputs, torch.float32, **options)
     assert taken == [1, 1, 1]
+
+
+def test_slices_need_not_be_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mamba_kernels.selective_scan import triton
+
+    monkeypatch.setattr(triton, "_slices", lambda *_: [slice(0, 2), slice(2, 4)])
+    inputs, options = scan_case(torch.float32, batch=3, states=3, length=9)
+    compare(selective_scan, inputs, torch.float32, **options)
 
 
 def test_one_extreme_step_amid_ordinary_ones() -> None:

@@ -44,12 +44,6 @@ def _matrix_strides(M: Tensor) -> Strides:
     return batch, 0, *others
 
 
-def _gradient(x: Tensor) -> Tensor:
-    """Return what has the strides of the gradient of ``x``, and no memory."""
-    # Not x.to("meta"), which may order dimensions in another way where some are broadcast.
-    return empty_in_order(torch.empty_strided(x.shape, x.stride(), device="meta"))
-
-
 def _groups(M: Tensor) -> int:
     return 0 if M.dim() == 2 else 1 if M.dim() == 3 else M.shape[1]
 
@@ -90,18 +84,19 @@ def _plan_forward(out: Tensor, enters: bool, save: bool, *scanned: Any) -> Pass:
 
 
 @per_layout
-def _plan_backward(dout: Tensor, enters: bool, *scanned: Any) -> _Backward:
-    """Plan the backward pass from ``dout`` of what `_scan` takes."""
+def _plan_backward(
+    dout: Tensor, enters: bool, du: Tensor, ddelta: Tensor, dA: Tensor, dB: Tensor, dC: Tensor, dD: Tensor, dz: Tensor,
+    dbias: Tensor, *scanned: Any,
+) -> _Backward:  # fmt: skip
+    """Plan the backward pass from ``dout``, into the gradients, of what `_scan` takes."""
     scan = _scan(*scanned)
-    u, delta, A, B, C, _, z, *_ = scanned
-    gradients = (dout, *map(_gradient, (u, delta, u if z is None else z)))
-    planned = plan_backward(scan, u.device, enters, *map(_strides, gradients))
+    written = (dout, du, ddelta, du if scan.z is None else dz)
+    planned = plan_backward(scan, du.device, enters, *map(_strides, written))
     adding = []
-    for M, groups in ((B, scan.B_groups), (C, scan.C_groups)):
-        strides = _matrix_strides(_gradient(M))
+    for dM, groups in ((dB, scan.B_groups), (dC, scan.C_groups)):
+        strides = _matrix_strides(dM)
         adding.append(plan_blocks(scan, planned.blocks, groups, (strides[0], *strides[2:])) if groups else None)
-    parts = plan_parts(scan, planned.parts, _gradient(A).stride())
-    return _Backward(planned, parts, *adding)
+    return _Backward(planned, plan_parts(scan, planned.parts, dA.stride()), *adding)
 
 
 def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
@@ -193,7 +188,7 @@ def backward(
     options = (delta_softplus, reverse)
     gradients = [u.new_empty(0) if x is None else empty_in_order(x) for x in tensors]
     dinitial = _new(u, u.shape[0], *A.shape)
-    plan = _plan_backward(grad_out, grad_last_state is not None, *tensors, delta_softplus, seq_idx, reverse)
+    plan = _plan_backward(grad_out, grad_last_state is not None, *gradients, *tensors, delta_softplus, seq_idx, reverse)
     slices = _slices(plan, u, B, C, A.shape[1])
     if len(slices) == 1:
         _differentiate(grad_out, grad_last_state, tensors, seq_idx, checkpoints, gradients, dinitial, *options)
@@ -209,7 +204,7 @@ def backward(
             _differentiate(grad_out[rows], last, of_each, ids, checkpoints[rows], into, dinitial[rows], *options)
             sums.append(into)
         for parts, gradient in zip(zip(*sums, strict=True), gradients, strict=True):
-            if 0 < gradient.dim() < 3:
+            if gradient.dim() < 3:
                 gradient.copy_(torch.stack(parts).sum(0))
     dstart = u.new_empty(0) if initial_state is None else empty_in_order(initial_state).copy_(dinitial)
     return (*gradients, dstart)
@@ -236,7 +231,7 @@ def _differentiate(
     reverse: bool,
 ) -> None:
     """Write the gradients of ``tensors``, and of the initial state."""
-    plan = _plan_backward(grad_out, grad_last_state is not None, *tensors, delta_softplus, seq_idx, reverse)
+    plan = _plan_backward(grad_out, grad_last_state is not None, *gradients, *tensors, delta_softplus, seq_idx, reverse)
     u, delta, A, B, C, D, z, bias = tensors
     (batch, channels, length), states = u.shape, A.shape[1]
     parts, blocks = plan.scan.parts, plan.scan.blocks
