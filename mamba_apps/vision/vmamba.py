@@ -10,6 +10,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from mamba_apps.vision.small import draw_by_width
 from mamba_apps.vision.vmamba_checkpoint import adapt_checkpoint
 from mamba_apps.vision.vmamba_model import VMamba
 
@@ -133,7 +134,10 @@ def vmamba_v0_base(pretrained: bool = False, **options: Any) -> VMamba:
 def vmamba_micro_32(pretrained: bool = False, **options: Any) -> VMamba:
     """Build a small VMamba for images of 32 pixels, on grids of 16, 8 and 4 cells, 6.7 M parameters."""
     sizes = {"img_size": 32, "patch_size": 2, "depths": (2, 6, 1), "dims": (128, 256, 320)}
-    return _create("vmamba_micro_32", pretrained, options, **sizes, num_classes=10, drop_path_rate=0.1)
+    model = _create("vmamba_micro_32", pretrained, options, **sizes, num_classes=10, drop_path_rate=0.1)
+    if not pretrained:
+        draw_by_width(model)
+    return model
 
 
 @register_model

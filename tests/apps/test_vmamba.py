@@ -242,3 +242,13 @@ def test_an_exported_model_takes_any_batch_and_size() -> None:
     exported = torch.export.export(model, (images(2, 3, 16, 20),), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
     x = images(3, 3, 11, 26)
     torch.testing.assert_close(exported.module()(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["vmamba_micro_32", "deit_micro_patch4_32"])
+def test_small_variants_begin_as_wide_as_their_channels_ask(name: str) -> None:
+    import mamba_apps.vision.classification.baselines  # noqa: F401 - registers the DeiT
+
+    layers = [layer for layer in timm.create_model(name).modules() if isinstance(layer, nn.Linear)]
+    spread = [float(layer.weight.detach().std()) * layer.in_features**0.5 for layer in layers if layer.weight.numel() > 10_000]
+    assert len(spread) > 10
+    assert all(0.95 < one < 1.05 for one in spread)

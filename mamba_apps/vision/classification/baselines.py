@@ -9,6 +9,8 @@ from timm.models import VisionTransformer, build_model_with_cfg, generate_defaul
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
+from mamba_apps.vision.small import draw_by_width
+
 
 def _cfg(size: int, classes: int) -> dict[str, Any]:
     return {
@@ -42,7 +44,10 @@ def _create(variant: str, pretrained: bool, **arguments: Any) -> VisionTransform
 def deit_micro_patch4_32(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """A DeiT (arXiv 2012.12877), wider and shallower than DeiT-Ti, on 8 x 8 patches: 5.6 M parameters."""
     arguments = {"img_size": 32, "patch_size": 4, "embed_dim": 256, "depth": 7, "num_heads": 4}
-    return _create("deit_micro_patch4_32", pretrained, **{**arguments, **options})
+    model = _create("deit_micro_patch4_32", pretrained, **{**arguments, **options})
+    if not pretrained:
+        draw_by_width(model)
+    return model
 
 
 @register_model
