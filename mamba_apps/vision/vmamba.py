@@ -10,7 +10,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from mamba_apps.vision.small import draw_by_width
+from mamba_apps.vision.initial_weights import draw_by_width
 from mamba_apps.vision.vmamba_checkpoint import adapt_checkpoint
 from mamba_apps.vision.vmamba_model import VMamba
 

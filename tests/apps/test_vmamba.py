@@ -249,6 +249,7 @@ def test_small_variants_begin_as_wide_as_their_channels_ask(name: str) -> None:
     import mamba_apps.vision.classification.baselines  # noqa: F401 - registers the DeiT
 
     layers = [layer for layer in timm.create_model(name).modules() if isinstance(layer, nn.Linear)]
-    spread = [float(layer.weight.detach().std()) * layer.in_features**0.5 for layer in layers if layer.weight.numel() > 10_000]
+    large = [layer for layer in layers if layer.weight.numel() > 10_000]
+    spread = [float(layer.weight.detach().std()) * layer.in_features**0.5 for layer in large]
     assert len(spread) > 10
     assert all(0.95 < one < 1.05 for one in spread)

@@ -9,7 +9,7 @@ from timm.models import VisionTransformer, build_model_with_cfg, generate_defaul
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-from mamba_apps.vision.small import draw_by_width
+from mamba_apps.vision.initial_weights import draw_by_width
 
 
 def _cfg(size: int, classes: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What variants for small images have in common."""
+"""Weights that small variants begin with."""
 
 from __future__ import annotations
 
