@@ -30,21 +30,29 @@ def create(name: str, d_model: int, **options: Any) -> Mixer:
     cls = check(name, options).cls
     kinds = get_type_hints(cls.__init__)
     for option, value in options.items():
-        if not _fits(value, kinds[option]):
+        if not _fits(value, kinds.get(option, Any)):
             written = inspect.signature(cls).parameters[option].annotation
             raise UserError(f"{name}: {option} is {value!r}", f"give it as {written}")
     return _mixers.build(name, d_model, options)
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value is of the kind that an annotation says; whole numbers are numbers, lists are tuples."""
+    """Return whether a value is of the kind that an annotation says; whole numbers are numbers, lists are tuples.
+
+    Of what other containers hold nothing is said.
+    """
     origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
     if origin is Literal:
         return value in parts
     if origin is tuple:
-        return isinstance(value, (list, tuple)) and len(value) == len(parts) and all(map(_fits, value, parts))
+        if not isinstance(value, (list, tuple)):
+            return False
+        parts = parts[:1] * len(value) if ... in parts else parts
+        return len(value) == len(parts) and all(map(_fits, value, parts))
     if kind in (int, float):
         return isinstance(value, (int, kind)) and not isinstance(value, bool)
-    return isinstance(value, NoneType if kind is None else kind)
+    return isinstance(value, NoneType if kind is None else origin or kind)

@@ -101,7 +101,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds more than tensors, which is not opened: it could run code",
             f"fetch the checkpoint again, or save its state dict alone as {_WEIGHTS} where you trust it",
         ) from error
-    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # A reader fed what it does not know raises anything.
         raise UserError(f"{path} cannot be read: {error}", "fetch the checkpoint again") from error
     if not isinstance(found, Mapping) or not all(isinstance(x, Tensor) for x in found.values()):
         raise UserError(f"{path} holds no state dict", "give the directory of a checkpoint")

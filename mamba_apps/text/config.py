@@ -130,8 +130,9 @@ def config_from_mamba_ssm(config: Mapping[str, Any]) -> MambaLMConfig:
     unknown = sorted(set(config) - set(_MAMBA_SSM_DEFAULTS))
     if unknown:
         raise _unsupported("mamba-ssm", unknown[0], config[unknown[0]])
-    # Dictionaries that are null are empty.
-    whole = {**_MAMBA_SSM_DEFAULTS, **{key: value for key, value in config.items() if value is not None}}
+    # What holds others may be null, and is empty then.
+    null = {key for key, value in config.items() if value is None and _MAMBA_SSM_DEFAULTS[key] in ({}, [])}
+    whole = {**_MAMBA_SSM_DEFAULTS, **{key: value for key, value in config.items() if key not in null}}
     _require_kinds("mamba-ssm", whole, _MAMBA_SSM_DEFAULTS)
     for key in ("d_intermediate", "attn_layer_idx", "attn_cfg"):
         if whole[key] != _MAMBA_SSM_DEFAULTS[key]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers import AttentionMixer, Mamba1Mixer, create, names, register, spec
+from mamba_apps.mixers import AttentionMixer, Mamba1Mixer, create, names, register, registry, spec
 
 
 def test_both_mixers_are_registered() -> None:
@@ -66,6 +67,22 @@ def test_an_unknown_option_brings_the_nearest() -> None:
 def test_values_of_another_kind_are_refused(name: str, options: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         create(name, 8, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fits", "does_not"),
+    [
+        (tuple[int, ...], [1, 2, 3], [1, "2"]),
+        (tuple[int, ...] | None, (), 3),
+        (Sequence[int], [1], 1),
+        (dict[str, Any] | None, {}, []),
+    ],
+    ids=str,
+)
+def test_kinds_that_mixers_of_ones_own_may_have(kind: Any, fits: Any, does_not: Any) -> None:
+    assert registry._fits(fits, kind)
+    assert not registry._fits(does_not, kind)
+    assert registry._fits(does_not, Any)
 
 
 def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:

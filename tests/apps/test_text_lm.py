@@ -25,6 +25,7 @@ from mamba_apps.text import (
     to_mamba_ssm,
     to_transformers,
 )
+from mamba_apps.text.checkpoint import _read_tensors
 from mamba_apps.text.generation import Continuation, Sampler
 from mamba_kernels.errors import KernelInputError
 
@@ -407,6 +408,7 @@ MAMBA2 = {"d_state": 4, "ngroups": 2, "headdim": 8, "dt_limit": (0.0, 0.5), "nor
         *((SSM_CONFIG, {key: value}) for key, value in (
             ("n_layer", "2"), ("n_layer", 2.0), ("d_model", [16]), ("ssm_cfg", "Mamba2"), ("rms_norm", "yes"),
             ("ssm_cfg", {"device": "cuda"}), ("ssm_cfg", {"d_state": "4"}), ("ssm_cfg", {"expand": None}),
+            ("n_layer", None),
         )),
         *((HF_CONFIG, {key: value}) for key, value in (
             ("vocab_size", None), ("hidden_size", "16"), ("num_hidden_layers", 2.0), ("layer_norm_epsilon", None),
@@ -548,6 +550,20 @@ def test_pytorchs_files_are_read(shards: bool, tmp_path: Path) -> None:
         torch.save(OrderedDict(weights), tmp_path / "pytorch_model.bin")
     model = MambaLM.from_checkpoint(tmp_path)
     assert torch.equal(model(ids(1, 4)), small(mixer_options={"d_state": 4})(ids(1, 4)))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_bytes_that_changed_are_refused_or_read(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"weight": torch.ones(2)}, path, _use_new_zipfile_serialization=zipped)
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, min(len(whole), 700), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x85]) + whole[place + 1 :])
+        try:
+            _read_tensors(path)
+        except UserError:
+            refused += 1
+    assert refused > 20
 
 
 def test_damaged_directories_are_refused(tmp_path: Path) -> None:
