@@ -11,7 +11,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from triton_comparison import DESIGN, DEVICE, GPU, INTERPRETED, MARKS, Inputs, compare, draw, segments
+from triton_comparison import (
+    DESIGN,
+    DEVICE,
+    GPU,
+    INTERPRETED,
+    MARKS,
+    TOLERANCE,
+    TOLERANCE_OF_FEW,
+    Inputs,
+    compare,
+    draw,
+    segments,
+)
 
 from mamba_kernels import ssd
 from mamba_kernels.errors import BackendError, KernelInputError
@@ -110,8 +122,7 @@ class TestSsd:
         if INTERPRETED and dtype == torch.bfloat16 and case != "everything":
             pytest.skip("interpreted, half precision differs in its loads and stores alone")
         inputs, options = ssd_case(dtype, **{**CASES, **LARGE_CASES}[case])
-        # States are kept in bfloat16, and of one step the gradient of A is a sum of few of them, which partly cancel.
-        tolerance = 2e-2 if case == "one_step" and dtype == torch.bfloat16 else None
+        tolerance = (TOLERANCE_OF_FEW if case == "one_step" else TOLERANCE)[dtype]
         compare(ssd, inputs, dtype, tolerance=tolerance, **options)
 
 

@@ -22,6 +22,9 @@ DEVICE = "cuda" if GPU else "cpu"
 here = pytest.mark.skipif(not (INTERPRETED or GPU), reason="no GPU, and TRITON_INTERPRET is not set")
 MARKS = [here, pytest.mark.gpu] if GPU else [here]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+# Of SSD with few heads or steps: states are kept in bfloat16, and the gradient of A is a sum of few numbers made of
+# them, which partly cancel (1.1e-2 was seen on an H200 in row 11 of the design below, at the sizes of models).
+TOLERANCE_OF_FEW = {**TOLERANCE, torch.bfloat16: 2e-2}
 
 Inputs = dict[str, Tensor | None]
 

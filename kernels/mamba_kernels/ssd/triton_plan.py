@@ -113,7 +113,7 @@ def _walks(operand: str, state: int) -> list[Config]:
         return [Config(chunk, 4, 1), Config(chunk, 2, 1)]
     # One more program fits a multiprocessor of Hopper's with what these limits leave, and nothing spills.
     registers = {64: 128, 128: 168}.get(state)
-    fast = Config(64, 4, 3, registers) if state <= 128 else Config(64, 8, 2)
+    fast = Config(LONGEST_CHUNK, 4, 3, registers) if state <= 128 else Config(LONGEST_CHUNK, 8, 2)
     return [fast, Config(32, 4, 1)]
 
 
