@@ -127,7 +127,7 @@ class RoutedMixer(Mixer):
             if seq_idx_BL is not None:
                 raise UserError('packed sequences do not go with share="projections"', 'use share="all" or "none"')
             return self._mixers[0].forward_route(x, self.route, self._mixers)
-        if self.share == "all" and seq_idx_BL is None:
+        if self.share == "all" and seq_idx_BL is None and x.shape[0] > 0:
             y = self._mixers[0].forward_everywhere(x, self.route)
             if y is not None:
                 return y

@@ -201,8 +201,8 @@ class MambaLM(nn.Module):
     def _check_prompt(self, prompt_BL: Tensor, new_tokens: int) -> None:
         if prompt_BL.dim() != 2 or prompt_BL.numel() == 0:
             raise UserError(f"the prompt has shape {tuple(prompt_BL.shape)}", "give (texts, tokens), at least one each")
-        if prompt_BL.is_floating_point():
-            raise UserError(f"the prompt is of {prompt_BL.dtype}", "give whole numbers: token ids")
+        if prompt_BL.dtype not in (torch.int64, torch.int32):
+            raise UserError(f"the prompt is of {prompt_BL.dtype}", "give token ids as int64")
         if not isinstance(new_tokens, int) or new_tokens < 0:
             raise UserError(f"new_tokens is {new_tokens}", "give a whole number of 0 or more")
         low, high = int(prompt_BL.min()), int(prompt_BL.max())

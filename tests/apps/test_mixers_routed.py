@@ -144,6 +144,16 @@ def test_what_shares_everything_is_read_in_place(
         torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_no_grids_are_no_grids(name: str) -> None:
+    routed = RoutedMixer(EVERYWHERE[name](), Route("cross"), "all", rank=2)
+    x = torch.zeros(0, 3, 4, D, requires_grad=True)
+    y = routed(x)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert x.grad is not None
+
+
 @every_route
 @every_grid
 def test_shared_projections_equal_the_formulas(route: Route, grid: tuple[int, ...]) -> None:

@@ -206,7 +206,8 @@ def test_generation_never_names_a_padded_row_and_keeps_the_mode() -> None:
         (torch.tensor([[1, -2]]), 1, "the prompt has token -2"),
         (torch.tensor([[1]]), -1, "new_tokens is -1"),
         (torch.tensor([[1]]), 2.5, "new_tokens is 2.5; give a whole number"),
-        (torch.tensor([[1.0]]), 1, "the prompt is of torch.float32; give whole numbers"),
+        (torch.tensor([[1.0]]), 1, "the prompt is of torch.float32; give token ids as int64"),
+        (torch.tensor([[1]], dtype=torch.uint8), 1, "the prompt is of torch.uint8"),
     ],
 )
 def test_bad_prompts_are_refused(prompt: Tensor, new: int, message: str) -> None:
