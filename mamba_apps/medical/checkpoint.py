@@ -6,7 +6,6 @@ convolution and norm also stand in a list of all its parts.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,8 +73,7 @@ def load_umamba(path: str | Path, network: ResidualUNet) -> None:
     try:
         with file, torch.serialization.safe_globals(_numpy_numbers()):
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    # A file that is cut short shows as any of these.
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:  # A reader fed what it does not know raises anything.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path}: is no checkpoint that can be read safely ({reason[:200]})",
