@@ -172,7 +172,11 @@ FRAMES: dict[str, tuple[pd.DataFrame, dict[str, Any], tuple[str, str, str]]] = {
         {},
         ("row 9, column 'ds'", "'yesterday'", "ISO 8601"),
     ),
-    "day first": (hourly(2, ds=["01/02/2020", "02/02/2020"]), {}, ("row 0", "'01/02/2020' (2 such", "time_format")),
+    "day first": (
+        hourly(2, ds=["01/02/2020", "02/02/2020"]),
+        {},
+        ("row 0", "'01/02/2020' (2 such", "pass read_series"),
+    ),
     "format that does not fit": (
         hourly(2, ds=["01/02/2020", "13/14/2020"]),
         {"time_format": "%d/%m/%Y"},

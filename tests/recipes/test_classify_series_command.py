@@ -74,10 +74,11 @@ def test_a_file_with_decimal_commas(trained: Path, tmp_path: Path, capsys: pytes
         (rising(True).assign(level="high"), [], "a number was expected"),
         (rising(True).assign(level=[np.nan, *range(11)]), [], "line 2, column 'level'"),
         (rising(True).iloc[::-1], [], "time order"),
+        (rising(True).assign(ds="soon"), [], "write ISO 8601 (2020-01-31 13:00)"),
         (rising(True).iloc[:0], [], "at least one row"),
         (rising(True), ["--every", "1s"], "--every is for sounds"),
     ],
-    ids=["column", "text", "nan", "unsorted", "empty", "sounds"],
+    ids=["column", "text", "nan", "unsorted", "date", "empty", "sounds"],
 )
 def test_what_cannot_be_classified_is_one_line(
     frame: pd.DataFrame, words: list[str], says: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -88,6 +89,7 @@ def test_what_cannot_be_classified_is_one_line(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert says in captured.err.splitlines()[-1]
+    assert "time_format" not in captured.err  # which nothing here takes
 
 
 def test_other_variates_and_empty_folders(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

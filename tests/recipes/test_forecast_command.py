@@ -46,13 +46,17 @@ def test_forecast_prints_a_row_a_step(sales: Path, capsys: pytest.CaptureFixture
 def test_files_are_written_and_the_model_goes_on(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--out", "out/f.csv", "--plot", "f.png", "--save", "model", "--seed", "3"]
     assert main(["forecast", "sales.csv", "--horizon", "6", "--levels", "80", *QUICK, *words]) == 0
-    assert capsys.readouterr().out == ""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "on the part held back" in captured.err
     first = pd.read_csv("out/f.csv")
     assert Path("f.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in Path("out").iterdir()] == ["f.csv"]
     assert main(["forecast", "sales.csv", "--model", "model", "--json", "--plot", "again.svg"]) == 0
     assert Path("again.svg").read_text(encoding="utf-8").startswith("<?xml")
-    rows = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert "on the part held back" not in captured.err  # it is of the data that were learned from
+    rows = json.loads(captured.out)
     assert len(rows) == 12
     assert [row["patch"] for row in rows] == pytest.approx(first["patch"].tolist(), rel=1e-5)
     assert main(["forecast", "sales.csv", "--model", "model", "--horizon", "9"]) == 2
@@ -97,6 +101,9 @@ def test_what_is_wrong_is_told_in_the_command_s_options(sales: Path, capsys: pyt
     assert main(["forecast", "sales.csv", "--horizon", "6", "--model", "ridge"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.endswith("(1 step missing in 1 gap); add the rows, or pass --missing mask or seasonal")
+    Path("sales.csv").write_text(GOOD.replace("2024-01-01", "soon"), encoding="utf-8")
+    assert main(["forecast", "sales.csv", "--horizon", "6", "--model", "ridge"]) == 2
+    assert capsys.readouterr().err.endswith("; write ISO 8601 (2020-01-31 13:00)\n")
 
 
 def test_json_has_the_times_of_the_csv(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:

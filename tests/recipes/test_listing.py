@@ -104,8 +104,12 @@ def test_check_says_that_a_good_file_is_good(
     ("text", "says"),
     [
         (GOOD.replace("05:00:00,5.5", "04:00:00,5.5"), "04:00:00"),
-        (GOOD.replace("a,2024-01-01 05:00:00,5.5\n", ""), "05:00:00"),
+        (GOOD.replace("a,2024-01-01 05:00:00,5.5\n", ""), "add the rows, or pass --set missing=mask or seasonal"),
         (GOOD.replace(",7.5", ",seven"), "seven"),
+        (
+            GOOD.replace("2024-01-01", "01/01/2024"),
+            "write ISO 8601 (2020-01-31 13:00), or pass --set time_format=%d/%m/%Y",
+        ),
         (GOOD.replace(",7.5", ",inf"), "07:00:00"),
         ("city,size\nBonn,3\nUlm,4\n", "a column of dates was expected"),
         ("", "bad.csv"),

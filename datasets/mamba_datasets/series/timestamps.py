@@ -15,7 +15,8 @@ from mamba_datasets.series.table import Table
 
 _OFFSET = re.compile(r"(Z|[+-]\d{2}(?::?\d{2})?)$")
 _DST_ERRORS = ("AmbiguousTimeError", "NonExistentTimeError")
-_ISO = "write ISO 8601 (2020-01-31 13:00), or pass time_format, such as '%d/%m/%Y'"
+_ISO = "ISO8601"  # as pandas names it
+_WRITE_ISO = "write ISO 8601 (2020-01-31 13:00)"
 
 
 def parse_timestamps(
@@ -24,7 +25,7 @@ def parse_timestamps(
     sink: Collector,
     *,
     whole_numbers: bool | None,
-    time_format: str | None = None,
+    time_format: str | None = _ISO,
     tz: Any = None,
 ) -> pd.Index | None:
     """Read a column of timestamps.
@@ -34,7 +35,8 @@ def parse_timestamps(
         time_col: Its column of timestamps.
         sink: Takes what cannot be read.
         whole_numbers: Whether the steps are whole numbers; None where only the values can tell.
-        time_format: The format of text timestamps as in `datetime.strptime`; ISO 8601 if None.
+        time_format: The format of text timestamps as in `datetime.strptime`; ISO 8601 if None, and then that there
+            are others is said.
         tz: The zone that timestamps with a zone are converted into; those without are left to the caller.
 
     Returns:
@@ -94,7 +96,7 @@ def _parse_text(
     table: Table, column: pd.Series, sink: Collector, time_format: str | None, tz: Any
 ) -> pd.DatetimeIndex | None:
     """Read text or Python objects, and find the row that is to blame where that fails."""
-    pattern = time_format or "ISO8601"
+    pattern = time_format or _ISO
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -110,7 +112,11 @@ def _parse_text(
     if len(bad):
         where = f"{table.place(bad[0])}, column {column.name!r}"
         expected = f"a timestamp was expected, found {str(column.iloc[bad[0]])!r}{_more(bad)}"
-        sink.add(where, expected, _ISO if time_format is None else f"it must fit time_format={time_format!r}")
+        if time_format is None:
+            remedy = f"{_WRITE_ISO}, or pass read_series time_format='%d/%m/%Y' or the like"
+        else:
+            remedy = _WRITE_ISO if time_format == _ISO else f"it must fit time_format={time_format!r}"
+        sink.add(where, expected, remedy)
     good = np.flatnonzero(np.asarray(parsed.notna()))
     offsets = [_offset(value) for value in column.iloc[good]]
     other = next((number for number, offset in enumerate(offsets) if offset != offsets[0]), None)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mamba_apps.errors import UserError
 from mamba_recipes.cli.arguments import Parser
 from mamba_recipes.cli.errors import DONE, WRONG_INPUT
+from mamba_recipes.cli.remedies import typed
 from mamba_recipes.settings import parse_value
 
 
@@ -61,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(asdict(report), indent=1, default=str))
     else:
-        for line in (*map(str, report.findings), *(f"note: {note}" for note in report.notes)):
+        findings = (replace(one, remedy=typed(one.remedy, _setting, formats=True)) for one in report.findings)
+        for line in (*map(str, findings), *(f"note: {note}" for note in report.notes)):
             # file names may hold line breaks and bytes that are no text
             print(" ".join(line.splitlines()).encode(errors="backslashreplace").decode())
         if report.ok:
@@ -74,6 +77,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"mamba-apps: {report.path}: {count} problem{'s' if count != 1 else ''} found", file=sys.stderr)
         return WRONG_INPUT
     return DONE
+
+
+def _setting(name: str, value: str) -> str:
+    return f"--set {shlex.quote(f'{name}={value}')}"
 
 
 def _check_list(checked: Path, path: Path) -> None:

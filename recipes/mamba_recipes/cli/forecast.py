@@ -115,7 +115,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _forecast(arguments: Namespace, argv: Sequence[str], defaults: Mapping[str, Any]) -> None:
     saved = Path(arguments.model)
-    if saved.is_dir() or "/" in arguments.model:
+    continued = saved.is_dir() or "/" in arguments.model
+    if continued:
         forecaster, source = _load(saved, arguments, defaults)
         check_future(arguments, source, forecaster.horizon)
         forecast = forecaster.predict(read_future(arguments.futr, source.reading["time_col"]), df=source.table)
@@ -132,7 +133,7 @@ def _forecast(arguments: Namespace, argv: Sequence[str], defaults: Mapping[str, 
         kind = arguments.plot.suffix[1:].lower()
         write_file(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=kind))
     _put(forecast, arguments)
-    _last_lines(forecaster, arguments, argv)
+    _last_lines(forecaster, arguments, argv, learned=not continued)
 
 
 def _need_horizon(arguments: Namespace) -> None:
@@ -251,8 +252,9 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         raise storage_error("write", path, error) from error
 
 
-def _last_lines(forecaster: Forecaster, arguments: Namespace, argv: Sequence[str]) -> None:
-    held_back = [(name, value) for name, value in forecaster.metrics.items() if name.startswith("val")]
+def _last_lines(forecaster: Forecaster, arguments: Namespace, argv: Sequence[str], *, learned: bool) -> None:
+    # A saved model's score is of the data that it was learned from, not of these.
+    held_back = [(name, value) for name, value in forecaster.metrics.items() if learned and name.startswith("val")]
     lines = [f"{name} {value:.4g} on the part held back" for name, value in held_back[:1]]
     if arguments.save is not None:
         lines.append(f"saved: {forecaster.save(arguments.save)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from argparse import Namespace
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,9 +13,8 @@ from mamba_apps.errors import UserError
 from mamba_apps.training.files import make_directory
 from mamba_datasets.errors import DataError
 from mamba_recipes.cli.forecast_file import SeriesFile, read_future
+from mamba_recipes.cli.remedies import typed
 
-# What the readers call by the names of Python's arguments.
-_OPTIONS = re.compile(r"\b(missing|tz|freq|time_col|id_col|target_col)=(?:'([^']*)'(?: or '(\w+)')?|(\d+))")
 _FUTURE = re.compile(r"\bpass (?:futr_df with )?the rows of future_frame")
 _ENDINGS = {"out": (".csv", ".parquet"), "plot": (".png", ".svg", ".pdf"), "page": (".html",)}
 _LOOKING_BACK = ("step_size", "refit", "page")
@@ -104,12 +104,8 @@ def check_future(arguments: Namespace, source: SeriesFile, horizon: int) -> None
 
 def in_options(error: DataError) -> DataError:
     """Return a reader's error with the command's options in its remedy, where that names arguments of Python."""
-
-    def option(found: re.Match[str]) -> str:
-        name, word, other, number = found.groups()
-        return f"--{name.replace('_', '-')} {word or number}" + (f" or {other}" if other else "")
-
-    remedy = _OPTIONS.sub(option, _FUTURE.sub("give a row for each step to come of each series", error.remedy))
+    remedy = _FUTURE.sub("give a row for each step to come of each series", error.remedy)
+    remedy = typed(remedy, lambda name, value: f"--{name.replace('_', '-')} {shlex.quote(value)}", formats=False)
     remedy = remedy.replace("in future_frame", "steps to come")
     remedy = remedy.replace("(n_windows)", "(--cross-validate)").replace("(step_size)", "(--step-size)")
     return DataError(error.path, error.where, error.expected, remedy)
