@@ -150,6 +150,26 @@ def test_two_columns_tell_the_series_apart(tmp_path: Path) -> None:
     assert "series in 'store' and 'item' together" in guess.notes
 
 
+@pytest.mark.parametrize("shops", [("A", "B"), ("1", "2")])
+def test_when_a_shop_opens_is_no_time_of_its_rows(shops: tuple[str, str], tmp_path: Path) -> None:
+    rows = [
+        f"{day:%Y-%m-%d},{shop},{opens},3.5"
+        for shop, opens in zip(shops, ("00:00", "12:00"), strict=True)
+        for day in DAYS
+    ]
+    (tmp_path / "x.csv").write_text("date,shop,opens,sales\n" + "\n".join(rows))
+    guess = guess_table(tmp_path / "x.csv")
+    assert guess.id_col == "shop"
+    assert read(guess).freq == "D"
+
+
+def test_dollars_and_euros_are_not_added(tmp_path: Path) -> None:
+    rows = [f"{day:%Y-%m-%d},{'$' if day.day % 2 else '€'}5" for day in DAYS]
+    (tmp_path / "x.csv").write_text("date,sales\n" + "\n".join(rows))
+    with pytest.raises(DataError, match="column 'sales': a number was expected"):
+        read(guess_table(tmp_path / "x.csv"))
+
+
 @pytest.mark.parametrize(("written", "unit"), [("${:,.1f}", "$"), ("-{:.1f} €", "€"), ("{:.1f}%", "%")])
 def test_numbers_may_have_a_unit_that_is_said(written: str, unit: str, tmp_path: Path) -> None:
     values = [1000.5 + day for day in range(len(DAYS))]

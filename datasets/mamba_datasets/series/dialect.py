@@ -73,7 +73,7 @@ def as_numbers(column: pd.Series, *, comma_likely: bool) -> Numbers | None:
     if not len(text):
         return None
     unit = _MARK.search(text.iloc[0])
-    if unit is None or not text.str.contains(_MARK).all():
+    if unit is None or not text.str.contains(unit[0], regex=False).all():  # dollars and euros are no one column
         return _plain_numbers(column, text, comma_likely)
     found = _plain_numbers(column, text.str.replace(_MARKED, r"\1", regex=True), comma_likely)
     return None if found is None else dataclasses.replace(found, unit=unit[0])

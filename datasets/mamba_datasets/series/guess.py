@@ -213,11 +213,22 @@ def with_clock(table: Table, raw: pd.DataFrame, time_col: str, named: Sequence[s
             clock = pd.to_timedelta(text.where(text.str.count(":") > 1, text + ":00"))
         else:
             continue
-        # When a shop opens tells no two of its rows apart.
-        if (dates + clock).nunique() > dates.nunique():
+        if (dates + clock).nunique() > dates.nunique() and not _of_series(clock, raw, dates):
             notes.append(f"time of day in {name!r}")
             return dataclasses.replace(table, frame=frame.assign(**{time_col: dates + clock}).drop(columns=name))
     return table
+
+
+def _of_series(clock: pd.Series, raw: pd.DataFrame, dates: pd.Series) -> bool:
+    """Return whether a time of day says something of each series, such as when a shop opens, and not when a row was."""
+    for name in raw.columns:
+        text = raw[name].astype(str).str.strip()
+        plain = pd.to_numeric(text, errors="coerce").notna().all() and name.lower() not in _ID_NAMES
+        if plain or text.str.fullmatch(_CLOCK).all() or pd.DataFrame({"id": text, "at": dates}).duplicated().any():
+            continue
+        if int(clock.groupby(text).nunique().max()) == 1 and text.duplicated().any():
+            return True
+    return False
 
 
 def _find_id(
