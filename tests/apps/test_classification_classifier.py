@@ -113,7 +113,12 @@ def test_an_image_in_memory_goes_by_the_files_rules(saved: Path) -> None:
 
 def test_what_cannot_be_asked(saved: Path, tmp_path: Path) -> None:
     classifier = ImageClassifier.load(saved)
-    for images, says in ((tmp_path, "holds no images"), ([], "there are no images")):
+    array = np.zeros((9, 9, 3), np.uint8)
+    for images, says in (
+        (tmp_path, "holds no images"),
+        ([], "there are no images"),
+        (array, "an image is a ndarray.*fromarray"),
+    ):
         with pytest.raises(UserError, match=says):
             classifier.predict(images)
     with pytest.raises(UserError, match="top is 0"):

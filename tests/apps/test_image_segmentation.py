@@ -18,7 +18,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard, save_model
 from mamba_apps.training.schedule import poly_factor
 from mamba_apps.vision.classification import ClassificationTask
-from mamba_apps.vision.segmentation import SegmentationData, SegmentationTask, Segmenter
+from mamba_apps.vision.segmentation import ImageSegmenter, SegmentationData, SegmentationTask, Segmenter
 from mamba_apps.vision.segmentation.augment import IGNORED, PADDING, RandomCrop, scaled_size, training_transform
 from mamba_apps.vision.segmentation.losses import cross_entropy, dice
 from mamba_apps.vision.segmentation.optimiser import parameter_groups
@@ -401,3 +401,11 @@ def test_masks_keep_their_classes_as_pictures() -> None:
     laid = overlay(picture, mask, 12)
     assert np.array_equal(laid[0, 0], picture[0, 0])
     assert not np.array_equal(laid[0, 1], picture[0, 1])
+
+
+def test_a_segmenter_takes_pictures_by_the_files_rules_and_no_arrays() -> None:
+    segmenter = ImageSegmenter(small("vmamba_nano_8"), ["a", "b"], overlap=0.5, device="cpu")
+    clear = Image.fromarray(np.zeros((64, 64, 4), np.uint8))
+    assert np.array_equal(segmenter.predict(clear), segmenter.predict(Image.new("RGB", (64, 64), "white")))
+    with pytest.raises(UserError, match=r"an image is a ndarray.*fromarray"):
+        segmenter.predict(np.zeros((64, 64, 3), np.uint8))  # type: ignore[arg-type]

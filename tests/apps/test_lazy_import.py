@@ -34,6 +34,11 @@ def test_public_names_are_listed() -> None:
     assert {"Forecaster", "__version__"} <= set(dir(mamba_apps))
 
 
+@pytest.mark.parametrize("name", ["AudioTagger", "ImageClassifier", "ImageSegmenter", "Segmenter"])
+def test_what_training_saved_says_how_it_is_made(name: str) -> None:
+    assert f"`{name}.load` makes one" in (getattr(mamba_apps, name).__doc__ or "").splitlines()[0]
+
+
 def test_parts_are_imported_when_they_are_named() -> None:
     code = (
         "import sys, mamba_apps; assert not set(mamba_apps._PARTS) - set(dir(mamba_apps)); "

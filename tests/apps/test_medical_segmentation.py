@@ -144,6 +144,12 @@ def test_an_image_smaller_than_the_patch(shape: tuple[int, ...], tmp_path: Path)
     assert np.array_equal(mask, image.T)
 
 
+@pytest.mark.parametrize("image", [np.zeros((4, 4, 4)), [np.zeros((4, 4, 4))], []])
+def test_arrays_are_no_images_as_they_measure_nothing(image: Any) -> None:
+    with pytest.raises(UserError, match=r"no file.*predict\(\"ct\.nii\.gz\"\)"):
+        Segmenter(Predictor([Bright()], plan_of(), device="cpu"), "bright").predict(image)
+
+
 def test_probabilities_and_ensembles(tmp_path: Path) -> None:
     path = write(tmp_path / "image.nii.gz", scene(), np.diag([1.2, 1.0, 0.9, 1.0]))
     one = Segmenter(Predictor([Bright()], plan_of(), device="cpu"), "bright")

@@ -19,7 +19,7 @@ Image = str | Path | Sequence[str | Path] | Volume
 
 
 class Segmenter:
-    """Segment volumes with a saved model, or the mean of several. This is research software, no medical device.
+    """A trained segmenter of volumes; `Segmenter.load` makes one. This is research software, no medical device.
 
     Args:
         predictor: The networks and how volumes are read for them.
@@ -91,7 +91,7 @@ class Segmenter:
             Labels (z, y, x), the file's axes in reverse order (``.T`` has the file's own); (y, x) of a picture.
 
         Raises:
-            UserError: A channel's file is missing.
+            UserError: A channel's file is missing, or the image is an array: how large its voxels are stands in a file.
             DataError: A file is broken, or it is not of the kind that the model was trained on.
         """
         return self.predictor.segment(self.read(image), on_window)
@@ -118,11 +118,16 @@ class Segmenter:
         return Path(out)
 
     def read(self, image: Image) -> Volume:
-        """Return an image's volume, with all its channels."""
+        """Return an image's volume, with all its channels; arguments and errors as in `predict`."""
         if isinstance(image, Volume):
             return image
+        if isinstance(image, (list, tuple)) and image and all(isinstance(one, (str, Path)) for one in image):
+            return read_case(image)
         if not isinstance(image, (str, Path)):
-            return read_case(list(image))
+            raise UserError(
+                f"an image is a {type(image).__name__}, no file: what it measures is not known",
+                'give its file, as in predict("ct.nii.gz"), a list of its channels\' files, or a Volume',
+            )
         path = Path(image)
         if not path.is_file():
             raise UserError(f"{path}: there is no such file", "check the path; for a folder use mamba-apps segment")

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, saved_folder
 from mamba_apps.vision.classification.preprocessing import Preprocessing
+from mamba_apps.vision.pictures import as_picture
 from mamba_apps.vision.weights import create_model, saved_weights
 from mamba_datasets.errors import DataError
-from mamba_datasets.images.read import SUFFIXES, read_image, to_mode
+from mamba_datasets.images.read import SUFFIXES
 
 _BATCH = 64
 
@@ -136,7 +137,7 @@ class ImageClassifier:
 
         Raises:
             BadImagesError: Images cannot be read; it names all of them.
-            UserError: There is no image, or ``top`` is out of range.
+            UserError: There is no image, one is an array, or ``top`` is out of range.
         """
         if top < 1:
             raise UserError(f"top is {top}", "give at least 1")
@@ -159,7 +160,7 @@ class ImageClassifier:
         for one in chosen:
             name = "" if isinstance(one, Image.Image) else str(one)
             try:
-                image = to_mode(one, "the image") if isinstance(one, Image.Image) else read_image(one)
+                image = as_picture(one)
             except DataError as error:
                 problems.append(error)
                 continue

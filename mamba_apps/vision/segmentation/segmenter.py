@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from mamba_apps.vision.pictures import as_picture
 from mamba_apps.vision.segmentation.network import Segmenter
 from mamba_apps.vision.segmentation.saving import load_segmenter
-from mamba_datasets.images import read_image
 
 
 class ImageSegmenter:
-    """Segment pictures of any size with a saved model.
+    """A trained segmenter of pictures of any size; `ImageSegmenter.load` makes one.
 
     Args:
         network: The network.
@@ -57,13 +57,12 @@ class ImageSegmenter:
         """Return the class of each pixel (H, W), uint8.
 
         Args:
-            image: A file, or an RGB picture.
+            image: A file, or a PIL image.
 
         Raises:
+            UserError: It is neither.
             DataError: The file is no image, or it is broken.
         """
-        picture = image if isinstance(image, Image.Image) else read_image(image)
-        mask = self.network.segment(
-            pil_to_tensor(picture.convert("RGB")), overlap=self.overlap, short_side=self.short_side
-        )
+        picture_3HW = pil_to_tensor(as_picture(image))
+        mask = self.network.segment(picture_3HW, overlap=self.overlap, short_side=self.short_side)
         return mask.cpu().numpy()
