@@ -267,6 +267,21 @@ def test_a_single_file_has_no_list(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.json").exists()
 
 
+def test_a_list_overwrites_only_a_list(root: Path, tmp_path: Path) -> None:
+    photo, out = root / "dog" / "a.png", tmp_path / "out.json"
+    before = photo.read_bytes()
+    for taken in (photo, tmp_path / "settings.json"):
+        if taken != photo:
+            taken.write_text("[1]", encoding="utf-8")
+        with pytest.raises(DataError, match="another file stands there; give another name"):
+            write_broken(check(root), taken)
+        with pytest.raises(DataError, match="another file stands there"):
+            main([str(root), "--write-broken", str(taken)])
+    assert photo.read_bytes() == before
+    for _ in range(2):
+        assert write_broken(check(root), out) == 0
+
+
 def test_names_that_are_no_text(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in (b"\xff.png", b"two\nlines.png"):
         (root / "dog" / os.fsdecode(name)).write_bytes(b"")

@@ -235,9 +235,11 @@ def test_memory_is_what_the_candidate_took(
         (["--measure", "speed", "--budget", "5epochs"], "speed is measured for a time, not for 5 epochs"),
         (["--out", "."], "--out . is a folder"),
         (["--log", "."], "--log . is a folder"),
-        (["--log", "/proc/none/log.txt"], "cannot write to the log's folder /proc/none"),
+        (["--log", "/proc/none/log.txt"], "cannot write to the folder of --log /proc/none"),
         (["--out", "toy.yaml/report.html"], "toy.yaml"),
-        (["--out", "/proc/none/report.html"], "cannot write to the report's folder /proc/none"),
+        (["--out", "/proc/none/report.html"], "cannot write to the folder of --out /proc/none"),
+        (["--out", "./toy.yaml"], "--out toy.yaml would overwrite what is read"),
+        (["--log", "report.html"], "--log report.html would overwrite what is read"),
         (["--modle.lr", "1"], "unknown setting 'modle.lr'"),
     ],
 )

@@ -177,7 +177,8 @@ def test_weights_of_another_model_are_refused(trained: Path, capsys: pytest.Capt
         (["test", "toy.yaml"], "recipe 'toy' has no trained weights of its own"),
         (["test", "."], "holds no run"),
         (["predict", "run", "--out", "run"], "run is a folder; give a file"),
-        (["predict", "run", "--out", "toy.yaml/x"], "cannot write to the folder of the result"),
+        (["predict", "run", "--out", "toy.yaml/x"], "cannot write to the folder of --out"),
+        (["predict", "toy.yaml", "--model", "run/last.ckpt", "--out", "run/last.ckpt"], "would overwrite what is read"),
     ],
 )
 def test_wrong_words_are_refused(

@@ -67,7 +67,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["fit", "."], ".: is a folder; give a recipe's name"),
         (["check", "a" * 5000], "File name too long; check the path"),
         (["bench", "--out", "."], ". is a folder"),
-        (["bench", "--out", "/proc/none/x.json"], "cannot write to the folder of the result /proc/none"),
+        (["bench", "--out", "/proc/none/x.json"], "cannot write to the folder of --out /proc/none"),
         (["check", ".", "--write-broken", "."], "--write-broken . is a folder"),
         (["compare", "trafic"], "there is no recipe 'trafic'; did you mean 'traffic'"),
         (["fit", "trafic"], "there is no recipe 'trafic'; did you mean 'traffic'"),

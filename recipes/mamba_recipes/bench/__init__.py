@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mamba_apps.errors import UserError
-from mamba_apps.training.files import make_directory
 from mamba_datasets.files import write_whole
 from mamba_recipes import environment
 from mamba_recipes.bench import against
 from mamba_recipes.cli.arguments import Parser
+from mamba_recipes.cli.targets import check_target
 
 
 def main(argv: list[str]) -> int:
@@ -27,8 +26,9 @@ def main(argv: list[str]) -> int:
         "device": arguments.device,
         "environment": environment.describe(devices=arguments.device == "cuda"),
     }
-    for path in filter(None, (arguments.out, arguments.figure)):  # minutes before it is needed
-        _check_target(path)
+    for option, path in (("--out", arguments.out), ("--figure", arguments.figure)):
+        if path is not None:
+            check_target(option, path)
     saved = against.read_saved(arguments.against, document) if arguments.against else []
     table, failures = _run(arguments, document)
     text = json.dumps(document, indent=1)
@@ -41,12 +41,6 @@ def main(argv: list[str]) -> int:
     for line in worse:
         print(f"mamba-apps: worse than {arguments.against}: {line}", file=sys.stderr)
     return 1 if failures else against.REGRESSION if worse else 0
-
-
-def _check_target(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder", "give a file")
-    make_directory(path.resolve().parent, "folder of the result")
 
 
 def _parser() -> Parser:

@@ -14,6 +14,7 @@ from mamba_apps.errors import UserError
 from mamba_recipes.cli.arguments import Parser
 from mamba_recipes.cli.errors import DONE, WRONG_INPUT
 from mamba_recipes.cli.remedies import typed
+from mamba_recipes.cli.targets import check_target
 from mamba_recipes.settings import parse_value
 
 
@@ -85,10 +86,9 @@ def _setting(name: str, value: str) -> str:
 
 def _check_list(checked: Path, path: Path) -> None:
     """Refuse a list of broken files that could not be written, before a large folder is read."""
-    from mamba_apps.training.files import make_directory
+    from mamba_datasets.broken import refuse_other
 
     if not checked.is_dir():
         raise UserError(f"--write-broken lists files of a folder, and {checked} is a file", "check its folder")
-    if path.is_dir():
-        raise UserError(f"--write-broken {path} is a folder", "give a file")
-    make_directory(path.resolve().parent, "folder of --write-broken")
+    check_target("--write-broken", path)
+    refuse_other(path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mamba_apps.errors import UserError
 from mamba_recipes.cli.classified import as_json, header, table
 from mamba_recipes.cli.errors import DONE, WRONG_INPUT, one_line
+from mamba_recipes.cli.targets import check_target
 
 if TYPE_CHECKING:
     from mamba_apps.audio.tagging import AudioTagger
@@ -30,7 +31,10 @@ def run(arguments: Namespace, folder: Path) -> int:
     if every is not None and arguments.embeddings is not None:
         raise UserError("--every and --embeddings are both given", "give one of them")
     if arguments.embeddings is not None:
-        _check_embeddings(arguments.embeddings)
+        if arguments.embeddings.suffix.lower() != ".npz":
+            what = f"--embeddings {arguments.embeddings}: they are written as NPZ"
+            raise UserError(what, "give a name that ends in .npz")
+        check_target("--embeddings", arguments.embeddings)
 
     from mamba_apps.audio.tagging import AudioTagger, BadSoundsError
 
@@ -60,17 +64,6 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def _check_embeddings(out: Path) -> None:
-    """Refuse a file that could not be written, before many sounds are heard."""
-    from mamba_apps.training.files import make_directory
-
-    if out.suffix.lower() != ".npz":
-        raise UserError(f"--embeddings {out}: they are written as NPZ", "give a name that ends in .npz")
-    if out.is_dir():
-        raise UserError(f"--embeddings {out} is a folder", "give a file")
-    make_directory(out.resolve().parent, "folder of the embeddings")
-
-
 def _tags(tagger: AudioTagger, arguments: Namespace) -> int:
     found = tagger.tag_files(arguments.path, top=arguments.top)
     _say(note for tags in found for note in tags.notes)
@@ -92,11 +85,8 @@ def _timeline(tagger: AudioTagger, arguments: Namespace, every: float) -> int:
     out = arguments.out or Path(f"{source.stem}_timeline.csv")
     if out.suffix.lower() != ".csv":
         raise UserError(f"--out {out}: a timeline is written as CSV", "give a name that ends in .csv")
-
-    from mamba_apps.training.files import make_directory
-
     picture = out.with_suffix(".png")
-    make_directory(out.resolve().parent, "folder of the timeline")
+    check_target("--out", out, [source])
     timeline = tagger.timeline(source, every=every)
     _say(timeline.notes)
     timeline.to_csv(out)

@@ -13,6 +13,7 @@ from mamba_apps.errors import UserError
 from mamba_recipes import recipe as recipes
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, positive, split_overrides
 from mamba_recipes.cli.errors import DONE, FAILED, WRONG_INPUT
+from mamba_recipes.cli.targets import check_target
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -55,10 +56,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `mamba-apps compare` and return its exit code; failed candidates make it 1 (or 2, if all can be mended)."""
     arguments, overrides = split_overrides(make_parser(), argv)
     recipe = recipes.load(arguments.recipe)
-    if arguments.out.is_dir():
-        raise UserError(f"--out {arguments.out} is a folder", "give a file, for example report.html")
 
-    from mamba_apps.training.files import make_directory
     from mamba_recipes.compare.plan import make_plan
     from mamba_recipes.compare.report import write
     from mamba_recipes.compare.runner import run_plan
@@ -77,11 +75,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.parallel > 1 and (plan.measure == "speed" or plan.budget.kind == "seconds"):
         raise UserError("--parallel makes candidates share the machine, which times would show", "leave it out")
     command = shlex.join(["mamba-apps", "compare", *argv])
-    make_directory(arguments.out.resolve().parent, "report's folder")  # minutes before it is needed
+    check_target("--out", arguments.out, [recipe.path])
     if arguments.log is not None:
-        if arguments.log.is_dir():
-            raise UserError(f"--log {arguments.log} is a folder", "give a file, for example log.txt")
-        make_directory(arguments.log.resolve().parent, "log's folder")
+        check_target("--log", arguments.log, [recipe.path, arguments.out])
     with _Bar(plan) as bar:
         comparison = run_plan(plan, command, bar, arguments.log, arguments.parallel)
     _refuse_what_all_refused(comparison)

@@ -15,6 +15,7 @@ from mamba_recipes import recipe as recipes
 from mamba_recipes import runs
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
 from mamba_recipes.cli.errors import DONE
+from mamba_recipes.cli.targets import check_target
 
 _WHAT = {
     "validate": "Measure a trained model on its recipe's validation data.",
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     config = recipe.with_overrides(overrides)
     out: Any = arguments.out if command == "predict" else getattr(arguments, "page", None)
     if out is not None:
-        _check_target(out)
+        check_target("--out" if command == "predict" else "--page", out, (recipe.path, source))
 
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
@@ -91,15 +92,6 @@ def main(argv: Sequence[str]) -> int:
         for key, value in metrics.items():
             print(f"{key:<{width}}  {value:.6g}")
     return DONE
-
-
-def _check_target(out: Path) -> None:
-    """Refuse a file that could not be written, before the model works."""
-    from mamba_apps.training.files import make_directory
-
-    if out.is_dir():
-        raise UserError(f"{out} is a folder", "give a file")
-    make_directory(out.resolve().parent, "folder of the result")
 
 
 def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from mamba_apps.training.files import make_directory
 from mamba_datasets.errors import DataError
 from mamba_recipes.cli.forecast_file import SeriesFile, read_future
 from mamba_recipes.cli.remedies import typed
+from mamba_recipes.cli.targets import check_target
 
 _FUTURE = re.compile(r"\bpass (?:futr_df with )?the rows of future_frame")
 _ENDINGS = {"out": (".csv", ".parquet"), "plot": (".png", ".svg", ".pdf"), "page": (".html",)}
@@ -43,7 +44,7 @@ def check_words(arguments: Namespace, defaults: Mapping[str, Any]) -> None:
         arguments.plot = arguments.file.with_name(f"{stem}-forecast.png")
     if arguments.cross_validate is not None and arguments.page is None:
         arguments.page = arguments.file.with_name(f"{stem}-cross-validation.html")
-    read = {path.resolve() for path in (arguments.file, arguments.futr) if path is not None}
+    read = [path for path in (arguments.file, arguments.futr) if path is not None]
     for name, endings in _ENDINGS.items():
         _check_target(name, getattr(arguments, name), endings, read)
     if arguments.save is not None:
@@ -114,10 +115,6 @@ def in_options(error: DataError) -> DataError:
 def _check_target(name: str, path: Path | None, endings: tuple[str, ...], read: Collection[Path]) -> None:
     if path is None:
         return
-    if path.resolve() in read:
-        raise UserError(f"--{name} {path} would overwrite what is read", "give another name")
     if path.suffix.lower() not in endings:
         raise UserError(f"--{name} {path}: unknown ending {path.suffix!r}", f"use {', '.join(endings)}")
-    if path.is_dir():
-        raise UserError(f"--{name} {path} is a folder", "give a file")
-    make_directory(path.resolve().parent, f"folder of --{name}")
+    check_target(f"--{name}", path, read)
