@@ -51,7 +51,7 @@ def test_sequences_in_slices(case: dict[str, Any], inner: bool, monkeypatch: pyt
 
     taken = []
     differentiate = triton._differentiate
-    monkeypatch.setattr(triton, "_differentiate", lambda *given: (taken.append(len(given[0])), differentiate(*given)))
+    monkeypatch.setattr(triton, "_differentiate", lambda *given: (taken.append(len(given[1])), differentiate(*given)))
     monkeypatch.setattr(triton, "WORKSPACE", 1)
     inputs, options = scan_case(torch.float32, batch=3, states=3, **case)
     if inner:  # A slice of a gradient then lies otherwise than the gradient of a slice.

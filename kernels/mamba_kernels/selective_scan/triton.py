@@ -185,13 +185,13 @@ def backward(
     Sequences are taken in slices where what they need at a time, beside inputs and results, would pass `WORKSPACE`.
     """
     tensors = (u, delta, A, B, C, D, z, delta_bias)
-    options = (delta_softplus, reverse)
+    enters = grad_last_state is not None
     gradients = [u.new_empty(0) if x is None else empty_in_order(x) for x in tensors]
     dinitial = _new(u, u.shape[0], *A.shape)
-    plan = _plan_backward(grad_out, grad_last_state is not None, *gradients, *tensors, delta_softplus, seq_idx, reverse)
+    plan = _plan_backward(grad_out, enters, *gradients, *tensors, delta_softplus, seq_idx, reverse)
     slices = _slices(plan, u, B, C, A.shape[1])
     if len(slices) == 1:
-        _differentiate(grad_out, grad_last_state, tensors, seq_idx, checkpoints, gradients, dinitial, *options)
+        _differentiate(plan, grad_out, grad_last_state, tensors, seq_idx, reverse, checkpoints, gradients, dinitial)
     else:
         sums = []
         for rows in slices:
@@ -200,8 +200,10 @@ def backward(
                 g[rows] if g.dim() > 2 else u.new_empty(0) if x is None else empty_in_order(x, torch.float32)
                 for x, g in zip(tensors, gradients, strict=True)
             ]
+            dout, kept, start = (x[rows] for x in (grad_out, checkpoints, dinitial))
             last, ids = (None if x is None else x[rows] for x in (grad_last_state, seq_idx))
-            _differentiate(grad_out[rows], last, of_each, ids, checkpoints[rows], into, dinitial[rows], *options)
+            plan = _plan_backward(dout, enters, *into, *of_each, delta_softplus, ids, reverse)
+            _differentiate(plan, dout, last, of_each, ids, reverse, kept, into, start)
             sums.append(into)
         for parts, gradient in zip(zip(*sums, strict=True), gradients, strict=True):
             if gradient.dim() < 3:
@@ -220,18 +222,17 @@ def _slices(plan: _Backward, u: Tensor, B: Tensor, C: Tensor, states: int) -> li
 
 
 def _differentiate(
+    plan: _Backward,
     grad_out: Tensor,
     grad_last_state: Tensor | None,
     tensors: Sequence[Any],
     seq_idx: Tensor | None,
+    reverse: bool,
     checkpoints: Tensor,
     gradients: Sequence[Tensor],
     dinitial: Tensor,
-    delta_softplus: bool,
-    reverse: bool,
 ) -> None:
     """Write the gradients of ``tensors``, and of the initial state."""
-    plan = _plan_backward(grad_out, grad_last_state is not None, *gradients, *tensors, delta_softplus, seq_idx, reverse)
     u, delta, A, B, C, D, z, bias = tensors
     (batch, channels, length), states = u.shape, A.shape[1]
     parts, blocks = plan.scan.parts, plan.scan.blocks
