@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mamba_apps.vision  # noqa: F401 - registers the models' names
-from mamba_apps.errors import UserError
 from mamba_kernels.graphs import ReplayedTraining
-from mamba_recipes.bench.gpu.steps import kernel_lines, measure_step, step_times
+from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_step, step_times
 
 Row = dict[str, Any]
 _CLASSES = 1000
@@ -65,10 +64,7 @@ def run(talk: Callable[[str], None], filters: list[str], steps: int = 12) -> lis
         UserError: If nothing matches.
         FloatingPointError: If a model's loss or logits are not finite.
     """
-    chosen = [s for s in SETTINGS if not filters or any(all(w in s.label() for w in f.split()) for f in filters)]
-    if not chosen:
-        known = "; ".join(setting.label() for setting in SETTINGS)
-        raise UserError(f"--only {' --only '.join(filters)} matches no model", f"there is {known}")
+    chosen = matching(SETTINGS, filters, "model")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     rows = []
     for setting in chosen:

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from mamba_apps.errors import UserError
+
 Row = dict[str, Any]
 _KERNELS_SHOWN = 15
+
+
+class Labelled(Protocol):
+    """A setting that is timed."""
+
+    def label(self) -> str:
+        """Return what a filter is matched with."""
+
+
+S = TypeVar("S", bound=Labelled)
+
+
+def matching(settings: Sequence[S], filters: Sequence[str], what: str) -> list[S]:
+    """Return the settings whose label has all words of one filter or another, or all where there is no filter.
+
+    Raises:
+        UserError: If there is no such ``what``.
+    """
+    found = [s for s in settings if not filters or any(all(w in s.label() for w in f.split()) for f in filters)]
+    if not found:
+        known = "; ".join(setting.label() for setting in settings)
+        raise UserError(f"--only {' --only '.join(filters)} matches no {what}", f"there is {known}")
+    return found
 
 
 def measure_step(name: str, step: Callable[[], Tensor], steps: int) -> Row:

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_apps.errors import UserError
 from mamba_apps.medical import build_network
 from mamba_apps.medical.segmentation.losses import supervised_loss
 from mamba_datasets.volumes import NetworkPlan
-from mamba_recipes.bench.gpu.steps import kernel_lines, measure_step
+from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_step
 
 Row = dict[str, Any]
 CT = NetworkPlan(
@@ -57,10 +56,7 @@ def run(talk: Callable[[str], None], filters: list[str], steps: int = 8) -> list
         UserError: If nothing matches.
         FloatingPointError: If a loss is not finite.
     """
-    chosen = [s for s in SETTINGS if not filters or any(all(w in s.label() for w in f.split()) for f in filters)]
-    if not chosen:
-        known = "; ".join(setting.label() for setting in SETTINGS)
-        raise UserError(f"--only {' --only '.join(filters)} matches no network", f"there is {known}")
+    chosen = matching(SETTINGS, filters, "network")
     torch.backends.cudnn.benchmark = True
     rows = []
     for setting in chosen:
