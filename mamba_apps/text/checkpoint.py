@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.text.adapters import from_mamba_ssm, from_transformers, to_mamba_ssm, to_transformers
 from mamba_apps.text.model import MambaLM
-from mamba_apps.training.files import make_directory, storage_error, temporary_beside, write_text, writing
+from mamba_apps.training.files import make_directory, storage_error, temporary_beside, write_tensors, write_text
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 # One file, or an index of several, the better format first.
@@ -56,8 +56,7 @@ def write_checkpoint(model: MambaLM, directory: str | Path, naming: str) -> None
     tensors = {name: tensor.contiguous() for name, tensor in state_dict.items()}
     try:
         with temporary_beside(weights) as temporary:
-            with writing(temporary) as file:
-                save_file(tensors, file.name, metadata={"format": "pt"})
+            write_tensors(temporary, tensors)
             write_text(weights.with_name(_CONFIG), json.dumps(config, indent=2) + "\n")
             os.replace(temporary, weights)
     except OSError as error:

@@ -9,13 +9,17 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from mamba_apps.errors import UserError
 from mamba_datasets.files import FULL_DISK
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import fcntl
@@ -89,6 +93,26 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         _lock(file)
         yield file
         file.flush()
+        os.fsync(file.fileno())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors into a new safetensors file that is on the disk when this returns.
+
+    Raises:
+        OSError: The disk is full, the folder is read-only, ...
+        SafetensorError: Likewise.
+    """
+    from safetensors.torch import save_file
+
+    with path.open("xb") as file:
+        _lock(file)
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        save_file(tensors, path, metadata={"format": "pt"})
+    # safetensors puts a file of its own there, which nobody else may read and which need not be on the disk yet
+    with path.open("rb+") as file:
+        _lock(file)
+        os.chmod(path, mode)
         os.fsync(file.fileno())
 
 

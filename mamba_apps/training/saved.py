@@ -20,8 +20,8 @@ from mamba_apps.training.files import (
     sha256_of,
     storage_error,
     temporary_beside,
+    write_tensors,
     write_text,
-    writing,
 )
 from mamba_datasets.files import sync_folder
 
@@ -97,7 +97,6 @@ def save_model(directory: str | Path, module: nn.Module, card: ModelCard) -> Pat
         UserError: The folder cannot be written, the disk is full, or the card or the state cannot be stored safely.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     directory = Path(directory)
     tensors, tied = _separate(module.state_dict())
@@ -107,8 +106,7 @@ def save_model(directory: str | Path, module: nn.Module, card: ModelCard) -> Pat
     clean_stale(directory)
     try:
         with temporary_beside(weights) as temporary:
-            with writing(temporary) as file:
-                save_file(tensors, file.name, metadata={"format": "pt"})
+            write_tensors(temporary, tensors)
             card = dataclasses.replace(
                 card,
                 library_version=_library_version(),

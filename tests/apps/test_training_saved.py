@@ -176,6 +176,16 @@ def test_state_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
         save_model(tmp_path, Odd(1, 1), CARD)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_weights_are_on_the_disk_and_as_readable_as_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), fsync(number))[1])
+    save_model(tmp_path / "new", Tied(), CARD)
+    weights, card = (tmp_path / "new" / name for name in ("model.safetensors", "model.json"))
+    assert {weights.stat().st_ino, card.stat().st_ino} <= set(synced)
+    assert weights.stat().st_mode == card.stat().st_mode
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_full_disk_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     def refuse(*args: Any) -> None:
