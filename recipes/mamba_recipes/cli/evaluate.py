@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     config = recipe.with_overrides(overrides)
     out: Any = arguments.out if command == "predict" else getattr(arguments, "page", None)
     if out is not None:
-        check_target("--out" if command == "predict" else "--page", out, (recipe.path, source))
+        check_target("--out" if command == "predict" else "--page", out, [recipe.path, *_kept(source)])
 
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
@@ -92,6 +92,14 @@ def main(argv: Sequence[str]) -> int:
         for key, value in metrics.items():
             print(f"{key:<{width}}  {value:.6g}")
     return DONE
+
+
+def _kept(source: Path) -> list[Path]:
+    """Return the files that training keeps in a run's or a saved model's folder, or the file that ``source`` is."""
+    from mamba_apps.training.saved import CARD_NAME, MODEL_NAME, WEIGHTS_NAME
+
+    folders = (source, source / MODEL_NAME)
+    return [source, *source.glob("*.ckpt"), *(one / name for one in folders for name in (CARD_NAME, WEIGHTS_NAME))]
 
 
 def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:
