@@ -100,6 +100,19 @@ def test_check_says_that_a_good_file_is_good(
     assert (document["kind"], document["findings"]) == ("series", [])
 
 
+def test_check_reads_dates_as_forecast_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("german.csv").write_text(GOOD.replace("2024-01-01", "31.01.2024"), encoding="utf-8")
+    assert main(["check", "german.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "note: 'ds' read as day month year" in out
+    assert "2024-01-31 00:00:00 to 2024-01-31 23:00:00" in out
+    assert main(["check", "german.csv", "--set", "time_format=%d/%m/%Y"]) == 2  # what is said holds
+    assert "it must fit time_format='%d/%m/%Y'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -107,7 +120,7 @@ def test_check_says_that_a_good_file_is_good(
         (GOOD.replace("a,2024-01-01 05:00:00,5.5\n", ""), "add the rows, or pass --set missing=mask or seasonal"),
         (GOOD.replace(",7.5", ",seven"), "seven"),
         (
-            GOOD.replace("2024-01-01", "01/01/2024"),
+            GOOD.replace("2024-01-01", "New Year 2024"),
             "write ISO 8601 (2020-01-31 13:00), or pass --set time_format=%d/%m/%Y",
         ),
         (GOOD.replace(",7.5", ",inf"), "07:00:00"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from mamba_datasets.series.table import CSV_SUFFIXES, PARQUET_SUFFIXES
 def check_series(path: Path | str, *, freq: str | int | None = None, **options: Any) -> Report:
     """Check a file of series, and gather every problem of every series.
 
-    A file without the columns of the long format is read as `guess_table` reads it, where no options say otherwise.
+    A file that has problems in the long format is read as `guess_table` reads it, where no options say otherwise and
+    that has none; one without the format's columns is read so in any case.
 
     Args:
         path: A CSV or Parquet file.
@@ -28,14 +30,12 @@ def check_series(path: Path | str, *, freq: str | int | None = None, **options: 
     Returns:
         The report.
     """
-    sink = Collector(path, keep=True)
+    sink, read = _kept(path, lambda sink: read_into(sink, path, freq=freq, **options))
+    if sink.findings and not options:
+        guessed, found = _kept(path, lambda sink: _guess(sink, path, freq))
+        if not guessed.findings or sink.findings[-1].where == "columns":
+            sink, read = guessed, found
     summary = ""
-    try:
-        read = _read(sink, path, freq, options)
-    except DataError as error:
-        # What stops the reading altogether, such as a missing column, is the last finding.
-        sink.findings.append(Finding.of(error))
-        read = None
     if read is not None and not sink.findings:
         shortest, longest = int(read.lengths.min()), int(read.lengths.max())
         steps = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
@@ -45,12 +45,18 @@ def check_series(path: Path | str, *, freq: str | int | None = None, **options: 
     return Report(str(path), "series", tuple(sink.findings), summary, tuple(sink.notes))
 
 
-def _read(sink: Collector, path: Path | str, freq: str | int | None, options: dict[str, Any]) -> SeriesSet | None:
+def _kept(path: Path | str, read: Callable[[Collector], SeriesSet | None]) -> tuple[Collector, SeriesSet | None]:
+    """Read with a collector that keeps all findings."""
+    sink = Collector(path, keep=True)
     try:
-        return read_into(sink, path, freq=freq, **options)
+        return sink, read(sink)
     except DataError as error:
-        if options or error.where != "columns":
-            raise
+        # What stops the reading altogether, such as a missing column, is the last finding.
+        sink.findings.append(Finding.of(error))
+        return sink, None
+
+
+def _guess(sink: Collector, path: Path | str, freq: str | int | None) -> SeriesSet | None:
     guess = guess_table(path)
     for note in guess.notes:
         sink.note(note)
