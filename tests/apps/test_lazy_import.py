@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import mamba_apps
+from mamba_apps.errors import UserError
 
 HEAVY = ("torch", "lightning", "pandas", "numpy", "timm", "matplotlib")
 
@@ -36,7 +37,12 @@ def test_public_names_are_listed() -> None:
 
 @pytest.mark.parametrize("name", ["AudioTagger", "ImageClassifier", "ImageSegmenter", "Segmenter"])
 def test_what_training_saved_says_how_it_is_made(name: str) -> None:
-    assert f"`{name}.load` makes one" in (getattr(mamba_apps, name).__doc__ or "").splitlines()[0]
+    kind = getattr(mamba_apps, name)
+    assert f"`{name}.load` makes one" in (kind.__doc__ or "").splitlines()[0]
+    with pytest.raises(UserError, match=rf"{name} is a trained model; load it: {name}.load\('runs/x'\)"):
+        kind("runs/x")
+    with pytest.raises(UserError, match=rf"{name}.load\(folder\)"):
+        kind()
 
 
 def test_parts_are_imported_when_they_are_named() -> None:

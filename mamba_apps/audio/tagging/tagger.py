@@ -25,6 +25,7 @@ from mamba_apps.audio.tagging.sounds import Channel, Hearing, Sound, opened
 from mamba_apps.audio.tagging.tags import BadSoundsError, Tags, likeliest
 from mamba_apps.audio.tagging.timeline import Timeline, make_timeline
 from mamba_apps.errors import UserError
+from mamba_apps.trained import Trained
 from mamba_apps.training import load_card, saved_folder
 from mamba_datasets.audio.read import SOUND
 from mamba_datasets.errors import DataError
@@ -43,7 +44,7 @@ class _Window:
     length: int
 
 
-class AudioTagger:
+class AudioTagger(metaclass=Trained):
     """A trained model of sound; `AudioTagger.load` makes one.
 
     Sounds are heard as in the scores of training: at the model's rate, in windows of its length. What was done to a

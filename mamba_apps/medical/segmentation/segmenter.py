@@ -12,13 +12,14 @@ from mamba_apps.errors import UserError
 from mamba_apps.medical.segmentation.inputs import find_cases
 from mamba_apps.medical.segmentation.predictor import Predictor
 from mamba_apps.medical.segmentation.saving import load_segmenter, plan_digest
+from mamba_apps.trained import Trained
 from mamba_datasets.volumes import Plan, Volume, read_case, write_mask
 from mamba_datasets.volumes.read import check_mask_path
 
 Image = str | Path | Sequence[str | Path] | Volume
 
 
-class Segmenter:
+class Segmenter(metaclass=Trained):
     """A trained segmenter of volumes; `Segmenter.load` makes one. This is research software, no medical device.
 
     Args:

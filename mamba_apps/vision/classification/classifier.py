@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
+from mamba_apps.trained import Trained
 from mamba_apps.training import load_card, saved_folder
 from mamba_apps.vision.classification.preprocessing import Preprocessing
 from mamba_apps.vision.pictures import as_picture
@@ -69,7 +70,7 @@ class Prediction:
         return self.probabilities[0]
 
 
-class ImageClassifier:
+class ImageClassifier(metaclass=Trained):
     """A trained classifier of images; `ImageClassifier.load` makes one.
 
     Args:

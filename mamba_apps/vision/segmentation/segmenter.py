@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from mamba_apps.trained import Trained
 from mamba_apps.vision.pictures import as_picture
 from mamba_apps.vision.segmentation.network import Segmenter
 from mamba_apps.vision.segmentation.saving import load_segmenter
 
 
-class ImageSegmenter:
+class ImageSegmenter(metaclass=Trained):
     """A trained segmenter of pictures of any size; `ImageSegmenter.load` makes one.
 
     Args:
