@@ -113,7 +113,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name_or_path: str) -> Path:
-    """Return the file of a recipe given by name or by path.
+    """Return the file of a recipe given by name or by path; of a file and a recipe of one name, the file.
 
     Raises:
         UserError: If there is no such recipe (with the nearest name) or file.
@@ -123,13 +123,13 @@ def find(name_or_path: str) -> Path:
         if not path.is_file():
             raise UserError(f"{path}: there is no such file", "give a recipe's name (see mamba-apps recipes) or a file")
         return path
+    known = shipped()
+    if name_or_path in known:  # also where a folder has that name: data are often kept in one
+        return known[name_or_path]
     if path.is_dir() or len(path.parts) > 1:
         found = "is a folder" if path.is_dir() else "there is no such file"
         raise UserError(f"{path}: {found}", "give a recipe's name (see mamba-apps recipes) or file")
-    known = shipped()
-    if name_or_path not in known:
-        raise UserError(f"there is no recipe {name_or_path!r}", nearest(name_or_path, known))
-    return known[name_or_path]
+    raise UserError(f"there is no recipe {name_or_path!r}", nearest(name_or_path, known))
 
 
 def load(name_or_path: str) -> Recipe:

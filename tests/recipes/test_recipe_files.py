@@ -15,6 +15,7 @@ from mamba_apps.errors import UserError
 from mamba_datasets.volumes.synthetic import write_synthetic
 from mamba_recipes import recipe as recipes
 from mamba_recipes.build import build
+from mamba_recipes.cli import main
 from mamba_recipes.compare.budget import Budget
 from mamba_recipes.compare.plan import make_plan
 from mamba_recipes.settings import apply_overrides, lookup, parse_overrides, parse_value
@@ -135,6 +136,21 @@ def test_wrong_settings_are_named(overrides: dict[str, Any], says: str, toy_reci
     with pytest.raises(UserError) as caught:
         build(recipe.with_overrides(overrides), recipe.path)
     assert says in str(caught.value)
+
+
+def test_a_folder_beside_does_not_hide_a_recipe_but_a_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()  # data are often kept in a folder of that name
+    assert recipes.find("digits") == recipes.shipped()["digits"]
+    assert main(["test", "digits"]) == 2
+    assert "recipe 'digits' has no trained weights of its own" in capsys.readouterr().err
+    Path("digits/recipe.yaml").touch()  # a run's folder is tested, as ever
+    assert main(["test", "digits"]) == 2
+    assert "expected a mapping, found nothing" in capsys.readouterr().err
+    Path("traffic").write_text(TOY_RECIPE)
+    assert recipes.load("traffic").card["title"] == yaml.safe_load(TOY_RECIPE)["recipe"]["title"]
 
 
 def test_settings_reach_the_objects(toy_recipe: Path) -> None:

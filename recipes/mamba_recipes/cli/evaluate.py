@@ -46,8 +46,10 @@ def main(argv: Sequence[str]) -> int:
     command = argv[0]
     arguments, overrides = split_overrides(make_parser(command), argv[1:])
     path = Path(arguments.recipe)
-    recipe = runs.load_run(path) if path.is_dir() else recipes.load(arguments.recipe)
-    source = arguments.model or (path if path.is_dir() else None)
+    named = arguments.recipe in recipes.shipped() and not runs.is_run(path)  # data of that name may lie here
+    in_folder = path.is_dir() and not named
+    recipe = runs.load_run(path) if in_folder else recipes.load(arguments.recipe)
+    source = arguments.model or (path if in_folder else None)
     if source is None:
         raise UserError(
             f"recipe {recipe.name!r} has no trained weights of its own", "give a run's folder, or --model DIR|FILE"
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     if command != "predict" and out is not None and not callable(draw):
         raise UserError(f"a {type(built.model).__name__} draws no page on its test", "leave --page out")
     load_into(built.model, source)
-    header(path.name if path.is_dir() else recipe.name, built)
+    header(path.name if in_folder else recipe.name, built)
     options = {**built.trainer_options, "monitor": None, "patience": None, "logger": False}
     with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
         trainer = make_trainer(run_dir=folder, seed=built.seed, progress=sys.stderr.isatty(), **options)
