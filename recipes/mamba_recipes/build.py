@@ -82,6 +82,26 @@ class _RecipeCLI(LightningCLI):
         seed_everything(int(self.config["seed_everything"]))
 
 
+class _SettingsCLI(_RecipeCLI):
+    """The parser alone, which makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def check_settings(config: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse what `build` refuses before it makes anything: settings that are unknown or have the wrong type.
+
+    Args:
+        config: As for `build`.
+        source: As for `build`.
+
+    Raises:
+        UserError: If there is one, naming it.
+    """
+    _parse(_SettingsCLI, config, source)
+
+
 def build(config: Mapping[str, Any], source: str | Path) -> Built:
     """Build the model and data that a recipe's tree describes; nothing outside the allowed prefixes is imported.
 
@@ -92,6 +112,17 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
     Raises:
         UserError: If a setting is unknown or has the wrong type, naming it.
     """
+    cli = _parse(_RecipeCLI, config, source)
+    given = set(config.get("trainer") or {})
+    options = {key: value for key, value in _plain(cli.config_init["trainer"]).items() if key in given}
+    # A model whose shape the data decides is made now, so that its size is known and weights can be loaded into it.
+    prepare = getattr(cli.model, "prepare_for", None)
+    if callable(prepare):
+        prepare(cli.datamodule)
+    return Built(cli.model, cli.datamodule, options, int(cli.config["seed_everything"]))
+
+
+def _parse(kind: type[_RecipeCLI], config: Mapping[str, Any], source: str | Path) -> _RecipeCLI:
     quiet()
     safety.check_class_paths(config, source)
     safety.guard_parser()
@@ -100,8 +131,8 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
     for name in sorted(_OURS & set(tree["trainer"])):
         raise UserError(f"{source}: trainer.{name}: the command sets this", "leave it out; see --out, --seed, --resume")
     try:
-        cli = _quietly(
-            _RecipeCLI,
+        return _quietly(
+            kind,
             model_class=None,
             datamodule_class=None,
             save_config_callback=None,
@@ -120,13 +151,6 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
         if (mendable := _mendable(error)) is None:
             raise
         raise mendable from None
-    given = set(tree["trainer"])
-    options = {key: value for key, value in _plain(cli.config_init["trainer"]).items() if key in given}
-    # A model whose shape the data decides is made now, so that its size is known and weights can be loaded into it.
-    prepare = getattr(cli.model, "prepare_for", None)
-    if callable(prepare):
-        prepare(cli.datamodule)
-    return Built(cli.model, cli.datamodule, options, int(cli.config["seed_everything"]))
 
 
 def _quietly(kind: type[_RecipeCLI], **options: Any) -> _RecipeCLI:

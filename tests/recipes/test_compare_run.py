@@ -124,17 +124,23 @@ def test_everything_failing_still_reports(
     assert "every candidate failed" in Path("report.html").read_text(encoding="utf-8")
 
 
-def test_what_every_candidate_refuses_is_one_line_and_no_report(
-    toy_recipe: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--candidates", "toy[mamba1],toy[attention]", "--model.lr", "fast"], 'error: toy.yaml: ToyModule: "lr"'),
+        (["--trainer.epochs", "3"], "error: toy.yaml: trainer has no setting 'epochs'"),
+        (["--sweep", "model.lr=0.1,fast"], 'error: toy[model.lr=fast]: toy.yaml: ToyModule: "lr"'),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line_before_anything_is_built(
+    words: list[str], says: str, toy_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["compare", str(toy_recipe), "--candidates", "toy[mamba1],toy[attention]", "--model.lr", "fast"]
-    assert main(words) == 2
+    assert main(["compare", "toy.yaml", *words]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    last = captured.err.splitlines()[-1]
-    assert last.startswith("mamba-apps: error: ")
-    assert "fast" in last
-    assert not Path("report.html").exists()
+    assert captured.err.count("\n") == 1
+    assert says in captured.err
+    assert list(Path().iterdir()) == [Path("toy.yaml")]
 
 
 def test_a_setting_that_a_model_refuses_fails_that_row_alone(

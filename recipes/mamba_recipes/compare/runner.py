@@ -19,7 +19,7 @@ from mamba_apps.errors import UserError
 from mamba_recipes import environment
 from mamba_recipes.compare.plan import Job, Plan
 from mamba_recipes.compare.result import Comparison, Row
-from mamba_recipes.compare.worker import run_in_process
+from mamba_recipes.compare.worker import check_in_process, run_in_process
 
 # Imported once by the server that the candidates' processes are forked from; it never runs a kernel itself.
 _PRELOAD = ["torch", "lightning.pytorch", "mamba_recipes.build", "mamba_recipes.compare.lightning_candidate"]
@@ -55,7 +55,8 @@ def run_plan(
             and the rows leave it out.
 
     Raises:
-        UserError: If the data is refused, which no candidate could do without.
+        UserError: If a candidate's settings are refused, before anything is built, or the data, which none could do
+            without.
     """
     start = time.perf_counter()
     context = _context(plan)
@@ -65,6 +66,7 @@ def run_plan(
     setting: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
         log = log_path or Path(folder) / "log.txt"
+        _check(context, plan, folder, log)
         try:
             while waiting or running:
                 while waiting and len(running) < parallel:
@@ -108,6 +110,25 @@ def _context(plan: Plan) -> Any:
         finally:
             signal.signal(signal.SIGINT, before)
     return context
+
+
+def _check(context: Any, plan: Plan, scratch: str, log: Path) -> None:
+    """Refuse settings that a candidate would refuse when its turn comes."""
+    receiver, sender = context.Pipe(duplex=False)
+    jobs = [job for job in plan.jobs if job.seed == plan.seeds[0]]
+    process = context.Process(target=check_in_process, args=(jobs, str(plan.recipe.path), scratch, str(log), sender))
+    process.start()
+    sender.close()
+    try:
+        refused = receiver.recv()
+    except EOFError:  # it failed, and so will the candidates, which say how
+        refused = None
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if refused is not None:
+        raise UserError(*refused)
 
 
 class _Run:

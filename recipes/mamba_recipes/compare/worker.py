@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -51,9 +51,8 @@ def run_in_process(
     ``scratch``, which the comparison removes however this process ends. ``threads`` limits the threads of PyTorch where
     other candidates run beside this one.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that it was forked from ignores it
-    if not os.path.isdir(scratch):
-        return  # the comparison was interrupted while this process came to be
+    if not _begin(scratch):
+        return
     # Processes that load data start here as they do anywhere; this one would hand down its own, slower way.
     multiprocessing.set_start_method(None, force=True)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _output_to(log_path):
@@ -73,6 +72,36 @@ def run_in_process(
             text = _line(error)
             mendable = hasattr(error, "remedy")
             pipe.send(("failed", (text if mendable else f"{type(error).__name__}: {text}", mendable)))
+
+
+def check_in_process(jobs: Sequence[Job], source: str, scratch: str, log_path: str, pipe: Connection) -> None:
+    """Look at the settings of all ``jobs`` and send (message, remedy) of the first that is refused, or None.
+
+    What all of them refuse is said once, without a candidate's name.
+    """
+    if not _begin(scratch):
+        return
+    refused: list[tuple[str, UserError]] = []
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError), _output_to(log_path):
+        from mamba_recipes.build import check_settings
+
+        for job in jobs:
+            try:
+                check_settings(job.config, source)
+            except UserError as error:
+                refused.append((job.model, error))
+        said = None
+        if refused:
+            model, first = refused[0]
+            of_all = len(refused) == len(jobs) and {str(error) for _, error in refused} == {str(first)}
+            said = (first.message if of_all else f"{model}: {first.message}", first.remedy)
+        pipe.send(said)
+
+
+def _begin(scratch: str) -> bool:
+    """Let Ctrl-C end this process, and tell whether the comparison was not interrupted while it came to be."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the server that it was forked from ignores it
+    return os.path.isdir(scratch)
 
 
 def _line(error: BaseException) -> str:
