@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -323,6 +324,24 @@ def test_a_graph_on_a_cpu_changes_nothing_and_needs_a_network(tmp_path: Path) ->
     callback.on_train_start(trainer, module)
     assert "forward" not in module.network.__dict__
     callback.on_train_end(trainer, module)
+
+
+@pytest.mark.parametrize("ends", ["teardown", "on_exception"])
+def test_tf32_is_put_back_however_a_run_ends(tmp_path: Path, ends: str) -> None:
+    from mamba_apps.training.tf32 import TF32Products
+
+    trainer = make_trainer(run_dir=tmp_path, max_steps=1, tf32=True, progress=False)
+    (callback,) = [c for c in trainer.callbacks if isinstance(c, TF32Products)]
+    callback.setup(trainer, Task(), "fit")
+    assert torch.get_float32_matmul_precision() == "highest"  # not on a GPU
+    on_gpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0)))
+    callback.setup(on_gpu, Task(), "fit")
+    assert torch.get_float32_matmul_precision() == "high"
+    if ends == "teardown":
+        callback.teardown(on_gpu, Task(), "fit")
+    else:
+        callback.on_exception(on_gpu, Task(), ValueError())
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_what_trains_without_a_graph_although_one_was_asked_for_is_refused(tmp_path: Path) -> None:
