@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Rate = Callable[[float], float]
 
-# LAMB is timm's, which also clips the norm of all gradients at 1.
-OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "lamb": Lamb}
+OPTIMISERS = ("adamw", "lamb")
+"""LAMB is timm's, which also clips the norm of all gradients at 1."""
 
 
 def check_rates(*, lr: float, weight_decay: float, layer_decay: float, **parts: float) -> None:
@@ -72,18 +72,39 @@ def make_optimiser(
     spared: set[str] = getattr(network, "no_weight_decay", set)()
     own = {id(parameter) for parameter in head.parameters()}
     groups: list[dict[str, Any]] = []
-    are_head: list[bool] = []
     for group in param_groups_layer_decay(
         network, weight_decay, no_weight_decay_list=tuple(spared), layer_decay=layer_decay
     ):
+        decay, rate = group["weight_decay"], lr * group["lr_scale"]
         for of_head in (False, True):
             chosen = [parameter for parameter in group["params"] if (id(parameter) in own) == of_head]
-            if chosen:
-                decay, rate = group["weight_decay"], lr * group["lr_scale"]
-                groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
-                are_head.append(of_head)
-    make: Any = OPTIMISERS[name]
-    return make(groups, lr=lr, betas=betas), are_head
+            groups.append({"params": chosen, "weight_decay": decay, "lr": rate, "of_head": of_head})
+    merged = merge_alike(groups)
+    are_head = [group["of_head"] for group in merged]
+    return Lamb(merged, lr=lr, betas=betas) if name == "lamb" else make_adamw(merged, lr=lr, betas=betas), are_head
+
+
+def merge_alike(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups of parameters, those with the same settings as one: an optimiser's step begins anew for each.
+
+    Args:
+        groups: Each with ``params`` and its settings; without parameters it is left out.
+    """
+    found: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
+    for group in groups:
+        settings = {key: value for key, value in group.items() if key != "params"}
+        into = found.setdefault(tuple(sorted(settings.items())), {"params": [], **settings})
+        into["params"] += group["params"]
+    return [group for group in found.values() if group["params"]]
+
+
+def make_adamw(groups: Sequence[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Return AdamW over groups of parameters; on a GPU a step of a group is one kernel, not a dozen."""
+    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+    optimiser = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=on_gpu or None)
+    # A fused step says that it takes gradients as the loss scaler leaves them, and then Lightning would not clip them.
+    optimiser._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimiser
 
 
 def head_rate(warmup: float) -> Rate:

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from safetensors.torch import load_file, save_file
 from timm.optim import Lamb
 from torch import nn
+from torch.optim import AdamW
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, make_trainer, save_model
@@ -96,6 +97,45 @@ def test_layers_learn_at_their_rates(name: str) -> None:
     rates = sorted({group["lr"] for group in groups})
     assert len(rates) > 2
     assert all(low * 2 == pytest.approx(high) for low, high in itertools.pairwise(rates))
+
+
+def test_layers_of_one_rate_are_one_group() -> None:
+    network = create_model("vmamba_nano_8", {"num_classes": 10})
+    optimiser, are_head = make_optimiser(
+        network, head_of(network), lr=1e-3, weight_decay=0.1, layer_decay=1.0, betas=(0.9, 0.999)
+    )
+    settings = [
+        (group["weight_decay"], is_head) for group, is_head in zip(optimiser.param_groups, are_head, strict=True)
+    ]
+    assert sorted(settings) == [(0.0, False), (0.0, True), (0.1, False), (0.1, True)]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "precision"),
+    [
+        ("cpu", "32-true"),
+        ("cpu", "bf16-mixed"),
+        pytest.param("gpu", "bf16-mixed", marks=pytest.mark.gpu),
+        pytest.param("gpu", "16-mixed", marks=pytest.mark.gpu),
+    ],
+)
+def test_gradients_are_clipped_before_a_fused_step(
+    accelerator: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+
+    class Look(Callback):
+        def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+            gradients = [p.grad for p in pl_module.network.parameters() if p.grad is not None]
+            norms.extend([float(torch.nn.utils.get_total_norm(gradients))] if gradients else [])
+
+    if accelerator == "cpu":  # where a step is not fused by itself
+        monkeypatch.setattr("torch.optim.AdamW", lambda groups, **options: AdamW(groups, **{**options, "fused": True}))
+    options = {"accelerator": accelerator, "precision": precision, "gradient_clip_val": 0.01}
+    trainer = fit(tmp_path, task(), digits(), callbacks=[Look()], **options)
+    assert all(group["fused"] for group in trainer.optimizers[0].param_groups)
+    assert norms
+    assert max(norms) == pytest.approx(0.01, rel=1e-2)
 
 
 class Stop(Callback):

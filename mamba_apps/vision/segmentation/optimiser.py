@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from mamba_apps.training.optimiser import merge_alike
 from mamba_apps.vision.segmentation.network import Segmenter
 
 
@@ -24,7 +25,9 @@ def parameter_groups(network: Segmenter, lr: float, weight_decay: float, layer_d
     for decay, matrices in ((weight_decay, True), (0.0, False)):
         chosen = [parameter for parameter in rest if (parameter.dim() > 1) == matrices]
         groups.append({"params": chosen, "weight_decay": decay, "lr_scale": 1.0})
-    return [
-        {"params": group["params"], "weight_decay": group["weight_decay"], "lr": lr * group["lr_scale"]}
-        for group in groups
-    ]
+    return merge_alike(
+        [
+            {"params": group["params"], "weight_decay": group["weight_decay"], "lr": lr * group["lr_scale"]}
+            for group in groups
+        ]
+    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
+from mamba_apps.training.optimiser import make_adamw
 from mamba_apps.training.schedule import budget_spent, poly_factor
 from mamba_apps.vision.segmentation.augment import IGNORED
 from mamba_apps.vision.segmentation.data import SegmentationData
@@ -173,7 +174,7 @@ class SegmentationTask(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, and its rate over the run's budget."""
         groups = parameter_groups(self.network, self.lr, self.weight_decay, self.layer_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
+        optimizer = make_adamw(groups, lr=self.lr, betas=self.betas)
 
         def factor(step: int) -> float:
             return poly_factor(budget_spent(self.trainer, step), self.warmup, self.power)
