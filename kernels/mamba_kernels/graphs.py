@@ -76,6 +76,7 @@ class ReplayedTraining:
         except RuntimeError as error:
             why = str(error).splitlines()[0]
             raise BackendError(f"the training pass cannot be captured in a CUDA graph: {why}", _REMEDY) from error
+        shell.let_go()
         torch.cuda.set_rng_state(random, device)
         with torch.no_grad():
             for buffer, before in buffers:
@@ -93,9 +94,28 @@ class _Shell(nn.Module):
         super().__init__()
         self.module = module
         self._run, self._structure = forward, structure
+        self._outputs: list[Tensor] = []
 
     def forward(self, *tensors: Tensor) -> Any:
-        return self._run(*pytree.tree_unflatten(tensors, self._structure))
+        outputs = pytree.tree_map(_own, self._run(*pytree.tree_unflatten(tensors, self._structure)))
+        self._outputs = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.grad_fn is not None]
+        return outputs
+
+    def let_go(self) -> None:
+        """Free the autograd graph of the pass that was captured, whose outputs the replay keeps.
+
+        It would keep the nodes alive that gather the parameters' gradients, and these belong to the stream of the
+        capture: at every later pass each of them would make that stream and the training's wait for each other.
+        """
+        for output in self._outputs:
+            output.detach_()
+        self._outputs = []
+
+
+def _own(output: Any) -> Any:
+    """Return an output that can be detached in place, which a view of another tensor cannot."""
+    differentiable = isinstance(output, Tensor) and output.grad_fn is not None
+    return output.clone() if differentiable and output._is_view() else output
 
 
 def _layout(inputs: list[Tensor]) -> tuple[Any, ...]:

@@ -40,6 +40,8 @@ class GraphedTraining(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Take gradients that accumulate out of the capture's memory, which the next replay writes anew."""
+        if trainer.accumulate_grad_batches == 1:
+            return
         for parameter in pl_module.parameters():
             if parameter.grad is not None:
                 parameter.grad = parameter.grad.clone()

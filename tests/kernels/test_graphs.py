@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from mamba_kernels import selective_scan
-from mamba_kernels.graphs import ReplayedTraining
+from mamba_kernels.graphs import ReplayedTraining, _Shell
 
 GPU = torch.cuda.is_available()
 on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a GPU")]
@@ -71,6 +73,40 @@ def test_a_dict_without_a_gpu() -> None:
     assert not replayed.captured
 
 
+class Several(nn.Module):
+    """Outputs of every kind: a view, one that is not, a parameter, the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(8, 3)
+
+    def forward(self, x_BX: Tensor) -> dict[str, Any]:
+        y_B3 = self.into(x_BX)
+        return {"view": y_B3[:, None], "own": [y_B3.exp()], "weight": self.into.weight, "input": x_BX}
+
+
+def gathers(module: Several) -> Any:
+    """Return the node that gathers the weight's gradient, the same one as long as a graph holds it."""
+    return module.into.weight.view_as(module.into.weight).grad_fn.next_functions[0][0]
+
+
+def test_what_was_captured_keeps_no_autograd_graph() -> None:
+    module, x_BX = Several(), torch.randn(2, 8)
+    inputs, structure = pytree.tree_flatten((x_BX,))
+    shell = _Shell(module, module.forward, structure)
+    outputs = shell(*inputs)
+    torch.testing.assert_close(outputs["view"], module(x_BX)["view"])
+    loss = outputs["view"].sum() + outputs["own"][0].sum()
+    gathers(module).metadata["of"] = "the capture"
+    assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, list(module.parameters())))
+    del loss
+    assert gathers(module).metadata == {"of": "the capture"}
+    shell.let_go()
+    assert gathers(module).metadata == {}
+    assert outputs["weight"] is module.into.weight
+    assert module.into.weight.requires_grad
+
+
 def train(module: nn.Module, batches: list[Any], mixed: bool) -> list[Tensor]:
     torch.manual_seed(1)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2)
@@ -119,6 +155,15 @@ class TestOnAGpu:
         tolerance = 2e-2 if mixed else 1e-5
         torch.testing.assert_close(torch.stack(got), torch.stack(wanted), rtol=tolerance, atol=tolerance)
 
+    def test_no_stream_waits_for_another(self, mixed: bool) -> None:
+        module = Small().cuda()
+        replayed = ReplayedTraining(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # that a gradient comes from another stream than its node's
+            train(module, [torch.randn(4, 21, 8, device="cuda")] * 3, mixed)
+        assert replayed.captured
+        replayed.remove()
+
     def test_evaluation_is_not_replayed(self, mixed: bool) -> None:
         torch.manual_seed(0)
         module = Small().cuda()
@@ -136,7 +181,7 @@ class TestOnAGpu:
 PEEKING = """
 import torch
 from mamba_kernels.errors import BackendError
-from mamba_kernels.graphs import ReplayedTraining
+from mamba_kernels.graphs import ReplayedTraining, _Shell
 
 class Peeking(torch.nn.Linear):
     def forward(self, x):
