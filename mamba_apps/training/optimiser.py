@@ -103,7 +103,7 @@ def make_adamw(groups: Sequence[dict[str, Any]], *, lr: float, betas: tuple[floa
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     optimiser = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=on_gpu or None)
     # A fused step says that it takes gradients as the loss scaler leaves them, and then Lightning would not clip them.
-    optimiser._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimiser._step_supports_amp_scaling = False
     return optimiser
 
 
