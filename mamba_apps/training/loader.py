@@ -51,8 +51,8 @@ class ResumableSampler(DistributedSampler[int]):
         """Leave out the first samples of the next pass, if that one is of this epoch."""
         self._start = (epoch, samples)
 
-    def __iter__(self) -> Iterator[int]:
-        """Yield this process's indices of the current epoch."""
+    def order(self) -> torch.Tensor:
+        """Return this process's indices of the current epoch, but for those that are to be left out."""
         length = len(self.dataset)  # type: ignore[arg-type]
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
@@ -65,8 +65,12 @@ class ResumableSampler(DistributedSampler[int]):
         order = order[torch.arange(self.total_size) % length] if length else order
         (epoch, samples), self._start = self._start, (0, 0)
         start = samples if epoch == self.epoch else 0
+        return order[self.rank :: self.num_replicas][start:]
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this process's indices of the current epoch."""
         # in pieces, because ten million numbers of Python would take ten times the memory
-        for part in order[self.rank :: self.num_replicas][start:].split(_PIECE):
+        for part in self.order().split(_PIECE):
             yield from part.tolist()
 
 
@@ -75,6 +79,8 @@ class ResumableLoader(DataLoader[Any]):
 
     Random transforms of the dataset (Python, NumPy or torch) draw from generators seeded by (seed, epoch, first index
     of the batch): batches do not depend on the number of workers, and the training's own generators are left alone.
+    A dataset that says ``by_numbers = True`` draws nothing, and is asked for batches by tensors of indices: thousands
+    of Python's numbers a batch would take longer than a GPU learns from it.
 
     Args:
         dataset: A dataset with a length, read by index.
@@ -130,6 +136,12 @@ class ResumableLoader(DataLoader[Any]):
         """Start the next pass after this many batches, if it is one of this epoch."""
         self._order.skip(epoch, batches * (self.batch_size or 1))
 
+    @property
+    def _index_sampler(self) -> Any:
+        if self.batch_size is not None and self._randomness.by_numbers and not self.num_workers:
+            return _Batches(self._order, self.batch_size, self.drop_last)
+        return super()._index_sampler
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches of the current epoch."""
         # a generator, so that all this happens at the first batch: Lightning sets the epoch after it has called iter()
@@ -138,12 +150,29 @@ class ResumableLoader(DataLoader[Any]):
         yield from super().__iter__()
 
 
+class _Batches:
+    """The order of an epoch in batches, each a tensor."""
+
+    def __init__(self, sampler: ResumableSampler, batch_size: int, drop_last: bool) -> None:
+        self._sampler, self._batch_size, self._drop_last = sampler, batch_size, drop_last
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._sampler), self._batch_size)
+        return whole + (rest > 0 and not self._drop_last)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self._sampler.order().split(self._batch_size):
+            if len(batch) == self._batch_size or (len(batch) and not self._drop_last):
+                yield batch
+
+
 class _Randomness(Dataset[Any]):
     """The dataset, with the random generators seeded for every batch that is read from it."""
 
     def __init__(self, dataset: Dataset[Any], seeds: tuple[int, ...]) -> None:
         self.dataset = dataset
         self.seeds = seeds
+        self.by_numbers: bool = getattr(dataset, "by_numbers", False)
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it change
 
     def __len__(self) -> int:
@@ -162,6 +191,8 @@ class _Randomness(Dataset[Any]):
         return getattr(self.dataset, name)
 
     def _read(self, indices: Sequence[int], *, batched: bool) -> Any:
+        if self.by_numbers:
+            return self._fetch(indices, batched=batched)
         seed = derive_seed(*self.seeds, int(self.epoch), indices[0])
         if get_worker_info() is not None:
             seed_generators(seed)

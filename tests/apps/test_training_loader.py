@@ -117,6 +117,37 @@ def test_dataset_is_reached_through_the_loader() -> None:
         _ = loader.dataset.nothing
 
 
+class Numbers(Dataset[torch.Tensor]):
+    """Its indices; nothing is drawn."""
+
+    def __init__(self, by_numbers: bool) -> None:
+        self.by_numbers, self.kinds = by_numbers, set[type]()
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(index)
+
+    def __getitems__(self, indices: Any) -> list[torch.Tensor]:
+        self.kinds.add(type(indices))
+        return [torch.tensor(int(index)) for index in indices]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"shuffle": False}, {"repeats": 2}])
+def test_batches_by_numbers_are_the_same(options: dict[str, Any], workers: int) -> None:
+    loaders = [ResumableLoader(Numbers(by), 4, seed=7, num_workers=by * workers, **options) for by in (False, True)]
+    for epoch, skipped in ((0, 0), (1, 0), (2, 3)):
+        for loader in loaders:
+            loader.skip(epoch, skipped)
+        plain, by_numbers = (read(loader, epoch) for loader in loaders)
+        assert same(plain, by_numbers)
+        assert len(loaders[0]) == len(loaders[1]) == len(plain) + skipped
+    assert loaders[0].dataset.kinds == {list}
+    assert loaders[1].dataset.kinds == (set() if workers else {torch.Tensor})
+
+
 def test_dataset_that_reads_whole_batches() -> None:
     class Whole(Random):
         def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:

@@ -76,6 +76,9 @@ class WindowDataset(Dataset[Item]):
         DataError: An argument is out of range, a series is too short, or there is no window at all.
     """
 
+    by_numbers = True
+    """Whether a batch is the same for the same numbers, which may come in a tensor: nothing is drawn at random."""
+
     def __init__(
         self,
         series_set: SeriesSet,
@@ -133,7 +136,7 @@ class WindowDataset(Dataset[Item]):
             "origin": torch.tensor(origin),
         }
 
-    def __getitems__(self, indices: Sequence[int]) -> WindowBatch:
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> WindowBatch:
         """Return many windows with one gather; torch's loader asks for a batch this way."""
         return WindowBatch(self.batch(indices))
 

@@ -135,6 +135,8 @@ class LtsfData(pl.LightningDataModule):
 class _Starts(Dataset[Tensor]):
     """The windows' starts, read by whole batches."""
 
+    by_numbers = True
+
     def __init__(self, starts: range) -> None:
         self.start_W = torch.tensor(starts)
 
@@ -144,8 +146,8 @@ class _Starts(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return self.start_W[index]
 
-    def __getitems__(self, indices: Sequence[int]) -> Tensor:
-        return self.start_W[torch.tensor(indices)]
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> Tensor:
+        return self.start_W[torch.as_tensor(indices)]
 
 
 def _as_they_are(batch: Any) -> Any:
