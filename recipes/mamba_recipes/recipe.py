@@ -16,11 +16,12 @@ import yaml
 from mamba_apps.errors import UserError
 from mamba_recipes.names import nearest
 from mamba_recipes.safety import check_class_paths
-from mamba_recipes.settings import RecipeLoader, apply_overrides
+from mamba_recipes.settings import RecipeLoader, apply_overrides, lookup
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 CARD_KEYS = ("title", "domain", "paper", "expected", "hardware", "time", "seed", "command", "metric", "sample")
 BLOCKS = ("recipe", "compare", "model", "data", "trainer", "seed_everything")
+_BUDGETS = ("trainer.max_epochs", "trainer.max_steps", "trainer.max_seconds")
 FAMILIES = ("mamba", "transformer", "linear", "naive", "other")
 
 
@@ -97,12 +98,17 @@ class Recipe:
     compare: CompareBlock | None
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the Lightning blocks with dotted ``overrides`` set, every class path checked again."""
+        """Return the Lightning blocks with dotted ``overrides`` set, every class path checked again.
+
+        A budget among them, such as ``trainer.max_steps``, takes the place of the recipe's own.
+        """
         for key in overrides:
             block = key.split(".")[0]
             if block not in BLOCKS[2:]:
                 raise UserError(f"{self.name}: unknown setting {key!r}", nearest(block, BLOCKS[2:]))
-        config = apply_overrides(self.config, overrides)
+        given = {key: overrides[key] for key in _BUDGETS if overrides.get(key) is not None}
+        own = {key: None for key in _BUDGETS if given and key not in given and lookup(self.config, key) is not None}
+        config = apply_overrides(self.config, {**own, **overrides})
         check_class_paths(config, self.path)
         return config
 

@@ -163,6 +163,18 @@ def test_settings_reach_the_objects(toy_recipe: Path) -> None:
     assert built.trainer_options["max_epochs"] == 2
 
 
+@pytest.mark.parametrize("key", ["trainer.max_steps", "trainer.max_seconds", "trainer.max_epochs"])
+def test_a_budget_takes_the_place_of_the_recipes_own(key: str, toy_recipe: Path) -> None:
+    recipe = recipes.load(str(toy_recipe))
+    assert recipe.config["trainer"]["max_epochs"] == 2
+    left = recipe.with_overrides({key: 7})["trainer"]
+    assert {name: left[name] for name in left if name.startswith("max_") and left[name] is not None} == {
+        key.removeprefix("trainer."): 7
+    }
+    both = recipe.with_overrides({"trainer.max_epochs": 3, "trainer.max_steps": 7})["trainer"]
+    assert (both["max_epochs"], both["max_steps"]) == (3, 7)  # refused by the trainer
+
+
 def test_building_is_seeded(toy_recipe: Path) -> None:
     recipe = recipes.load(str(toy_recipe))
     first, again = (build(recipe.config, recipe.path).model.net.weight.item() for _ in range(2))
