@@ -10,6 +10,7 @@ from timm.optim import Lamb, param_groups_layer_decay
 from torch import nn
 
 from mamba_apps.errors import UserError
+from mamba_apps.training.muon import Muon, hidden_weights
 from mamba_apps.training.schedule import budget_spent, rate_factor
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 Rate = Callable[[float], float]
 
-OPTIMISERS = ("adamw", "lamb")
+OPTIMISERS = ("adamw", "lamb", "muon")
 """LAMB is timm's, which also clips the norm of all gradients at 1."""
 
 
@@ -67,21 +68,25 @@ def make_optimiser(
         weight_decay: Of matrices.
         layer_decay: In (0, 1]; 1 gives all layers one rate.
         betas: Of the moments.
-        name: "adamw", or "lamb" for large batches (arXiv 1904.00962).
+        name: "adamw"; "lamb" for large batches (arXiv 1904.00962); or "muon", whose steps of matrices are orthogonal,
+            for as good a model in fewer of them.
     """
     spared: set[str] = getattr(network, "no_weight_decay", set)()
     own = {id(parameter) for parameter in head.parameters()}
+    turned = {id(weight) for weight in hidden_weights(network, head)} if name == "muon" else set()
     groups: list[dict[str, Any]] = []
     for group in param_groups_layer_decay(
         network, weight_decay, no_weight_decay_list=tuple(spared), layer_decay=layer_decay
     ):
         decay, rate = group["weight_decay"], lr * group["lr_scale"]
-        for of_head in (False, True):
-            chosen = [parameter for parameter in group["params"] if (id(parameter) in own) == of_head]
-            groups.append({"params": chosen, "weight_decay": decay, "lr": rate, "of_head": of_head})
+        for parameter in group["params"]:
+            kind = {"of_head": id(parameter) in own, "orthogonal": id(parameter) in turned}
+            groups.append({"params": [parameter], "weight_decay": decay, "lr": rate, **kind})
     merged = merge_alike(groups)
     are_head = [group["of_head"] for group in merged]
-    return Lamb(merged, lr=lr, betas=betas) if name == "lamb" else make_adamw(merged, lr=lr, betas=betas), are_head
+    if name == "lamb":
+        return Lamb(merged, lr=lr, betas=betas), are_head
+    return make_adamw(merged, Muon if name == "muon" else torch.optim.AdamW, lr=lr, betas=betas), are_head
 
 
 def merge_alike(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -98,10 +103,16 @@ def merge_alike(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [group for group in found.values() if group["params"]]
 
 
-def make_adamw(groups: Sequence[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """Return AdamW over groups of parameters; on a GPU a step of a group is one kernel, not a dozen."""
+def make_adamw(
+    groups: Sequence[dict[str, Any]],
+    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+) -> torch.optim.AdamW:
+    """Return AdamW, or a kind of it, over groups of parameters; on a GPU one kernel steps a group, not a dozen."""
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    optimiser = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=on_gpu or None)
+    optimiser = kind(groups, lr=lr, betas=betas, fused=on_gpu or None)
     # A fused step says that it takes gradients as the loss scaler leaves them, and then Lightning would not clip them.
     optimiser._step_supports_amp_scaling = False
     return optimiser

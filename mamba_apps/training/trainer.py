@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -16,6 +17,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.registry import suggest
 from mamba_apps.training.chatter import quiet
 from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
+from mamba_apps.training.cores import usable_cores
 from mamba_apps.training.files import clean_stale, make_directory
 from mamba_apps.training.graph import GraphedTraining
 from mamba_apps.training.interrupt import StopRequestedError
@@ -29,6 +31,8 @@ from mamba_apps.training.tf32 import TF32Products
 # what a shell reports for a process ended by SIGTERM
 _TERMINATED = 143
 _SHOWN_KEYS = 3
+# so many processes may train on any CPU, for trying
+_FEW_PROCESSES = 4
 _FSDP = "fsdp"
 # Lightning's strategies that cut a model's weights into shards, which they write and read by themselves.
 _SHARDED = ("fsdp", "deepspeed", "modelparallel")
@@ -132,7 +136,7 @@ def make_trainer(
         draws = True
     _fill_in(lightning_options, run_dir)
     try:
-        return RunTrainer(
+        trainer = RunTrainer(
             checkpoints=checkpoints,
             resume=resume,
             accelerator=accelerator,
@@ -150,6 +154,8 @@ def make_trainer(
         raise UserError(
             f"these trainer options do not work: {_one_line(error)}", "change or drop that option"
         ) from error
+    _check_processes(trainer)
+    return trainer
 
 
 class RunTrainer(pl.Trainer):
@@ -246,6 +252,14 @@ def _check_budget(**budgets: float | None) -> None:
     name, value = next(iter(given.items()))
     if isinstance(value, bool) or not value > 0:
         raise UserError(f"{name} is {value}", "give a number above 0")
+
+
+def _check_processes(trainer: pl.Trainer) -> None:
+    """Refuse more processes than a CPU can serve; of GPUs Lightning knows how many there are."""
+    most = max(_FEW_PROCESSES, usable_cores())
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        found = f"{trainer.num_devices} devices were asked of a CPU with {usable_cores()} cores: a process each"
+        raise UserError(found, f"give devices at most {most}; on a CPU, 1 is fastest")
 
 
 def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch.optim import AdamW
 from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, make_trainer, save_model
 from mamba_apps.training.ema import follow
+from mamba_apps.training.muon import Muon
 from mamba_apps.training.optimiser import backbone_rate, make_optimiser
 from mamba_apps.training.schedule import rate_factor
 from mamba_apps.vision.classification import ClassificationTask, SmallImageData
@@ -146,11 +147,12 @@ class Stop(Callback):
             raise RuntimeError("stopped")
 
 
-def test_lamb_learns_and_resumes_exactly(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"optimiser": "lamb", "lr": 0.01, "warmup": 0.0}
+@pytest.mark.parametrize(("name", "kind"), [("lamb", Lamb), ("muon", Muon)])
+def test_another_optimiser_learns_and_resumes_exactly(name: str, kind: type, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"optimiser": name, "lr": 0.01, "warmup": 0.0}
     fresh, whole = task(**options), task(**options)
     trainer = fit(tmp_path / "whole", whole, digits())
-    assert isinstance(trainer.optimizers[0], Lamb)
+    assert isinstance(trainer.optimizers[0], kind)
     assert {group["weight_decay"] for group in trainer.optimizers[0].param_groups} == {0.0, 0.05}
     broken = tmp_path / "broken"
     with pytest.raises(RuntimeError, match="stopped"):

@@ -39,7 +39,8 @@ class ClassificationTask(pl.LightningModule):
         weights: None for random ones, "released" for timm's download, a file of released weights, or the folder of a
             model saved by us.
         lr: The head's highest learning rate, for the batch that is given.
-        optimiser: "adamw", or "lamb" (arXiv 1904.00962), timm's, for large batches.
+        optimiser: "adamw"; "lamb" (arXiv 1904.00962), timm's, for large batches; or "muon" (arXiv 2502.16982), which
+            learns in fewer steps, at AdamW's rates.
         weight_decay: The optimiser's, on matrices that the model does not name in ``no_weight_decay``.
         layer_decay: What each layer's rate is multiplied by for the layer before it; 1 gives all one rate.
         warmup: The part of the budget in which rates rise; they fall as a cosine over the rest.

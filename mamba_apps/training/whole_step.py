@@ -1,0 +1,247 @@
+"""A training step replayed from one CUDA graph: loss, gradients, their clipping and the optimiser's update.
+
+With the passes alone in graphs, what is left of a small model's step is Python: autograd's walk over the parameters, two
+norms of all gradients, the optimiser's lists. All of that always does the same, so that it is captured as well.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.trainer import call
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from mamba_apps.errors import UserError
+from mamba_apps.training.guard import NonFiniteGuard
+from mamba_kernels.graphs import ReplayedCall
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loops.optimization.automatic import _OUTPUTS_TYPE
+
+# What Lightning calls between the parts of a step, which a replay does not come back from.
+_WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+_OF_THE_TASK = (
+    *_WITHIN,
+    "backward",
+    "configure_gradient_clipping",
+    "optimizer_step",
+    "optimizer_zero_grad",
+)
+_SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
+_SWITCHES = ("lr", "fused", "foreach", "capturable")
+
+
+class WholeStep:
+    """A training step that is captured once and replayed at every batch like the first; without a GPU it simply runs.
+
+    Args:
+        module: What learns.
+        loss_of: The loss of a batch, a scalar. What it decides in Python is decided once for all.
+        optimizer: AdamW or Adam over the module's parameters.
+        clip: The most that the norm of all gradients may be; None for no limit.
+    """
+
+    def __init__(
+        self, module: nn.Module, loss_of: Callable[[Any], Tensor], optimizer: Optimizer, clip: float | None
+    ) -> None:
+        self._module, self._loss_of, self._optimizer, self._clip = module, loss_of, optimizer, clip
+        self._learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._asked: Any = None
+        self._structure: Any = None
+        self._call: ReplayedCall | None = None
+        self._rates: list[Tensor] = []
+
+    @property
+    def captured(self) -> bool:
+        """Whether a step was captured."""
+        return self._call is not None
+
+    def takes(self, batch: Any, *, odd: bool = False) -> bool:
+        """Return whether a batch is like that of the capture, which the first one asked about is.
+
+        Args:
+            batch: Tensors, in a structure or not.
+            odd: Whether it may be unlike all others, so that nothing is to be captured for it.
+        """
+        tensors, structure = pytree.tree_flatten(batch)
+        if not tensors or not all(isinstance(x, Tensor) for x in tensors):
+            return False
+        groups = self._optimizer.param_groups
+        settings = [group[name] for group in groups for name in _SETTINGS]
+        learns = [parameter.requires_grad for parameter in self._learned]
+        layout = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
+        asked = (structure, layout, settings, learns)
+        if self._asked is None and not odd:
+            self._asked, self._structure = asked, structure
+        return bool(self._asked == asked)
+
+    def __call__(self, batch: Any) -> Tensor:
+        """Take a step.
+
+        Args:
+            batch: A batch that it takes.
+
+        Returns:
+            float32 (2,), the loss and the norm of the gradients before they were clipped.
+
+        Raises:
+            BackendError: If the step cannot be captured.
+        """
+        tensors = pytree.tree_leaves(batch)
+        groups = self._optimizer.param_groups
+        if self._call is None:
+            self._rates = [torch.zeros((), device=self._learned[0].device) for _ in groups]
+            self._set_rates()
+            self._call = ReplayedCall(self._step, tensors, self._remember())
+        self._set_rates()
+        return self._call(*tensors)
+
+    def _set_rates(self) -> None:
+        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+            rate.fill_(group["lr"])
+
+    def _step(self, *tensors: Tensor) -> Tensor:
+        self._optimizer.zero_grad()
+        loss = self._loss_of(pytree.tree_unflatten(tensors, self._structure))
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward()
+            found = [parameter.grad for parameter in self._learned if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(found)
+            if self._clip is not None:
+                nn.utils.clip_grads_with_norm_(self._learned, self._clip, norm)
+            self._update()
+        # Gradients lie in the capture's memory, which the next replay writes anew.
+        self._optimizer.zero_grad()
+        return torch.stack([loss.detach().float(), norm.float()])
+
+    def _update(self) -> None:
+        """Let the optimiser take its step, with rates and counts that lie on the device."""
+        groups = self._optimizer.param_groups
+        before = [{name: group[name] for name in _SWITCHES} for group in groups]
+        captures = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        for group, rate in zip(groups, self._rates, strict=True):
+            group.update(lr=rate, fused=True, foreach=False, capturable=captures)
+        try:
+            self._optimizer.step()
+        finally:
+            for group, kept in zip(groups, before, strict=True):
+                group.update(kept)
+
+    @torch.no_grad()
+    def _remember(self) -> Callable[[], None]:
+        """Return what puts weights, buffers and the optimiser's state back to what they are now."""
+        states = self._optimizer.state
+        for parameter, state in states.items():
+            if "step" in state:  # counted on the host until now
+                state["step"] = state["step"].to(parameter.device, torch.float32)
+        known = set(states)
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        tensors += [value for state in states.values() for value in state.values() if isinstance(value, Tensor)]
+        before = [tensor.detach().clone() for tensor in tensors]
+
+        @torch.no_grad()
+        def restore() -> None:
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            for parameter, state in states.items():
+                if parameter not in known:  # Adam begins with zeros
+                    for value in state.values():
+                        value.zero_()
+
+        return restore
+
+
+class WholeOptimization(_AutomaticOptimization):
+    """Lightning's optimisation of a batch, or a whole step in its place.
+
+    Attributes:
+        whole: The step; None where Lightning takes it.
+        guard: What looks at the loss and the gradients of a whole step.
+    """
+
+    whole: WholeStep | None = None
+    guard: NonFiniteGuard | None = None
+
+    def run(self, optimizer: Optimizer, batch_idx: int, kwargs: OrderedDict[str, Any]) -> _OUTPUTS_TYPE:
+        """Train on a batch."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        odd = progress.is_last_batch and batch_idx > 0  # it may be smaller than the others
+        if self.whole is None or not self.whole.takes(kwargs.get("batch"), odd=odd):
+            return super().run(optimizer, batch_idx, kwargs)
+        task = self.trainer.lightning_module
+        self.optim_progress.optimizer.step.increment_ready()
+        with _replayed(task, self.whole) as taken:
+            loss = call._call_strategy_hook(self.trainer, "training_step", *kwargs.values())
+        if len(taken) != 1 or loss is not taken[0][0]:
+            what = f"{type(task).__name__}.training_step does not return the loss of loss_of"
+            raise UserError(what, "leave out trainer.graph")
+        if self.guard is not None:
+            self.guard.look(self.trainer, taken[0][1])
+        cleared = self.optim_progress.optimizer.zero_grad
+        cleared.increment_ready()
+        cleared.increment_started()
+        cleared.increment_completed()
+        self.optim_progress.optimizer.step.increment_completed()
+        return {"loss": loss}
+
+
+def whole_step(trainer: pl.Trainer, task: pl.LightningModule) -> WholeStep | None:
+    """Return the step of a task, or None where one step is not all that happens between two batches.
+
+    Args:
+        trainer: The trainer, about to train.
+        task: A task that has ``loss_of(batch)`` and returns that from its training step.
+    """
+    optimizers = trainer.optimizers
+    plugin = trainer.precision_plugin
+    clips = trainer.gradient_clip_algorithm in (None, GradClipAlgorithmType.NORM)
+    ours = {NonFiniteGuard: True}
+    callbacks = cast("list[Callback]", trainer.callbacks)  # type: ignore[attr-defined]
+    if (
+        not hasattr(task, "loss_of")
+        or not task.automatic_optimization
+        or len(optimizers) != 1
+        or type(optimizers[0]) not in (torch.optim.AdamW, torch.optim.Adam)
+        or type(trainer.strategy) is not SingleDeviceStrategy
+        or type(plugin) not in (Precision, MixedPrecision)
+        or getattr(plugin, "scaler", None) is not None
+        or trainer.accumulate_grad_batches != 1
+        or not clips
+        or any(getattr(type(task), name) is not getattr(pl.LightningModule, name) for name in _OF_THE_TASK)
+        or any(_looks_within(callback) for callback in callbacks if type(callback) not in ours)
+    ):
+        return None
+    return WholeStep(task, task.loss_of, optimizers[0], trainer.gradient_clip_val or None)
+
+
+def _looks_within(callback: Callback) -> bool:
+    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in _WITHIN)
+
+
+@contextmanager
+def _replayed(task: pl.LightningModule, step: WholeStep) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Let the task's ``loss_of`` take the step, and note what came of it."""
+    taken: list[tuple[Tensor, Tensor]] = []
+
+    def loss_of(batch: Any) -> Tensor:
+        found_2 = step(batch)
+        taken.append((found_2[0], found_2))
+        return taken[-1][0]
+
+    object.__setattr__(task, "loss_of", loss_of)
+    try:
+        yield taken
+    finally:
+        object.__delattr__(task, "loss_of")
