@@ -259,7 +259,7 @@ def _check_processes(trainer: pl.Trainer) -> None:
     most = max(_FEW_PROCESSES, usable_cores())
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
         found = f"{trainer.num_devices} devices were asked of a CPU with {usable_cores()} cores: a process each"
-        raise UserError(found, f"give devices at most {most}; on a CPU, 1 is fastest")
+        raise UserError(found, f"give devices at most {most}")
 
 
 def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import cast
 
+from mamba_apps.training.cores import usable_cores
 from mamba_recipes import environment
 from mamba_recipes.cli.arguments import Parser
 
@@ -40,7 +41,7 @@ def _devices() -> list[Finding]:
     import torch
 
     found = [
-        Finding("cpu", "ok", f"{environment.cpu_name()}, {environment.usable_cores()} cores, numba kernels"),
+        Finding("cpu", "ok", f"{environment.cpu_name()}, {usable_cores()} cores, numba kernels"),
     ]
     if not torch.cuda.is_available():
         return [*found, Finding("gpu", "note", "no CUDA device is visible to torch: everything runs on the CPU")]

@@ -80,6 +80,7 @@ def fit(run_dir: Path, task: Task | None = None, **options: Any) -> pl.Trainer:
         ({"max_epochs": 1, "seed": -1}, "seed is -1"),
         ({"max_epochs": 1, "accelerator": "abacus"}, "these trainer options do not work: .*abacus"),
         ({"max_epochs": 1, "val_check_interval": "often"}, "these trainer options do not work"),
+        ({"max_epochs": 1, "accelerator": "cpu", "devices": 9999}, "9999 devices were asked of a CPU with .* at most"),
         ({"max_epochs": 1, "speed": 3}, "these trainer options do not work: .*speed"),
         ({"max_epochs": 1, "strategy": "fsdpp"}, "unknown strategy 'fsdpp'; did you mean 'fsdp'"),
         ({"max_epochs": 1, "strategy": "deepspeed"}, 'the strategy deepspeed shards the model .* use strategy "fsdp"'),
@@ -91,6 +92,14 @@ def fit(run_dir: Path, task: Task | None = None, **options: Any) -> pl.Trainer:
 def test_options_out_of_range(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_trainer(run_dir=tmp_path, **options)
+
+
+def test_a_cpu_with_one_core_still_tries_a_few_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mamba_apps.training.trainer.usable_cores", lambda: 1)
+    options: dict[str, Any] = {"run_dir": tmp_path, "max_epochs": 1, "accelerator": "cpu", "strategy": "ddp"}
+    assert make_trainer(devices=4, **options).num_devices == 4
+    with pytest.raises(UserError, match=r"5 devices were asked of a CPU with 1 cores: .*; give devices at most 4"):
+        make_trainer(devices=5, **options)
 
 
 def test_run_folder_that_is_a_file(tmp_path: Path) -> None:

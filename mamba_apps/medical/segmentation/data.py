@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mamba_apps.medical.segmentation.augment import Augmentation
 from mamba_apps.medical.segmentation.patches import Patches
 from mamba_apps.medical.segmentation.saving import load_plan
 from mamba_apps.training import ResumableLoader
+from mamba_apps.training.cores import usable_cores
 from mamba_datasets.volumes import Plan, Prepared, RawDataset, Volume, folds, preprocess
 from mamba_datasets.volumes.fingerprints import fingerprint
 from mamba_datasets.volumes.json_files import read_json
@@ -93,7 +93,7 @@ class VolumeData(pl.LightningDataModule):
         self.cache = Path(root, CACHE) if cache is None else Path(cache)
         self._batch_size, self.steps, self.foreground = batch_size, steps, foreground
         self.augment, self.mirror = augment, mirror
-        self.workers = min(_cores(), _MOST_WORKERS) if workers is None else workers
+        self.workers = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
 
     @cached_property
     def dataset(self) -> RawDataset:
@@ -213,8 +213,3 @@ class VolumeData(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the numbers of the held-out cases."""
         return self.test_dataloader()
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
