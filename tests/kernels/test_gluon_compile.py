@@ -30,7 +30,9 @@ SHARED_MEMORY = 227 * 1024
 
 
 def compile_for_hopper(kernel: Any, constants: dict[str, Any]) -> Any:
-    names = list(inspect.signature(kernel.fn).parameters)
+    parameters = inspect.signature(kernel.fn).parameters
+    constants = {name: x.default for name, x in parameters.items() if x.default is not x.empty} | constants
+    names = list(parameters)
     signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
     options = {name: constants.pop(name) for name in ("maxnreg",) if name in constants}
     source = GluonASTSource(kernel, signature, {(names.index(name),): constants[name] for name in constants})
@@ -53,6 +55,8 @@ def compile_for_hopper(kernel: Any, constants: dict[str, Any]) -> Any:
         pytest.param(4, 33, 1, "forward", EVERYTHING, marks=slow),
         pytest.param(8, 512, 4, "forward", EVERYTHING, marks=slow),
         pytest.param(20, 1024, 1, "reverse", EVERYTHING, marks=slow),
+        pytest.param(32, 512, 1, "forward", {**EVERYTHING, "HAS_D": False, "ADD": True}, marks=slow),
+        pytest.param(17, 40, 1, "reverse", {**EVERYTHING, "HAS_MARKS": True, "ADD": True}, marks=slow),
         pytest.param(32, 1024, 1, "forward", {**EVERYTHING, "ENDS": True}, marks=slow),
     ],
 )

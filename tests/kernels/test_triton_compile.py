@@ -71,8 +71,8 @@ IMAGE = {"ACROSS": 3, "WALKERS": 8, "COLUMNS": 64, "STEPS": 2, "SILU": True, "HA
 VOLUME = {**IMAGE, "ACROSS": 9, "WALKERS": 4, "STEPS": 1}
 NORM = {"ROWS": 8, "CHUNKS": 3, "CHUNK": 128, "CENTRED": True, "GATE": 0, "HAS_BIAS": True}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "scan_forward": (scan_forward, {**SCAN, "STEPS": 4, "SAVE": True}),
-    "scan_backward": (scan_backward, {**SCAN, "STEPS": 2}),
+    "scan_forward": (scan_forward, {**SCAN, "STEPS": 4, "SAVE": True, "ADD": True}),
+    "scan_backward": (scan_backward, {**SCAN, "STEPS": 2, "ADD": True}),
     "merge": (merge, {"HAS_Z": True, "KEEP": True, "ROWS": 16, "COLUMNS": 128}),
     "unmerge": (unmerge, {"ROWS": 16, "COLUMNS": 128}),
     "state_update": (

@@ -202,3 +202,42 @@ def test_the_fake_kernels_of_a_route_promise_what_the_kernels_return(case: str, 
     out, merged, checkpoints = forward(*inputs.values(), *tail, out_dtype, True)
     given = (out.mT.contiguous().mT, *inputs.values(), merged, checkpoints, *tail, True)
     torch.library.opcheck(backward, given, test_utils=checks)
+
+
+@pytest.mark.parametrize(
+    ("row", "rows_at_a_time"), [*((row, False) for row in range(len(DESIGN))), (4, True), (5, True)]
+)
+def test_options_in_pairs_over_slices_of_states(
+    row: int, rows_at_a_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mamba_kernels.selective_scan import triton, triton_plan
+
+    # Slices, tiles and parts of time as small as they get: the interpreter is slow.
+    monkeypatch.setattr(triton_plan, "SLICE", 3)
+    monkeypatch.setattr(triton_plan, "SLICED_CHANNELS", 2)
+    for module in (triton, triton_plan):
+        monkeypatch.setattr(module, "checkpoint_distance", lambda _: 4)
+    if rows_at_a_time:
+        monkeypatch.setattr(triton, "WORKSPACE", 1)
+    taken = []
+    differentiate = triton._differentiate
+    monkeypatch.setattr(triton, "_differentiate", lambda *given: (taken.append(len(given[1])), differentiate(*given)))
+    chosen = dict(DESIGN[row])
+    length = 18 if chosen.pop("in_parts") else 7
+    B_groups, C_groups = 2 if chosen.pop("B_differs") else None, 1 if chosen.pop("C_differs") else None
+    inputs, options = scan_case(
+        torch.float32, channels=4, states=5, length=length, B_groups=B_groups, C_groups=C_groups,
+        last=row % 2 == 0, mixed=row % 3 == 0, **chosen,
+    )  # fmt: skip
+    compare(selective_scan, inputs, torch.float32, **options)
+    assert taken == ([1] * 4 if rows_at_a_time else [2] * 2)
+
+
+def test_slices_of_states_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mamba_kernels.selective_scan import triton_plan
+
+    monkeypatch.setattr(triton_plan, "SLICE", 2)
+    monkeypatch.setattr(triton_plan, "SLICED_CHANNELS", 1)
+    inputs, options = scan_case(torch.bfloat16, channels=3, states=4, length=9, last=True)
+    inputs["z"], inputs["initial_state"] = inputs["z"].float(), inputs["initial_state"].bfloat16()
+    compare(selective_scan, inputs, torch.bfloat16, **options)

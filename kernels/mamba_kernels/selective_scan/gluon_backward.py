@@ -101,7 +101,7 @@ def scan_backward(
     N_PAD: gl.constexpr, LANES: gl.constexpr, DEEP: gl.constexpr, STEPS: gl.constexpr,
     SOFTPLUS: gl.constexpr, WALK: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_MARKS: gl.constexpr, HAS_ENTERING: gl.constexpr, ENDS: gl.constexpr,
-    TIME_FAST: gl.constexpr, WIDE: gl.constexpr, num_warps: gl.constexpr,
+    TIME_FAST: gl.constexpr, WIDE: gl.constexpr, num_warps: gl.constexpr, ADD: gl.constexpr = False,
 ):  # fmt: skip
     """Walk one part of one sequence back for one block of channels."""
     BLOCK: gl.constexpr = 32 // LANES * DEEP * num_warps
@@ -328,6 +328,11 @@ def scan_backward(
                 dbias_sum += sum_in_thread(ddt, ROWS)
             if HAS_MARKS:
                 dx = gl.where(real, dx, 0.0)
+            if ADD:
+                before = load_tile(du, rows_here, t0, d0, du_l, du_d, stop, channels, U_TILE)
+                dx += gl.convert_layout(before, LAYOUT)
+                before = load_tile(ddelta, rows_here, t0, d0, ddelta_l, ddelta_d, stop, channels, DELTA_TILE)
+                ddt += gl.convert_layout(before, LAYOUT)
             store_tile(du, dx, rows_here, t0, d0, du_l, du_d, stop, channels, U_TILE)
             store_tile(ddelta, ddt, rows_here, t0, d0, ddelta_l, ddelta_d, stop, channels, DELTA_TILE)
             if HAS_Z:
@@ -340,6 +345,9 @@ def scan_backward(
                 dgate = gl.convert_layout(dgate, LAYOUT).to(gl.float32) * y
                 open_g = sigmoid(g)
                 dgate = gl.where(real, dgate * open_g * (1.0 + g * (1.0 - open_g)), 0.0)
+                if ADD:
+                    before = load_tile(dz, rows_here, t0, d0, dz_l, dz_d, stop, channels, Z_TILE)
+                    dgate += gl.convert_layout(before, LAYOUT)
                 store_tile(dz, dgate, rows_here, t0, d0, dz_l, dz_d, stop, channels, Z_TILE)
             dBC = dBCs._reinterpret(gl.float32, [STEPS * num_warps, 2 * N_PAD], FLAT).load(WARPS)
             dBC = gl.convert_layout(gl.sum(dBC.reshape([STEPS, num_warps, 2 * N_PAD]), axis=1), BOTH)

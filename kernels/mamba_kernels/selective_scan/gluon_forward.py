@@ -39,7 +39,7 @@ def scan_forward(
     N_PAD: gl.constexpr, LANES: gl.constexpr, STEPS: gl.constexpr,
     SOFTPLUS: gl.constexpr, WALK: gl.constexpr, HAS_D: gl.constexpr, HAS_Z: gl.constexpr, HAS_BIAS: gl.constexpr,
     HAS_MARKS: gl.constexpr, HAS_ENTERING: gl.constexpr, ENDS: gl.constexpr, SAVE: gl.constexpr,
-    TIME_FAST: gl.constexpr, WIDE: gl.constexpr, num_warps: gl.constexpr,
+    TIME_FAST: gl.constexpr, WIDE: gl.constexpr, num_warps: gl.constexpr, ADD: gl.constexpr = False,
 ):  # fmt: skip
     """Scan one part of one sequence for one block of channels."""
     BLOCK: gl.constexpr = 32 // LANES * num_warps
@@ -137,6 +137,8 @@ def scan_forward(
             Cs.store(gl.where(real_bc, gl.convert_layout(next_C, BC_LAYOUT).to(gl.float32), 0.0))
             if HAS_Z:
                 gate = load_tile(z, rows, t0, d0, z_l, z_d, stop, channels, Z_TILE)
+            if ADD:
+                before = load_tile(out, rows, t0, d0, out_l, out_d, stop, channels, U_TILE)
         # The next tile's loads are in flight while this one is walked.
         t1 = t0 + STEPS
         next_u = load_tile(u, next_rows, t1, d0, u_l, u_d, stop, channels, U_TILE)
@@ -177,6 +179,8 @@ def scan_forward(
                 y = y * g * sigmoid(g)
             if HAS_MARKS:
                 y = gl.where(real, y, 0.0)
+            if ADD:
+                y += gl.convert_layout(before, LAYOUT)
             store_tile(out, y, rows_here, t0, d0, out_l, out_d, stop, channels, U_TILE)
     here = ((batch * parts + part) * readings + reading) * state_size
     if ENDS:

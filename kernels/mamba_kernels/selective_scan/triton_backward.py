@@ -30,7 +30,7 @@ def scan_backward(
     N_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, WALK: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MARKS: tl.constexpr,
-    HAS_ENTERING: tl.constexpr, ENDS: tl.constexpr,
+    HAS_ENTERING: tl.constexpr, ENDS: tl.constexpr, ADD: tl.constexpr = False,
 ):  # fmt: skip
     """Walk one part of one sequence back for one block of channels; see `triton.py` for the arguments."""
     block = tl.program_id(0) % blocks
@@ -228,6 +228,8 @@ def scan_backward(
                     if HAS_Z:
                         y = tl.sum(h_t * C_t, axis=0) + skip_d * x
                         dgate = tl.where(real, dy * y * sigmoid * (1.0 + gate * (1.0 - sigmoid)), 0.0)
+                        if ADD:
+                            dgate += tl.load(dz + pos * dz_l, mask=on_d & inside, other=0.0)
                         tl.store(dz + pos * dz_l, dgate.to(dz.dtype.element_ty), mask=on_d & inside)
                         dy = tl.where(real, dy * gate * sigmoid, 0.0)
                     if C_VARIES:
@@ -251,6 +253,9 @@ def scan_backward(
                     if HAS_BIAS:
                         dbias_sum += ddt
                     dx = tl.where(real, drive * dt + skip_d * dy, 0.0)
+                    if ADD:
+                        dx += tl.load(du + pos * du_l, mask=on_d & inside, other=0.0)
+                        ddt += tl.load(ddelta + pos * ddelta_l, mask=on_d & inside, other=0.0)
                     tl.store(du + pos * du_l, dx.to(du.dtype.element_ty), mask=on_d & inside)
                     tl.store(ddelta + pos * ddelta_l, ddt.to(ddelta.dtype.element_ty), mask=on_d & inside)
                 dh = dh * exp2(dt[None, :] * A2)

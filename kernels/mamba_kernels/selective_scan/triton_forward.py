@@ -27,7 +27,7 @@ def scan_forward(
     N_PAD: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, STEPS: tl.constexpr,
     SOFTPLUS: tl.constexpr, WALK: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MARKS: tl.constexpr,
-    HAS_ENTERING: tl.constexpr, ENDS: tl.constexpr, SAVE: tl.constexpr,
+    HAS_ENTERING: tl.constexpr, ENDS: tl.constexpr, SAVE: tl.constexpr, ADD: tl.constexpr = False,
 ):  # fmt: skip
     """Scan one part of one sequence for one block of channels; see `triton.py` for the arguments."""
     blocks = tl.cdiv(channels, BLOCK)
@@ -147,6 +147,8 @@ def scan_forward(
                     y = y * gate / (1.0 + tl.exp(-gate))
                 if HAS_MARKS:
                     y = tl.where((mark[i] & REAL) != 0, y, 0.0)
+                if ADD:
+                    y += tl.load(out + pos * out_l, mask=on_d & inside, other=0.0)
                 tl.store(out + pos * out_l, y.to(out.dtype.element_ty), mask=on_d & inside)
     if ENDS:
         here = ((batch * parts + part) * readings + reading) * state_size + state_at

@@ -107,7 +107,7 @@ class Pass(NamedTuple):
         self.whole(*inputs, start, leaving, leaving)
 
 
-def plan_forward(scan: Scan, device: torch.device, enters: bool, save: bool, out: Strides) -> Pass:
+def plan_forward(scan: Scan, device: torch.device, enters: bool, save: bool, out: Strides, add: bool = False) -> Pass:
     """Plan the forward pass; its kernels take the ten inputs, checkpoints and out before the states.
 
     Args:
@@ -116,11 +116,12 @@ def plan_forward(scan: Scan, device: torch.device, enters: bool, save: bool, out
         enters: Whether an initial state enters.
         save: Whether checkpoints are kept.
         out: Strides of the output.
+        add: Whether to add to what stands there, in float32.
     """
-    return _plan(scan, device, False, enters, (out,), {"SAVE": save})
+    return _plan(scan, device, False, enters, (out,), {"SAVE": save}, add)
 
 
-def plan_backward(scan: Scan, device: torch.device, enters: bool, *gradients: Strides) -> Pass:
+def plan_backward(scan: Scan, device: torch.device, enters: bool, *gradients: Strides, add: bool = False) -> Pass:
     """Plan the backward pass; its kernels take the ten inputs, checkpoints, scratch, dout and eight gradients.
 
     Args:
@@ -128,8 +129,9 @@ def plan_backward(scan: Scan, device: torch.device, enters: bool, *gradients: St
         device: The GPU.
         enters: Whether a gradient of the last state enters.
         *gradients: Strides of dout, du, ddelta and dz.
+        add: Whether to add to what stands in the last three, in float32.
     """
-    return _plan(scan, device, True, enters, gradients, {})
+    return _plan(scan, device, True, enters, gradients, {}, add)
 
 
 def _plan(
@@ -139,6 +141,7 @@ def _plan(
     enters: bool,
     others: tuple[Strides, ...],
     options: dict[str, Any],
+    add: bool,
 ) -> Pass:
     sequences = scan.batch * scan.readings
     shape = Shape(sequences, scan.channels, scan.length, scan.states, scan.groups, multiprocessors(device))
@@ -175,7 +178,9 @@ def _plan(
             carry_states, (ceil_divide(states, CARRY_BLOCK), scan.batch), parts, states,
             BACKWARD=backward, HAS_START=enters, BLOCK=CARRY_BLOCK,
         )  # fmt: skip
-    whole = Launch(kernel, grid, *sizes, *strides, **constants, HAS_ENTERING=enters or parts > 1, ENDS=False)
+    # The kernels of one state have no such option.
+    adds = {"ADD": True} if add else {}
+    whole = Launch(kernel, grid, *sizes, *strides, **constants, **adds, HAS_ENTERING=enters or parts > 1, ENDS=False)
     scratch: tuple[int, ...] = (0,)
     if backward and "CHUNK" in constants:
         tile = constants["N_PAD"] * constants["BLOCK"]

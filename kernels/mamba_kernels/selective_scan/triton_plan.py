@@ -5,6 +5,7 @@ Nothing here needs Triton or a GPU: tracing asks for shapes on machines that hav
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,9 @@ FEW_STATES_WARPS = 5
 # Channels of a program of the kernels for one state, and programs a multiprocessor before time is left uncut.
 SINGLE_BLOCK = 32
 SINGLE_PROGRAMS = 2
+# More states than a slice has are scanned slice by slice, where enough channels share B and C to fill the lanes.
+SLICE = 32
+SLICED_CHANNELS = 8
 
 
 class Shape(NamedTuple):
@@ -46,8 +50,27 @@ def checkpoint_distance(states: int) -> int:
     return 16 if 1 < states <= 32 else 64
 
 
+def state_slices(A: Tensor, B: Tensor, C: Tensor) -> list[slice]:
+    """Return the slices of states that are scanned one after the other, of about one size and at most `SLICE`.
+
+    The output and the gradients of u, delta and z are sums over states, so those of slices add up.
+    """
+    channels, states = A.shape
+    groups = math.lcm(*(M.shape[1] if M.dim() == 4 else 1 for M in (B, C)))
+    varies = B.dim() > 2 and C.dim() > 2
+    sliced = states > SLICE and varies and channels // groups >= SLICED_CHANNELS
+    count = ceil_divide(states, SLICE) if sliced else 1
+    return [slice(i * states // count, (i + 1) * states // count) for i in range(count)]
+
+
 def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
-    """Return the shape of the states a forward pass keeps for its backward."""
+    """Return the shape of the states a forward pass keeps for its backward.
+
+    Of states in slices nothing is kept: what one slice needs, the backward pass finds again, and uses up before the
+    next slice. All slices' together would be many times the size of the inputs.
+    """
+    if len(state_slices(A, B, C)) > 1:
+        return (0,)
     batch, channels, length = u.shape
     return batch, -(-length // checkpoint_distance(A.shape[1])), A.shape[1], channels
 
