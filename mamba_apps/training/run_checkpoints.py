@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,11 +158,7 @@ class RunCheckpoints(Checkpoint):
             return
         known = self.monitor in trainer.callback_metrics
         if not known and (self._validated or not trainer.enable_validation):
-            names = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise UserError(
-                f"the monitored metric {self.monitor!r} was not logged (logged: {names})",
-                "monitor one of those or log it with self.log",
-            )
+            raise not_logged(self.monitor, trainer.callback_metrics)
         if not self._validated:
             self._judge(trainer)
         self._validated = False
@@ -369,3 +366,12 @@ def _gathered(position: dict[str, Any]) -> list[dict[str, Any]]:
     positions: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(positions, position)
     return positions
+
+
+def not_logged(monitor: str, logged: Iterable[str]) -> UserError:
+    """Return the error that a monitored metric is not among those that were logged."""
+    names = ", ".join(sorted(logged)) or "none"
+    return UserError(
+        f"the monitored metric {monitor!r} was not logged (logged: {names})",
+        "monitor one of those or log it with self.log",
+    )

@@ -101,11 +101,21 @@ class Recipe:
         """Return the Lightning blocks with dotted ``overrides`` set, every class path checked again.
 
         A budget among them, such as ``trainer.max_steps``, takes the place of the recipe's own.
+
+        Raises:
+            UserError: If one names no block, names a class that it may not, or lets another metric be monitored without
+                saying which values of it are better.
         """
         for key in overrides:
             block = key.split(".")[0]
             if block not in BLOCKS[2:]:
                 raise UserError(f"{self.name}: unknown setting {key!r}", nearest(block, BLOCKS[2:]))
+        monitor = overrides.get("trainer.monitor")
+        if monitor not in (None, lookup(self.config, "trainer.monitor")) and "trainer.mode" not in overrides:
+            raise UserError(
+                f"trainer.monitor is {monitor!r}, and not which values of it are better",
+                "add --trainer.mode min or --trainer.mode max",
+            )
         given = {key: overrides[key] for key in _BUDGETS if overrides.get(key) is not None}
         own = {key: None for key in _BUDGETS if given and key not in given and lookup(self.config, key) is not None}
         config = apply_overrides(self.config, {**own, **overrides})

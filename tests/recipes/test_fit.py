@@ -19,6 +19,8 @@ from toy_candidates import TOY_RECIPE, write_recipe
 
 from mamba_recipes.cli import main
 
+_TWO_BUDGETS = ("--trainer.max_epochs", "1", "--trainer.max_steps", "5")
+
 
 @pytest.fixture
 def trained(toy_recipe: Path, capsys: pytest.CaptureFixture[str]) -> Path:
@@ -172,7 +174,7 @@ def test_weights_of_another_model_are_refused(trained: Path, capsys: pytest.Capt
         (["fit", "toy.yaml", "--out", "run"], "run already holds a run; continue it with --resume run"),
         (["fit", "toy.yaml", "--resume", "run"], "fit needs a recipe or --resume DIR"),
         (["fit", "toy.yaml", "--out", "toy.yaml/x"], "toy.yaml"),
-        (["fit", "toy.yaml", "--trainer.max_steps", "5"], "exactly one budget, found max_epochs and max_steps"),
+        (["fit", "toy.yaml", *_TWO_BUDGETS], "exactly one budget, found max_epochs and max_steps"),
         (["fit", "toy.yaml", "--seed", "-1"], "seed is -1"),
         (["test", "toy.yaml"], "recipe 'toy' has no trained weights of its own"),
         (["test", "."], "holds no run"),
@@ -197,6 +199,33 @@ def test_a_loss_that_explodes_stops_with_one_line(toy_recipe: Path, capsys: pyte
     err = capsys.readouterr().err
     assert "not finite" in err or "is nan" in err or "is inf" in err
     assert not Path("run/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--trainer.monitor", "val_loss", "--trainer.mode", "min"], "'val_loss' was not logged (logged: val_mae)"),
+        (["--trainer.monitor", "val_loss"], "which values of it are better; add --trainer.mode min"),
+    ],
+)
+def test_a_metric_that_cannot_be_monitored_is_refused_before_training(
+    words: list[str], says: str, toy_recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(*_: object) -> None:
+        raise AssertionError("it trained")
+
+    monkeypatch.setattr("toy_candidates.ToyModule.training_step", trained)
+    assert main(["fit", str(toy_recipe), "--out", "run", *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_rehearsed_validation_changes_no_number(toy_recipe: Path) -> None:
+    assert main(["fit", str(toy_recipe), "--out", "a"]) == 0
+    assert main(["fit", str(toy_recipe), "--out", "b", "--trainer.monitor", "val_mae"]) == 0
+    assert Path("a/metrics.csv").read_text() == Path("b/metrics.csv").read_text()
+    first, same = (load_file(f"{name}/model/model.safetensors") for name in "ab")
+    assert all(torch.equal(first[key], same[key]) for key in first)
 
 
 def test_a_training_that_kept_nothing_leaves_nothing(toy_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +299,7 @@ def test_two_processes_train_one_run(strategy: str, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MAMBA_KERNELS_BACKEND", "reference")  # without which shards are refused on CPUs
     words = f"fit digits --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy {strategy}"
     command = [sys.executable, "-m", "mamba_recipes.cli", *words.split()]
-    command += ["--trainer.max_epochs", "null", "--trainer.max_steps", "2"]
+    command += ["--trainer.max_steps", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     (run,) = (tmp_path / "runs").iterdir()

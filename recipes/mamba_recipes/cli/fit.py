@@ -52,9 +52,13 @@ def main(argv: Sequence[str]) -> int:
     from mamba_apps.training.saved import MODEL_NAME
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
-    from mamba_recipes.cli.training import header, load_into, save
+    from mamba_recipes.cli.training import MonitorCheck, header, load_into, save
 
     built = build(config, recipe.path)
+    options = dict(built.trainer_options)
+    if overrides.get("trainer.monitor") is not None and arguments.resume is None:
+        options["callbacks"] = [*(options.get("callbacks") or []), MonitorCheck(options["monitor"])]
+        options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 1
     name = recipe.name if arguments.recipe else folder.name
     first = runs.is_first_process()
     if first:
@@ -67,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
                 seed=built.seed,
                 progress=sys.stderr.isatty(),
                 resume=arguments.resume is not None,
-                **built.trainer_options,
+                **options,
             )
             if first:
                 runs.write_recipe(folder, recipe, config)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.checkpoint import AtomicCheckpointIO
+from mamba_apps.training.run_checkpoints import not_logged
 from mamba_apps.training.saved import ModelCard, load_weights, save_model, saved_folder
 from mamba_recipes.build import Built
 from mamba_recipes.recipe import Recipe
@@ -28,6 +29,22 @@ def header(name: str, built: Built) -> None:
 def _label(built: Built) -> str:
     """Return what the model calls itself, or its class's name."""
     return str(getattr(built.model, "label", type(built.model).__name__))
+
+
+class MonitorCheck(Callback):
+    """Refuses a monitored metric that a rehearsed batch of validation does not log, before a long epoch is trained.
+
+    Args:
+        monitor: The metric.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self._monitor = monitor
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what was logged; what training logs shows only later."""
+        if self._monitor not in trainer.callback_metrics and not self._monitor.startswith("train"):
+            raise not_logged(self._monitor, trainer.callback_metrics)
 
 
 def run_interruptibly(trainer: Trainer, work: Callable[[], Any]) -> Any:
