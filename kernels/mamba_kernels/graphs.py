@@ -6,7 +6,7 @@ hand-over. Only what always has the same shapes can be replayed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,67 @@ class ReplayedTraining:
         return replay
 
 
+class ReplayedCall:
+    """A function of tensors that is captured once in a CUDA graph and replayed; without a GPU it simply runs.
+
+    What it changes besides, such as weights and the state of an optimiser, must stay where it is in memory. Random
+    numbers are drawn anew at every replay, as the function would draw them. What it decides in Python is decided once.
+
+    Args:
+        function: What to do: takes tensors and returns one.
+        inputs: Tensors with the shapes, dtypes and device of those in every call.
+        restore: Undoes what the rehearsals before the capture changed.
+
+    Raises:
+        BackendError: If it cannot be captured.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], inputs: Sequence[Tensor], restore: Callable[[], None] = lambda: None
+    ) -> None:
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if inputs[0].is_cuda:
+            with torch.cuda.device(inputs[0].device):
+                self._inputs = [x.detach().clone() for x in inputs]
+                self._graph = self._capture(restore)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run the function, or replay it."""
+        if self._graph is None:
+            return self._function(*inputs)
+        with torch.no_grad():
+            torch._foreach_copy_(self._inputs, list(inputs))
+            self._graph.replay()
+            return self._output.clone()
+
+    def _capture(self, restore: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        random = torch.cuda.get_rng_state()
+        graph, beside, here = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
+        kind, mixed = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        try:
+            # Weights cast once and kept would be those of the capture for ever.
+            with torch.autocast("cuda", kind, mixed, cache_enabled=False):
+                beside.wait_stream(here)
+                with torch.cuda.stream(beside):
+                    for _ in range(_REHEARSALS):
+                        self._function(*self._inputs)
+                here.wait_stream(beside)
+                # A capture that fails leaves its stream the current one; the outer context goes back.
+                with torch.cuda.stream(here), torch.cuda.graph(graph, stream=beside):
+                    self._output = self._function(*self._inputs)
+        except BackendError:
+            raise
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise BackendError(f"the training step cannot be captured in a CUDA graph: {why}", _REMEDY) from error
+        restore()
+        torch.cuda.set_rng_state(random)
+        return graph
+
+
 _REMEDY = "train without graphs"
+_REHEARSALS = 3
 
 
 class _Shell(nn.Module):

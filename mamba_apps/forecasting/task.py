@@ -45,6 +45,8 @@ class ForecastTask(pl.LightningModule):
         UserError: If the model, an option of it or the loss is unknown, or a number is out of range.
     """
 
+    steps_whole = True
+
     def __init__(
         self,
         model: str = "patch",
@@ -115,10 +117,14 @@ class ForecastTask(pl.LightningModule):
         return self.network(batch)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        loss = self.loss(self(batch), batch["future_y"], batch["future_observed"])
-        self.log("train/loss", loss, batch_size=len(batch["future_y"]))
+        """Return the loss of a batch, and log it."""
+        loss = self.loss_of(batch)
+        self.log("train/loss", loss, batch_size=len(batch["series"]))
         return loss
+
+    def loss_of(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of a batch."""
+        return self.loss(self(batch), batch["future_y"], batch["future_observed"])
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Score a batch of the validation part."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
+from mamba_apps.training.guard import NonFiniteGuard
+from mamba_apps.training.whole_step import WholeOptimization, WholeStep, is_odd, whole_step
 from mamba_kernels.graphs import ReplayedTraining
 
 if TYPE_CHECKING:
@@ -15,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class GraphedTraining(Callback):
-    """Replay the forward and backward passes of the task's ``network``; see `ReplayedTraining` for what can be.
+    """Replay whole steps where that can be, see `whole_step`, else the passes of the task's ``network``.
 
-    A task that calls something else in its training step names it ``captured``. Without a GPU there are no graphs, and
-    training runs as ever.
+    A task that calls something else than its network in its training step names it ``captured``; what can be is said at
+    `ReplayedTraining`. Without a GPU there are no graphs, and training runs as ever.
     """
 
     def __init__(self) -> None:
         self._replayed: ReplayedTraining | None = None
+        self._whole: WholeStep | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the replay in the place of the network's forward pass.
@@ -35,7 +38,7 @@ class GraphedTraining(Callback):
             raise UserError(f"{type(pl_module).__name__} has no network to capture", "leave out trainer.graph")
         if trainer.world_size > 1:
             raise UserError("graphs are captured on one GPU, and several devices train", "leave out trainer.graph")
-        if trainer.strategy.root_device.type == "cuda":
+        if trainer.strategy.root_device.type == "cuda" and not self._begin_whole(trainer, pl_module):
             self._replayed = ReplayedTraining(network)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
@@ -54,18 +57,35 @@ class GraphedTraining(Callback):
         Raises:
             UserError: If the step's pass could not be captured: it takes more than tensors, or learns nothing.
         """
-        if self._replayed is not None and not self._replayed.captured:
+        if self._whole is None:
+            refused = self._replayed is not None and not self._replayed.captured
+        else:
+            refused = not (self._whole.captured or is_odd(trainer, batch_idx))
+        if refused:
             raise UserError(f"no pass of {type(pl_module).__name__} can be captured", "leave out trainer.graph")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the network its own forward pass back."""
-        self._remove()
+        self._remove(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Likewise."""
-        self._remove()
+        self._remove(trainer)
 
-    def _remove(self) -> None:
+    def _begin_whole(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        optimization = trainer.fit_loop.epoch_loop.automatic_optimization
+        if not isinstance(optimization, WholeOptimization):
+            return False
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        guard = next((callback for callback in callbacks if isinstance(callback, NonFiniteGuard)), None)
+        optimization.guard = guard
+        optimization.whole = self._whole = whole_step(trainer, pl_module, known=[self, *([guard] if guard else [])])
+        return self._whole is not None
+
+    def _remove(self, trainer: pl.Trainer) -> None:
+        if self._whole is not None:
+            optimization = trainer.fit_loop.epoch_loop.automatic_optimization
+            cast(WholeOptimization, optimization).whole = self._whole = None
         if self._replayed is not None:
             self._replayed.remove()
             self._replayed = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _REMEDY = "lower the learning rate, clip gradients (gradient_clip_val=1) or train with precision 32-true"
+_NAMES = ("the loss", "the norm of the gradients")
 # on a GPU a step is looked at this many steps later, when its result has long arrived
 _LAG = 8
 
@@ -106,6 +108,20 @@ class NonFiniteGuard(Callback):
         elif not torch.isfinite(norm):
             self._stop(trainer, f"the norm of the gradients is {norm.item()}", self._place, in_memory=True)
 
+    def look(self, trainer: pl.Trainer, found_2: torch.Tensor) -> None:
+        """Check a step that was taken as a whole: the weights are already those after it.
+
+        Args:
+            trainer: The trainer.
+            found_2: The loss and the norm of the gradients.
+        """
+        if self._watch is not None:
+            self._watch.add_both(found_2)
+            return
+        for name, value in zip(_NAMES, found_2.tolist(), strict=True):
+            if not math.isfinite(value):
+                self._stop(trainer, f"{name} is {value}", self._place, in_memory=False)
+
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Look at what an earlier batch left on the device."""
         self._batch = None
@@ -178,8 +194,6 @@ def _first_nan(state_dict: Mapping[str, Any]) -> str | None:
 class _Watch:
     """Losses and gradient norms, summed on the device; a non-finite one poisons the sum, which is read later."""
 
-    _names = ("the loss", "the norm of the gradients")
-
     def __init__(self, device: torch.device) -> None:
         self._poison = torch.zeros(2, device=device)
         self._host = torch.zeros(_LAG + 1, 2, pin_memory=device.type == "cuda")
@@ -189,6 +203,9 @@ class _Watch:
     def add(self, index: int, value: torch.Tensor) -> None:
         # 0 * inf and 0 * NaN are NaN, everything else adds nothing
         self._poison[index].add_(value.sum().to(self._poison.device, self._poison.dtype), alpha=0)
+
+    def add_both(self, value_2: torch.Tensor) -> None:
+        self._poison.add_(value_2, alpha=0)
 
     def record(self, place: Place) -> None:
         if distributed.is_available() and distributed.is_initialized():
@@ -210,7 +227,7 @@ class _Watch:
                 event.synchronize()
             bad = (~torch.isfinite(self._host[slot])).tolist()
             if any(bad):
-                return self._names[bad.index(True)], place
+                return _NAMES[bad.index(True)], place
         return None
 
 

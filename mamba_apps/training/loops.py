@@ -22,6 +22,7 @@ from mamba_apps.training import accumulators
 from mamba_apps.training.interrupt import StopRequestedError
 from mamba_apps.training.loader import ResumableLoader
 from mamba_apps.training.seeding import random_state, set_random_state
+from mamba_apps.training.whole_step import WholeOptimization
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -134,6 +135,7 @@ class SafeEpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: pl.Trainer, checkpoints: RunCheckpoints, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
+        self.automatic_optimization = WholeOptimization(trainer)
         self.checkpoints = checkpoints
         self._continuing = False
         self.validation_pending = False

@@ -1,13 +1,13 @@
 """A training step replayed from one CUDA graph: loss, gradients, their clipping and the optimiser's update.
 
-With the passes alone in graphs, what is left of a small model's step is Python: autograd's walk over the parameters, two
-norms of all gradients, the optimiser's lists. All of that always does the same, so that it is captured as well.
+With the passes alone in graphs, what is left of a small model's step is Python: autograd's walk over the parameters,
+two norms of all gradients, the optimiser's lists. All of that always does the same, so that it is captured as well.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,13 +32,7 @@ if TYPE_CHECKING:
 
 # What Lightning calls between the parts of a step, which a replay does not come back from.
 _WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-_OF_THE_TASK = (
-    *_WITHIN,
-    "backward",
-    "configure_gradient_clipping",
-    "optimizer_step",
-    "optimizer_zero_grad",
-)
+_OF_THE_TASK = (*_WITHIN, "backward", "configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad")
 _SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
 _SWITCHES = ("lr", "fused", "foreach", "capturable")
 
@@ -176,9 +170,7 @@ class WholeOptimization(_AutomaticOptimization):
 
     def run(self, optimizer: Optimizer, batch_idx: int, kwargs: OrderedDict[str, Any]) -> _OUTPUTS_TYPE:
         """Train on a batch."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        odd = progress.is_last_batch and batch_idx > 0  # it may be smaller than the others
-        if self.whole is None or not self.whole.takes(kwargs.get("batch"), odd=odd):
+        if self.whole is None or not self.whole.takes(kwargs.get("batch"), odd=is_odd(self.trainer, batch_idx)):
             return super().run(optimizer, batch_idx, kwargs)
         task = self.trainer.lightning_module
         self.optim_progress.optimizer.step.increment_ready()
@@ -197,20 +189,26 @@ class WholeOptimization(_AutomaticOptimization):
         return {"loss": loss}
 
 
-def whole_step(trainer: pl.Trainer, task: pl.LightningModule) -> WholeStep | None:
-    """Return the step of a task, or None where one step is not all that happens between two batches.
+def is_odd(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Return whether a batch may be smaller than the others: an epoch's last one, where a resumed run may begin."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and batch_idx > 0
+
+
+def whole_step(trainer: pl.Trainer, task: pl.LightningModule, known: Sequence[Callback]) -> WholeStep | None:
+    """Return the step of a task, or None where somebody asks for what happens within it.
 
     Args:
         trainer: The trainer, about to train.
-        task: A task that has ``loss_of(batch)`` and returns that from its training step.
+        task: The task. One whose training step does nothing but log ``loss_of(batch)`` and return it says
+            ``steps_whole = True``.
+        known: Callbacks that need not see what happens within a whole step.
     """
     optimizers = trainer.optimizers
     plugin = trainer.precision_plugin
     clips = trainer.gradient_clip_algorithm in (None, GradClipAlgorithmType.NORM)
-    ours = {NonFiniteGuard: True}
     callbacks = cast("list[Callback]", trainer.callbacks)  # type: ignore[attr-defined]
     if (
-        not hasattr(task, "loss_of")
+        not getattr(task, "steps_whole", False)
         or not task.automatic_optimization
         or len(optimizers) != 1
         or type(optimizers[0]) not in (torch.optim.AdamW, torch.optim.Adam)
@@ -220,10 +218,10 @@ def whole_step(trainer: pl.Trainer, task: pl.LightningModule) -> WholeStep | Non
         or trainer.accumulate_grad_batches != 1
         or not clips
         or any(getattr(type(task), name) is not getattr(pl.LightningModule, name) for name in _OF_THE_TASK)
-        or any(_looks_within(callback) for callback in callbacks if type(callback) not in ours)
+        or any(_looks_within(callback) for callback in callbacks if callback not in known)
     ):
         return None
-    return WholeStep(task, task.loss_of, optimizers[0], trainer.gradient_clip_val or None)
+    return WholeStep(task, cast(Any, task).loss_of, optimizers[0], trainer.gradient_clip_val or None)
 
 
 def _looks_within(callback: Callback) -> bool:

@@ -1,0 +1,237 @@
+"""Steps that are taken whole are those that Lightning takes, on a CPU run as they are and on a GPU replayed."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from mamba_apps.errors import UserError
+from mamba_apps.training import NonFiniteLossError, ResumableLoader, make_trainer
+from mamba_apps.training.adamw import adamw
+from mamba_apps.training.graph import GraphedTraining
+from mamba_apps.training.whole_step import WholeStep, whole_step
+
+on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+DEVICES = ["cpu", pytest.param("gpu", marks=on_a_gpu)]
+
+
+class Task(pl.LightningModule):
+    """A network with running averages, dropout, a parameter that nothing reaches, and one that another also reaches."""
+
+    steps_whole = True
+
+    def __init__(self, drop: float = 0.2, fused: bool = True) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(drop), nn.Linear(8, 1)
+        )
+        self.left, self.right, self.unused = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+        self.fused, self.losses = fused, list[Tensor]()
+
+    def loss_of(self, batch: list[Tensor]) -> Tensor:
+        x_B3, y_B1 = batch
+        return (self.network(x_B3) + self.left + self.right - y_B1).square().mean()
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss_of(batch)
+        self.log("train/loss", loss)
+        self.losses.append(loss.detach())
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val/loss", self.loss_of(batch))
+
+    def configure_optimizers(self) -> Any:
+        found: Any = adamw(self, self, lr=0.05, weight_decay=0.1)
+        for group in found["optimizer"].param_groups:
+            group["fused"] = self.fused
+        return found
+
+
+class Whole(GraphedTraining):
+    """Takes whole steps on a CPU too, where they run without a graph."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self._begin_whole(trainer, pl_module)
+        self.step = self._whole
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert self.step.captured
+        super().on_train_end(trainer, pl_module)
+
+
+def data(spoilt: int | None = None) -> TensorDataset:
+    generator = torch.Generator().manual_seed(3)
+    x_N3 = torch.randn(22, 3, generator=generator)
+    y_N1 = x_N3.sum(1, keepdim=True)
+    if spoilt is not None:
+        x_N3[spoilt] = torch.nan
+    return TensorDataset(x_N3, y_N1)
+
+
+def fit(folder: Path, task: Task, *, whole: bool, spoilt: int | None = None, **options: Any) -> pl.Trainer:
+    """Train in batches of 4, of which every sixth has 2."""
+    steps = [Whole()] if whole else []
+    options = {"max_steps": 15, "accelerator": "cpu", "gradient_clip_val": 0.5, "log_every_n_steps": 1, **options}
+    callbacks = [*steps, *options.pop("callbacks", [])]
+    trainer = make_trainer(run_dir=folder, seed=1, progress=False, callbacks=callbacks, **options)
+    torch.manual_seed(5)
+    task.__init__(fused=task.fused)  # type: ignore[misc]
+    trainer.fit(task, ResumableLoader(data(spoilt), 4, seed=2), ResumableLoader(data(), 11, shuffle=False))
+    return trainer
+
+
+@pytest.mark.parametrize("accelerator", DEVICES)
+@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": None}, {"precision": "bf16-mixed"}], ids=str)
+def test_whole_steps_are_those_of_lightning(tmp_path: Path, options: dict[str, Any], accelerator: str) -> None:
+    plain, whole = Task(), Task()
+    options = {"accelerator": accelerator, **options}
+    trainers = [fit(tmp_path / str(i), task, whole=i == 1, **options) for i, task in enumerate((plain, whole))]
+    first, second = (trainer.fit_loop.state_dict() for trainer in trainers)
+    assert first == second
+    assert [trainer.global_step for trainer in trainers] == [15, 15]
+    # rates are rounded to float32
+    near = {"rtol": 1e-5, "atol": 1e-6} if accelerator == "cpu" else {"rtol": 1e-2, "atol": 1e-3}
+    torch.testing.assert_close(torch.stack(whole.losses), torch.stack(plain.losses), **near)
+    torch.testing.assert_close(whole.state_dict(), plain.state_dict(), **near)
+    states = [trainer.optimizers[0].state_dict() for trainer in trainers]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    torch.testing.assert_close(states[1]["state"], states[0]["state"], **near)
+    rows = [(tmp_path / str(i) / "metrics.csv").read_text().splitlines() for i in (0, 1)]
+    assert [row.split(",")[0] for row in rows[0]] == [row.split(",")[0] for row in rows[1]]
+
+
+@pytest.mark.parametrize("accelerator", DEVICES)
+@pytest.mark.parametrize("stop", [1, 4, 5, 6, 8])  # before, in and after an epoch's last batch, which is smaller
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, stop: int, accelerator: str) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.global_step == stop + 1:
+                raise RuntimeError("killed")
+
+    unbroken, resumed = Task(fused=False), Task(fused=False)
+    options = {"accelerator": accelerator, "save_every_steps": 1}
+    fit(tmp_path / "unbroken", unbroken, whole=True, **options)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path / "broken", resumed, whole=True, callbacks=[Stop()], **options)
+    fit(tmp_path / "broken", resumed, whole=True, resume=True, **options)
+    assert len(resumed.losses) == 15 - stop
+    torch.testing.assert_close(resumed.losses, unbroken.losses[stop:], rtol=0, atol=0)
+    torch.testing.assert_close(resumed.state_dict(), unbroken.state_dict(), rtol=0, atol=0)
+
+
+def test_a_run_of_whole_steps_goes_on_without(tmp_path: Path) -> None:
+    task = Task(fused=False)
+    fit(tmp_path, task, whole=True, max_steps=7)
+    trainer = fit(tmp_path, task, whole=False, resume=True)
+    assert trainer.global_step == 15
+    assert not any(group["fused"] or isinstance(group["lr"], Tensor) for group in trainer.optimizers[0].param_groups)
+
+
+@pytest.mark.parametrize("accelerator", DEVICES)
+def test_what_is_not_finite_stops_the_run(tmp_path: Path, accelerator: str) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"the loss is n.* at step \d \(epoch 0, batch \d\)"):
+        fit(tmp_path, Task(), whole=True, spoilt=9, accelerator=accelerator)
+
+
+def test_a_training_step_that_does_more_is_refused(tmp_path: Path) -> None:
+    class More(Task):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return 2 * super().training_step(batch, batch_idx)
+
+    with pytest.raises(UserError, match=r"More\.training_step does not return the loss of loss_of"):
+        fit(tmp_path, More(), whole=True)
+
+
+class Looks(Callback):
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pass
+
+
+class Scales(Task):
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+
+
+class Passes(Task):
+    steps_whole = False
+
+
+class Descends(Task):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Task, {"accumulate_grad_batches": 2}),
+        (Task, {"gradient_clip_algorithm": "value"}),
+        (Task, {"precision": "64-true"}),
+        (Task, {"callbacks": [Looks()]}),
+        *((kind, {}) for kind in (Scales, Passes, Descends)),
+    ],
+)
+def test_what_happens_within_a_step_is_not_passed_by(tmp_path: Path, kind: type[Task], options: dict[str, Any]) -> None:
+    found = list[WholeStep | None]()
+
+    class Asks(Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            found.append(whole_step(trainer, pl_module, known=[trainer.run_checkpoints.guard]))
+
+    options = {**options, "callbacks": [Asks(), *options.get("callbacks", [])], "max_steps": 1}
+    fit(tmp_path / "a", kind(), whole=False, **options)
+    assert found == [None]
+    fit(tmp_path / "b", Task(), whole=False, max_steps=1, callbacks=[Asks()])
+    assert isinstance(found[1], WholeStep)
+
+
+def test_only_batches_like_the_first_are_taken() -> None:
+    task = Task()
+    optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
+    step = WholeStep(task, task.loss_of, optimizer, clip=None)
+    batch = [torch.randn(4, 3), torch.randn(4, 1)]
+    assert not step.takes([x[:2] for x in batch], odd=True)
+    assert step.takes(batch)
+    others = [x[:2] for x in batch], tuple(batch), [x.double() for x in batch], [*batch, 3], [], None
+    assert [step.takes(other) for other in others] == [False] * len(others)
+    step(batch)
+    assert step.takes(batch)
+    optimizer.param_groups[0]["lr"] = 0.05
+    assert step.takes(batch)
+    optimizer.param_groups[0]["weight_decay"] = 0.5
+    assert not step.takes(batch)
+    optimizer.param_groups[0]["weight_decay"] = 0.01
+    task.left.requires_grad_(False)
+    assert not step.takes(batch)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_rehearsals_do_not_show(begun: bool) -> None:
+    task = Task()
+    optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
+    step = WholeStep(task, partial(Task.loss_of, task), optimizer, clip=1.0)
+    batch = [torch.randn(4, 3), torch.randn(4, 1)]
+    if begun:
+        task.loss_of(batch).backward()
+        optimizer.step()
+    assert step.takes(batch)
+    restore = step._remember()
+    weights = {name: value.clone() for name, value in task.state_dict().items()}
+    state = {key: value.clone() for found in optimizer.state.values() for key, value in found.items()}
+    for _ in range(3):
+        step(batch)
+    assert not torch.equal(task.network[0].weight, weights["network.0.weight"])
+    restore()
+    torch.testing.assert_close(dict(task.state_dict()), weights, rtol=0, atol=0)
+    now = {key: value for found in optimizer.state.values() for key, value in found.items()}
+    for key, value in now.items():
+        torch.testing.assert_close(value, state[key] if begun else torch.zeros_like(value), rtol=0, atol=0)
