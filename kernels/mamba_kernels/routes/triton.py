@@ -31,6 +31,7 @@ from mamba_kernels.selective_scan.triton_launch import (
     plan_forward,
     plan_parts,
 )
+from mamba_kernels.selective_scan.triton_plan import checkpoint_distance, state_slices
 
 
 def _strides(x_BKLD: Tensor) -> Strides:
@@ -50,9 +51,9 @@ def _scan(
 
 
 @per_layout
-def _plan_forward(y: Tensor, save: bool, *scanned: Any) -> Pass:
+def _plan_forward(y: Tensor, save: bool, add: bool, *scanned: Any) -> Pass:
     """Plan the forward pass into ``y`` of what `_scan` takes."""
-    return plan_forward(_scan(*scanned), y.device, False, save, _strides(y))
+    return plan_forward(_scan(*scanned), y.device, False, save, _strides(y), add)
 
 
 class _Backward(NamedTuple):
@@ -64,11 +65,11 @@ class _Backward(NamedTuple):
 
 @per_layout
 def _plan_backward(
-    dy: Tensor, dx: Tensor, ddelta: Tensor, dA: Tensor, dB: Tensor, dC: Tensor, *scanned: Any
+    dy: Tensor, add: bool, dx: Tensor, ddelta: Tensor, dA: Tensor, dB: Tensor, dC: Tensor, *scanned: Any
 ) -> _Backward:
     """Plan the backward pass from ``dy`` into the gradients of what `_scan` takes."""
     scan = _scan(*scanned)
-    planned = plan_backward(scan, dy.device, False, _strides(dy), _strides(dx), _strides(ddelta), _strides(dx))
+    planned = plan_backward(scan, dy.device, False, _strides(dy), _strides(dx), _strides(ddelta), _strides(dx), add=add)
     strides = [(batch, reading, state, length) for batch, reading, length, state in (dB.stride(), dC.stride())]
     blocks = [plan_blocks(scan, planned.blocks, scan.readings, each) for each in strides]
     return _Backward(planned, plan_parts(scan, planned.parts, dA.stride()), *blocks)
@@ -117,6 +118,20 @@ def _pieces(batch: int, cells: int) -> int:
     return next(n for n in range(batch, 0, -1) if batch % n == 0 and batch // n * cells >= min(2048, batch * cells))
 
 
+class _Slice(NamedTuple):
+    """A slice of the states: which they are, and what the plans and the kernels of its scan take."""
+
+    states: slice
+    layout: tuple[Tensor, ...]
+    options: tuple[bool, ...]
+    inputs: tuple[Tensor, ...]
+
+    @property
+    def adds(self) -> bool:
+        """Whether its results are added to those of slices before it."""
+        return self.states.start > 0
+
+
 class RouteScan:
     """A scan along a route on a GPU, with the arguments and passes of `cpu.RouteScan`.
 
@@ -152,43 +167,65 @@ class RouteScan:
             self._low_KBLR, self._weight_KDR = low_KBLR, F.pad(delta_weight.to(delta.dtype), (0, -rank % 8))
             steps = torch.bmm(low_KBLR.flatten(1, 2), self._weight_KDR.mT).unflatten(1, low_KBLR.shape[1:3])
             steps = steps.transpose(0, 1)
-        marks = readings.marks
-        self._layout = (x_BKLD, steps, A.float().contiguous(), self._on_cells(B), self._on_cells(C))
-        self._options = (D is not None, delta_bias is not None, delta_softplus, marks is not None)
-        optional = (
-            None if D is None else D.contiguous(),
-            None,
-            None if delta_bias is None else delta_bias.contiguous(),
-        )
-        self._inputs = (*self._layout, *(x if part is None else part for part in (*optional, marks)), readings.order)
+        self._steps, A, B, C = steps, A.float().contiguous(), self._on_cells(B), self._on_cells(C)
+        slices = state_slices(A.shape[1], steps.shape[-1])
+        self._slices = []
+        for states in slices:
+            if len(slices) > 1:
+                layout = (x_BKLD, steps, A[:, states].contiguous(), B[..., states], C[..., states])
+            else:
+                layout = (x_BKLD, steps, A, B, C)
+            skip = None if states.start else D
+            optional = (
+                None if skip is None else skip.contiguous(),
+                None,
+                None if delta_bias is None else delta_bias.contiguous(),
+                readings.marks,
+            )
+            inputs = (*layout, *(x if part is None else part for part in optional), readings.order)
+            options = (skip is not None, delta_bias is not None, delta_softplus, readings.marks is not None)
+            self._slices.append(_Slice(states, layout, options, inputs))
 
     def forward(self, z: Tensor | None, out_dtype: torch.dtype, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return the result (B, *grid, D or K*D), and what `backward` starts from: see `cpu.RouteScan.forward`.
 
         Readings leave results in the dtype of the merged one, as half of all that a merge moves would else be float32.
         """
-        batch, K, cells, channels = self._layout[1].shape
+        batch, K, cells, channels = self._steps.shape
         sizes = (batch, cells, K, channels) if self._concatenates else (batch, K, cells, channels)
-        parts = torch.empty(sizes, dtype=out_dtype, device=self._x.device)
+        parts = torch.empty(sizes, dtype=self._dtype_of_sums(out_dtype), device=self._x.device)
         y_BKLD = parts.transpose(1, 2) if self._concatenates else parts
         checkpoints = self._new(*(self._checkpoints if save else (0,)))
-        plan = _plan_forward(y_BKLD, save, *self._layout, *self._options)
-        plan.run((*self._inputs, checkpoints, y_BKLD), self._new(batch, K, *self._state_shape), None)
+        for part in self._slices:
+            self._run_forward(part, y_BKLD, checkpoints, part.adds)
         parts_BKLX = parts.view(batch, 1, cells, K * channels) if self._concatenates else parts
         keep = save and z is not None
-        merged = torch.empty_like(parts_BKLX[:, 0]) if keep else parts.new_empty(0)
+        merged = torch.empty_like(parts_BKLX[:, 0], dtype=out_dtype) if keep else parts.new_empty(0, dtype=out_dtype)
         if z is None and parts_BKLX.shape[1] == 1:
-            out = parts_BKLX[:, 0]
+            out = parts_BKLX[:, 0].to(out_dtype)
         else:
-            out = torch.empty_like(parts_BKLX[:, 0])
+            out = torch.empty_like(parts_BKLX[:, 0], dtype=out_dtype)
             z_BLX = out if z is None else z.flatten(1, -2)
             _plan_merge(parts_BKLX, z_BLX, z is not None, keep, self._scale)(parts_BKLX, z_BLX, out, merged)
         shape = self._readings.shape
         return out.unflatten(1, shape), merged.unflatten(1, shape) if keep else merged, checkpoints
 
+    def _run_forward(self, part: _Slice, y_BKLD: Tensor, checkpoints: Tensor, add: bool) -> None:
+        """Write a slice's results, or add them, and its checkpoints if these have room for any."""
+        plan = _plan_forward(y_BKLD, bool(checkpoints.numel()), add, *part.layout, *part.options)
+        plan.run((*part.inputs, checkpoints, y_BKLD), self._new(*self._state_shape(part)), None)
+
+    def _checkpoints_of(self, part: _Slice) -> Tensor:
+        """Scan a slice for the checkpoints alone."""
+        batch, K, cells, channels = self._steps.shape
+        states = part.layout[2].shape[1]
+        checkpoints = self._new(batch, K, ceil_divide(cells, checkpoint_distance(states)), states, channels)
+        self._run_forward(part, torch.empty_like(self._steps), checkpoints, False)
+        return checkpoints
+
     def backward(self, dout: Tensor, z: Tensor | None, merged: Tensor, checkpoints: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of x, delta, A, B, C, D, z, delta_bias and delta_weight, empty for absent inputs."""
-        batch, K, cells, channels = self._layout[1].shape
+        batch, K, cells, channels = self._steps.shape
         x, device = self._x, self._x.device
         dy_BLX, dz = dout.flatten(1, -2), x.new_empty(0)
         if z is not None:
@@ -204,31 +241,34 @@ class RouteScan:
         else:
             dy_BKLD = dy_BLX[:, None].expand(-1, K, -1, -1)
         if self._shared:
-            dx = dx_BKLD = torch.empty((batch, K, cells, channels), dtype=x.dtype, device=device)
+            dtype = self._dtype_of_sums(x.dtype)
+            dx = dx_BKLD = torch.empty((batch, K, cells, channels), dtype=dtype, device=device)
         else:
-            dx, dx_BKLD = self._gradient_of(x)
+            dx, dx_BKLD = self._gradient_of(x, self._dtype_of_sums(x.dtype))
+        dtype = self._dtype_of_sums(self._delta.dtype)
         if self._weight is None:
-            ddelta, dsteps = self._gradient_of(self._delta)
+            ddelta, dsteps = self._gradient_of(self._delta, dtype)
         else:
-            dsteps_KBLD = torch.empty((K, batch, cells, channels), dtype=self._layout[1].dtype, device=device)
+            dsteps_KBLD = torch.empty((K, batch, cells, channels), dtype=dtype, device=device)
             dsteps = dsteps_KBLD.transpose(0, 1)
         dA = empty_in_order(self._A)
         (dB, dB_BKLN), (dC, dC_BKLN) = self._gradient_of(self._B), self._gradient_of(self._C)
         dD, dbias = (x.new_empty(0) if part is None else torch.empty_like(part) for part in (self._D, self._bias))
-        plan = _plan_backward(dy_BKLD, dx_BKLD, dsteps, dA, dB_BKLN, dC_BKLN, *self._layout, *self._options)
-        parts, blocks = plan.scan.parts, plan.scan.blocks
-        dA_parts, dD_parts = self._new(batch, parts, K, *self._state_shape), self._new(batch, parts, K, channels)
-        dbias_parts = torch.empty_like(dD_parts)
-        dB_parts, dC_parts = (self._new(batch, K * blocks, cells, self._state_shape[1]) for _ in range(2))
-        into = (dx_BKLD, dsteps, dA_parts, dB_parts, dC_parts, dD_parts, dx_BKLD, dbias_parts)
-        leaving = self._new(batch, K, *self._state_shape)
-        plan.scan.run((*self._inputs, checkpoints, self._new(*plan.scan.scratch), dy_BKLD, *into), leaving, None)
-        plan.parts(dA_parts, dD_parts, dbias_parts, dA, dD, dbias)
-        plan.dB(dB_parts, dB_BKLN)
-        plan.dC(dC_parts, dC_BKLN)
+        if len(self._slices) == 1:
+            into = (dx_BKLD, dsteps, dA, dB_BKLN, dC_BKLN, dD, dbias)
+            self._run_backward(self._slices[0], dy_BKLD, checkpoints, *into)
+        else:
+            biases = []
+            for part in self._slices:
+                biases.append(torch.empty_like(dbias, dtype=torch.float32))
+                of_slice = (dA[:, part.states], dB_BKLN[..., part.states], dC_BKLN[..., part.states])
+                into = (dx_BKLD, dsteps, *of_slice, dD, biases[-1])
+                self._run_backward(part, dy_BKLD, self._checkpoints_of(part), *into)
+            dbias.copy_(torch.stack(biases).sum(0))
         dweight = x.new_empty(0)
         if self._weight is not None:
             rank = self._weight.shape[-1]
+            dsteps_KBLD = dsteps_KBLD.to(self._delta.dtype)
             # Sums over hundreds of thousands of positions are cut in pieces, which fill the GPU.
             pieces = K * _pieces(batch, cells)
             low_PXR = self._low_KBLR.view(pieces, -1, self._low_KBLR.shape[3])
@@ -240,10 +280,42 @@ class RouteScan:
         if self._shared:
             dx = merge_readings(dx_BKLD, 1.0, x.dtype).unflatten(1, self._readings.shape)
         dx, ddelta, dB, dC = (
-            in_order_of(gradient, part)
+            in_order_of(gradient.to(part.dtype), part)
             for part, gradient in ((x, dx), (self._delta, ddelta), (self._B, dB), (self._C, dC))
         )
         return dx, ddelta, dA, dB, dC, dD, dz, dbias, dweight
+
+    def _run_backward(
+        self,
+        part: _Slice,
+        dy_BKLD: Tensor,
+        checkpoints: Tensor,
+        dx_BKLD: Tensor,
+        dsteps: Tensor,
+        dA: Tensor,
+        dB_BKLN: Tensor,
+        dC_BKLN: Tensor,
+        dD: Tensor,
+        dbias: Tensor,
+    ) -> None:
+        """Write a slice's gradients; those of x and of the step sizes are added to those of slices before it."""
+        given = (dx_BKLD, dsteps, dA, dB_BKLN, dC_BKLN)
+        plan = _plan_backward(dy_BKLD, part.adds, *given, *part.layout, *part.options)
+        batch, K, channels, states = self._state_shape(part)
+        parts, blocks, cells = plan.scan.parts, plan.scan.blocks, dy_BKLD.shape[2]
+        dA_parts, dD_parts = self._new(batch, parts, K, channels, states), self._new(batch, parts, K, channels)
+        dbias_parts = torch.empty_like(dD_parts)
+        dB_parts, dC_parts = (self._new(batch, K * blocks, cells, states) for _ in range(2))
+        into = (dx_BKLD, dsteps, dA_parts, dB_parts, dC_parts, dD_parts, dx_BKLD, dbias_parts)
+        leaving = self._new(batch, K, channels, states)
+        plan.scan.run((*part.inputs, checkpoints, self._new(*plan.scan.scratch), dy_BKLD, *into), leaving, None)
+        plan.parts(dA_parts, dD_parts, dbias_parts, dA, dD, dbias)
+        plan.dB(dB_parts, dB_BKLN)
+        plan.dC(dC_parts, dC_BKLN)
+
+    def _dtype_of_sums(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of what slices are added up in, ``dtype`` where there is one alone."""
+        return dtype if len(self._slices) == 1 else torch.float32
 
     @property
     def _scale(self) -> float:
@@ -253,9 +325,10 @@ class RouteScan:
     def _concatenates(self) -> bool:
         return self._readings.merge == "concat"
 
-    @property
-    def _state_shape(self) -> tuple[int, int]:
-        return self._layout[1].shape[3], self._A.shape[1]
+    def _state_shape(self, part: _Slice) -> tuple[int, int, int, int]:
+        """Return the shape (B, K, D, N) of a slice's states."""
+        batch, K, _, channels = self._steps.shape
+        return batch, K, channels, part.layout[2].shape[1]
 
     def _new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self._x.device)
@@ -266,11 +339,11 @@ class RouteScan:
         return x.flatten(2, -2)
 
     @staticmethod
-    def _gradient_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient_of(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """Return what takes the gradient of (B, K, *grid, X), and the same as (B, K, L, X): in its order if it can."""
-        gradient = empty_in_order(x)
+        gradient = empty_in_order(x, dtype)
         cells = gradient.flatten(2, -2)
         if cells.data_ptr() != gradient.data_ptr():  # Channels lie between the axes of the grid.
-            gradient = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            gradient = torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
             cells = gradient.flatten(2, -2)
         return gradient, cells

@@ -27,7 +27,7 @@ from mamba_kernels.selective_scan.triton_launch import (
     plan_forward,
     plan_parts,
 )
-from mamba_kernels.selective_scan.triton_plan import checkpoint_distance, checkpoint_shape, state_slices
+from mamba_kernels.selective_scan.triton_plan import checkpoint_distance, checkpoint_shape, sharing, state_slices
 
 # Bytes of sums and of states between positions that a backward pass makes at a time, if batches allow it.
 WORKSPACE = 2**30
@@ -173,7 +173,7 @@ def forward(
     out = empty_in_order(u, out_dtype)
     last_state = _new(u, u.shape[0], *A.shape)
     checkpoints = _new(u, *(checkpoint_shape(u, A, B, C) if save else (0,)))
-    slices = state_slices(A, B, C)
+    slices = state_slices(A.shape[1], sharing(A, B, C))
     if len(slices) == 1:
         _run_forward(tensors, walk, initial_state, out, last_state, checkpoints)
         return out, last_state, checkpoints
@@ -240,7 +240,7 @@ def backward(
     walk = _Walk(delta_softplus, _marks(seq_idx, reverse), reverse)
     gradients = [u.new_empty(0) if x is None else empty_in_order(x) for x in tensors]
     dinitial = _new(u, u.shape[0], *A.shape)
-    slices = state_slices(A, B, C)
+    slices = state_slices(A.shape[1], sharing(A, B, C))
     if len(slices) == 1:
         _run_backward(grad_out, grad_last_state, tensors, walk, initial_state, checkpoints, gradients, dinitial)
     else:

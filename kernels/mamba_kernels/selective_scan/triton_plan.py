@@ -50,17 +50,23 @@ def checkpoint_distance(states: int) -> int:
     return 16 if 1 < states <= 32 else 64
 
 
-def state_slices(A: Tensor, B: Tensor, C: Tensor) -> list[slice]:
+def state_slices(states: int, channels: int) -> list[slice]:
     """Return the slices of states that are scanned one after the other, of about one size and at most `SLICE`.
 
     The output and the gradients of u, delta and z are sums over states, so those of slices add up.
+
+    Args:
+        states: N.
+        channels: How many channels share B and C where both vary over time, else 0.
     """
-    channels, states = A.shape
-    groups = math.lcm(*(M.shape[1] if M.dim() == 4 else 1 for M in (B, C)))
-    varies = B.dim() > 2 and C.dim() > 2
-    sliced = states > SLICE and varies and channels // groups >= SLICED_CHANNELS
-    count = ceil_divide(states, SLICE) if sliced else 1
+    count = ceil_divide(states, SLICE) if channels >= SLICED_CHANNELS else 1
     return [slice(i * states // count, (i + 1) * states // count) for i in range(count)]
+
+
+def sharing(A: Tensor, B: Tensor, C: Tensor) -> int:
+    """Return how many channels share B and C, or 0 where one is constant."""
+    groups = math.lcm(*(M.shape[1] if M.dim() == 4 else 1 for M in (B, C)))
+    return A.shape[0] // groups if B.dim() > 2 and C.dim() > 2 else 0
 
 
 def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
@@ -69,7 +75,7 @@ def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, .
     Of states in slices nothing is kept: what one slice needs, the backward pass finds again, and uses up before the
     next slice. All slices' together would be many times the size of the inputs.
     """
-    if len(state_slices(A, B, C)) > 1:
+    if len(state_slices(A.shape[1], sharing(A, B, C))) > 1:
         return (0,)
     batch, channels, length = u.shape
     return batch, -(-length // checkpoint_distance(A.shape[1])), A.shape[1], channels
