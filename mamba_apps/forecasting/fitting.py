@@ -39,7 +39,7 @@ class Training:
         patience: Stop after so many validations without a better one.
         seed: Of all randomness.
         accelerator: As in Lightning.
-        progress: Whether to draw a progress bar on a terminal.
+        progress: Whether to draw a progress bar on a terminal, and to say now and then elsewhere how far a training is.
     """
 
     loss: str

@@ -60,7 +60,7 @@ class Imputer:
         patience: Stop after so many of the twenty validations without a better one.
         seed: Of all randomness.
         accelerator: As in Lightning: "auto", "cpu", "gpu", ...
-        progress: Whether to draw a progress bar on a terminal.
+        progress: Whether to draw a progress bar on a terminal, and to say now and then elsewhere how far a training is.
 
     Raises:
         UserError: If an option is unknown or out of range.

@@ -42,7 +42,7 @@ class SeriesClassifier:
         noise: Standard deviation of the noise that is added in training, as a part of each variate's own.
         seed: Of all randomness.
         accelerator: As in Lightning: "auto", "cpu", "gpu", ...
-        progress: Whether to draw a progress bar on a terminal.
+        progress: Whether to draw a progress bar on a terminal, and to say now and then elsewhere how far a training is.
 
     Raises:
         UserError: A number is out of range.

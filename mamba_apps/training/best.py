@@ -34,7 +34,7 @@ def fit_best(
         max_steps: Most optimiser steps.
         accelerator: As in Lightning.
         seed: Of all randomness.
-        progress: Whether to draw a progress bar on a terminal.
+        progress: Whether to draw a progress bar on a terminal, and to say now and then elsewhere how far a training is.
         patience: Stop after so many validations without a better one.
         validated: Whether the data has a validation part.
 

@@ -66,7 +66,7 @@ class RunProgress(ProgressBar):
         if trainer.state.fn == "fit":
             self._draw(trainer, "validating", force=True)
         else:
-            self._begin("validating", _batches(trainer.num_val_batches))
+            self._begin("validating", batches(trainer.num_val_batches))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Move the bar of a validation of its own."""
@@ -82,7 +82,7 @@ class RunProgress(ProgressBar):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the bar of a test."""
-        self._begin("testing", _batches(trainer.num_test_batches))
+        self._begin("testing", batches(trainer.num_test_batches))
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Move the bar of a test."""
@@ -90,7 +90,7 @@ class RunProgress(ProgressBar):
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the bar of a prediction."""
-        self._begin("predicting", _batches(trainer.num_predict_batches))
+        self._begin("predicting", batches(trainer.num_predict_batches))
 
     def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Move the bar of a prediction."""
@@ -110,14 +110,7 @@ class RunProgress(ProgressBar):
         self._end()
 
     def _budget(self, trainer: pl.Trainer) -> float | None:
-        if self._max_seconds is not None:
-            return self._max_seconds
-        if trainer.max_steps > 0:
-            return float(trainer.max_steps)
-        if math.isinf(trainer.num_training_batches):
-            return None
-        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        return float(steps * (trainer.max_epochs or 1))
+        return planned_steps(trainer) if self._max_seconds is None else self._max_seconds
 
     def _begin(self, what: str, total: float | None) -> None:
         self._end()
@@ -164,6 +157,17 @@ class RunProgress(ProgressBar):
             self._task = None
 
 
-def _batches(counts: list[int | float] | int | float) -> float | None:
+def planned_steps(trainer: pl.Trainer) -> int | None:
+    """Return the optimizer steps of a training's budget; None where only its end will tell."""
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    if math.isinf(trainer.num_training_batches) or (trainer.max_epochs or 0) < 1:
+        return None
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return steps * int(trainer.max_epochs or 1)
+
+
+def batches(counts: list[int | float] | int | float) -> float | None:
+    """Return the number of batches of all of a loop's data; None where it is not known."""
     total = float(sum(counts) if isinstance(counts, list) else counts)
     return None if math.isinf(total) else total

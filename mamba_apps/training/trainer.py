@@ -24,6 +24,7 @@ from mamba_apps.training.interrupt import StopRequestedError
 from mamba_apps.training.loops import SafeEpochLoop, SafeFitLoop
 from mamba_apps.training.metrics_file import MetricsFile
 from mamba_apps.training.progress import RunProgress
+from mamba_apps.training.progress_lines import ProgressLines
 from mamba_apps.training.run_checkpoints import RunCheckpoints
 from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.tf32 import TF32Products
@@ -79,7 +80,7 @@ def make_trainer(
         mode: "min" or "max": which value of it is better.
         patience: Stop after this many validations without a better one.
         seed: Seeds the run when it is made and again when it begins to train.
-        progress: Draw a progress bar on stderr, where that is a terminal.
+        progress: Draw a progress bar on stderr; where that is no terminal, say every half minute how far the run is.
         resume: Let `fit` continue from `resume_path(run_dir)`; a run that has no checkpoint yet begins anew.
         save_every_steps: Save `last.ckpt` every this many optimizer steps ...
         save_every_seconds: ... and this long after the last save, but never for more than a twentieth of the time.
@@ -131,9 +132,9 @@ def make_trainer(
             EarlyStopping(monitor, mode=mode, patience=patience, min_delta=0.0, strict=False, check_finite=False)
         )
     draws = any(isinstance(callback, ProgressBar) for callback in all_callbacks)
-    if progress and not draws and sys.stderr.isatty():
-        all_callbacks.append(RunProgress(max_seconds))
-        draws = True
+    if progress and not draws:
+        draws = sys.stderr.isatty()
+        all_callbacks.append(RunProgress(max_seconds) if draws else ProgressLines())
     _fill_in(lightning_options, run_dir)
     try:
         trainer = RunTrainer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mamba_apps.errors import UserError
 from mamba_apps.training import AtomicCheckpointIO, ResumableLoader, make_trainer, seed_everything
 from mamba_apps.training.progress import RunProgress
+from mamba_apps.training.progress_lines import ProgressLines
 
 
 class Task(pl.LightningModule):
@@ -240,6 +242,22 @@ def test_one_bar(tmp_path: Path, options: dict[str, Any], steps: int | None) -> 
     if steps is not None:
         assert f"step {steps}" in drawn
     assert "━" in last or "━" in drawn
+
+
+def test_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task()
+    for seconds, lines in ((30, 0), (0, 4)):
+        options: dict[str, Any] = {"accelerator": "cpu", "callbacks": [ProgressLines(seconds)], "progress": False}
+        trainer = make_trainer(run_dir=tmp_path / str(seconds), max_steps=4, **options)
+        trainer.fit(task, *loaders())
+        trainer.validate(task, loaders()[1], verbose=False)
+        said = capsys.readouterr().err.splitlines()
+        training = [line for line in said if line.startswith("training: step ")]
+        assert len(training) == lines
+    assert re.fullmatch(r"training: step 4 of 4 · train_loss \S+ · 0:00:\d\d", training[-1])
+    assert re.fullmatch(r"validating: batch 1 of 2 · 0:00:\d\d", said[-1])
+    trainer = make_trainer(run_dir=tmp_path / "own", max_epochs=1, accelerator="cpu")
+    assert any(isinstance(callback, ProgressLines) for callback in trainer.callbacks)
 
 
 class Data(pl.LightningDataModule):

@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     header(path.name if in_folder else recipe.name, built)
     options = {**built.trainer_options, "monitor": None, "patience": None, "logger": False}
     with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
-        trainer = make_trainer(run_dir=folder, seed=built.seed, progress=sys.stderr.isatty(), **options)
+        trainer = make_trainer(run_dir=folder, seed=built.seed, progress=True, **options)
         if command == "predict":
             found = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
             return _write_predictions(found, out, as_json=arguments.json)

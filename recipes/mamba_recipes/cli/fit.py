@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
             trainer = make_trainer(
                 run_dir=folder,
                 seed=built.seed,
-                progress=sys.stderr.isatty(),
+                progress=True,
                 resume=arguments.resume is not None,
                 **options,
             )

@@ -173,7 +173,7 @@ def make_forecaster(arguments: Namespace, source: SeriesFile, model: str | None 
         max_steps=arguments.max_steps,
         short=arguments.short,
         seed=arguments.seed,
-        progress=sys.stderr.isatty(),
+        progress=True,
         **source.reading,
     )
     if model is None:
