@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from mamba_apps.errors import UserError
+from mamba_apps.forecasting import ForecastTask, WindowData
 from mamba_apps.training import NonFiniteLossError, ResumableLoader, make_trainer
 from mamba_apps.training.adamw import adamw
 from mamba_apps.training.graph import GraphedTraining
 from mamba_apps.training.whole_step import WholeStep, whole_step
+from mamba_datasets.series import Columns, read_series
 
 on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 DEVICES = ["cpu", pytest.param("gpu", marks=on_a_gpu)]
@@ -235,3 +239,40 @@ def test_rehearsals_do_not_show(begun: bool) -> None:
     now = {key: value for found in optimizer.state.values() for key, value in found.items()}
     for key, value in now.items():
         torch.testing.assert_close(value, state[key] if begun else torch.zeros_like(value), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model", ["patch", "dlinear", "smamba"])
+@pytest.mark.parametrize("accelerator", DEVICES)
+def test_a_forecaster_learns_the_same_from_windows_gathered_in_its_step(
+    tmp_path: Path, model: str, accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = pd.date_range("2024-01-01", periods=60, freq="h")
+    y = np.random.default_rng(0).normal(size=(3, 60)).cumsum(1)
+    frame = pd.DataFrame({"unique_id": np.repeat(list("abc"), 60), "ds": np.tile(hours, 3), "y": y.ravel()})
+    found = []
+    for whole in (False, True):
+        windows = WindowData(read_series(frame, freq="h").with_calendar(), lookback=12, horizon=4, val_steps=8)
+        windows.batch_size = 32
+        if whole:  # on a CPU too
+            resident = Columns.of(windows.scaled)
+            monkeypatch.setattr(windows, "_columns_on", resident.to)
+            monkeypatch.setattr(windows, "_placed", lambda part, of=windows: part.keep_on(of._columns_on(of.on)))
+            windows.on = "cuda" if accelerator == "gpu" else "cpu"
+        steps = Whole()
+        trainer = make_trainer(
+            run_dir=tmp_path / str(whole),
+            max_steps=9,
+            accelerator=accelerator,
+            gradient_clip_val=1.0,
+            progress=False,
+            callbacks=[steps] if whole else [],
+        )
+        task = ForecastTask(model, sizes=windows.sizes, quantiles=(0.1, 0.5, 0.9), loss="mae")
+        torch.manual_seed(1)
+        task._make_network(windows.sizes)
+        trainer.fit(task, datamodule=windows)
+        found.append(({name: float(value) for name, value in trainer.callback_metrics.items()}, task.state_dict()))
+        assert not whole or steps.step._structure.num_leaves == 1  # where the windows lie
+    near = {"rtol": 1e-4, "atol": 1e-5} if accelerator == "cpu" else {"rtol": 5e-2, "atol": 5e-3}
+    assert found[0][0].keys() == found[1][0].keys() >= {"train/loss", "val/mae"}
+    torch.testing.assert_close(found[1], found[0], **near)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, default_collate
 
 from mamba_datasets.errors import DataError
@@ -293,6 +294,22 @@ def test_a_batch_gathered_on_a_device_is_that_of_the_host(four: SeriesSet, devic
     for name, values in expected.items():
         assert got[name].device.type == device
         torch.testing.assert_close(got[name].cpu(), values, rtol=0, atol=0)
+    assert got.to(got["past_y"].device) is got
+    (where_3B,), structure = pytree.tree_flatten(got)  # all that a captured step is handed
+    assert where_3B.shape == (3, 4)
+    again = pytree.tree_unflatten([where_3B], structure)
+    moved = windows.batch(numbers).to("meta")
+    doubled = type(got)({name: values.double() for name, values in got.items()})  # as Lightning casts a batch
+    parts, of_parts = pytree.tree_flatten(doubled)
+    assert len(parts) == len(doubled) == len(got) == 9
+    for name, values in expected.items():
+        torch.testing.assert_close(again[name].cpu(), values, rtol=0, atol=0)
+        assert moved[name].device.type == "meta"
+        torch.testing.assert_close(pytree.tree_unflatten(parts, of_parts)[name].cpu(), values.double(), rtol=0, atol=0)
+    for batch in (got, doubled):
+        for name in ("y", "past_z", "present_y", "past_static", "other"):
+            assert name not in batch
+    assert pytree.tree_flatten(windows.batch(numbers))[1] == structure
     part = WindowDataset(four.last(15), 7, 3).keep_on(Columns.of(four).to(device))  # cut from the same columns
     torch.testing.assert_close(part.batch([4])["past_y"].cpu(), WindowDataset(four.last(15), 7, 3).batch([4])["past_y"])
     assert windows.keep_on(None).batch([0])["past_y"].device.type == "cpu"

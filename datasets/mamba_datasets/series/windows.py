@@ -5,7 +5,7 @@ Letters: B batch, L lookback, H horizon, P past covariates, F known-future ones,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mamba_datasets.errors import DataError
 from mamba_datasets.series.data import SeriesSet
+from mamba_datasets.series.gathered import GatheredWindows, Source
 
 Item = dict[str, Tensor]
 
@@ -109,7 +110,7 @@ class WindowDataset(Dataset[Item]):
             raise DataError(series_set.source, "origins", found, "widen the part, or shorten lookback or horizon")
         self._start = series_set.bounds[:, 0]
         self._columns = Columns.of(series_set)
-        self._resident: Columns | None = None
+        self._source: Source | None = None
         if drop_unobserved and not series_set.observed.all():
             self._kept = self._with_target()
         if at_most is not None and len(self) > at_most:
@@ -140,7 +141,7 @@ class WindowDataset(Dataset[Item]):
         """Return many windows with one gather; torch's loader asks for a batch this way."""
         return WindowBatch(self.batch(indices))
 
-    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Item:
+    def batch(self, indices: Sequence[int] | np.ndarray | Tensor) -> Mapping[str, Tensor]:
         """Gather many windows at once.
 
         Args:
@@ -151,8 +152,8 @@ class WindowDataset(Dataset[Item]):
         """
         series, origin = self.locate(indices)
         now = self._start[series] + origin
-        if self._resident is not None:
-            return self._gather_on(self._resident, series, origin, now)
+        if self._source is not None:
+            return self._gathered(self._source, series, origin, now)
         past = now - self.lookback
         data = self.series_set
         y, observed, future = data.y[:, None], data.observed[:, None], data.x[:, len(data.past_names) :]
@@ -169,7 +170,7 @@ class WindowDataset(Dataset[Item]):
         }
 
     def keep_on(self, columns: Columns | None) -> WindowDataset:
-        """Gather batches from columns that lie on a device, so that they are assembled there.
+        """Gather batches from columns that lie on a device, so that they are assembled there when they are read.
 
         Args:
             columns: `Columns.of(series_set).to(device)`, or None for the set's own memory. Sets that are cut from one
@@ -178,30 +179,19 @@ class WindowDataset(Dataset[Item]):
         Returns:
             This data set.
         """
-        self._resident = columns
+        if columns is None:
+            self._source = None
+        elif self._source is None or self._source.columns is not columns:
+            self._source = Source(columns, self.lookback, self.horizon, len(self.series_set.past_names))
         return self
 
-    def _gather_on(self, columns: Columns, series: np.ndarray, origin: np.ndarray, now: np.ndarray) -> Item:
-        device = columns.y.device
+    def _gathered(self, source: Source, series: np.ndarray, origin: np.ndarray, now: np.ndarray) -> GatheredWindows:
+        device = source.columns.y.device
         # One transfer for all that the host knows of a batch.
         where_3B = torch.from_numpy(np.stack([series, origin, now]))
         if device.type == "cuda":
             where_3B = where_3B.pin_memory()
-        series_B, origin_B, now_B = where_3B.to(device, non_blocking=True)
-        steps = torch.arange(-self.lookback, self.horizon, device=device)
-        rows = now_B[:, None] + steps
-        past, ahead = rows[:, : self.lookback], rows[:, self.lookback :]
-        return {
-            "past_y": columns.y[past][..., None],
-            "past_observed": columns.observed[past][..., None],
-            "past_x": columns.x[past],
-            "future_x": columns.x[ahead][..., len(self.series_set.past_names) :],
-            "static": columns.static[series_B],
-            "future_y": columns.y[ahead][..., None],
-            "future_observed": columns.observed[ahead][..., None],
-            "series": series_B,
-            "origin": origin_B,
-        }
+        return GatheredWindows({}, source, where_3B.to(device, non_blocking=True))
 
     def loader(self, batch_size: int, *, shuffle: bool = False, **options: Any) -> DataLoader[Item]:
         """Return a DataLoader that gathers each batch at once.
@@ -309,7 +299,7 @@ class WindowBatch(Sequence[Item]):
         batch: The items' dict with a leading B.
     """
 
-    def __init__(self, batch: Item) -> None:
+    def __init__(self, batch: Mapping[str, Tensor]) -> None:
         self.batch = batch
 
     def __len__(self) -> int:
@@ -325,7 +315,7 @@ class WindowBatch(Sequence[Item]):
         return [dict(zip(self.batch, item, strict=True)) for item in zip(*parts, strict=True)]
 
 
-def collate(items: Sequence[Item]) -> Item:
+def collate(items: Sequence[Item]) -> Mapping[str, Tensor]:
     """Make a batch of items: what was gathered at once is taken as it is, the rest is stacked as torch does.
 
     Args:
