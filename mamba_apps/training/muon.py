@@ -92,7 +92,7 @@ class Muon(torch.optim.AdamW):
         for (shape, dtype), chosen in alike.items():
             turned_NRC = orthogonal(torch.stack([steps[i].flatten(1) for i in chosen]))
             size = _SIZE * max(turned_NRC.shape[1:]) ** 0.5
-            updates = turned_NRC.to(dtype).unflatten(2, shape[1:]).unbind()
+            updates = turned_NRC.to(dtype, memory_format=torch.contiguous_format).unflatten(2, shape[1:]).unbind()
             torch._foreach_add_([learning[i] for i in chosen], list(updates), alpha=-group["lr"] * size)
 
 
@@ -109,7 +109,7 @@ def orthogonal(x_NRC: Tensor) -> Tensor:
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_ROUNDS):
-        square = x @ x.mT
+        square = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=_B, alpha=_C), x, beta=_A)
     return x.mT if tall else x
 
