@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -121,7 +122,8 @@ def load_run(folder: Path) -> Recipe:
 
 def _refuse_run(folder: Path) -> None:
     if is_run(folder):
-        raise UserError(f"{folder} already holds a run", f"continue it with --resume {folder}, or choose another --out")
+        resume = f"continue it with --resume {shlex.quote(str(folder))}"
+        raise UserError(f"{folder} already holds a run", f"{resume}, or choose another --out")
 
 
 def _take(file: IO[bytes], folder: Path) -> None:

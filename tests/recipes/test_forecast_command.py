@@ -115,6 +115,16 @@ def test_json_has_the_times_of_the_csv(sales: Path, capsys: pytest.CaptureFixtur
     assert [row["ds"].replace("T", " ") for row in json.loads(capsys.readouterr().out)] == times
 
 
+def test_a_folder_hides_no_model_of_its_name(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("seasonal_naive").mkdir()
+    words = ["forecast", "sales.csv", "--model", "seasonal_naive"]
+    assert main([*words, "--horizon", "6", "--save", "my models/seasonal_naive"]) == 0
+    assert capsys.readouterr().err.endswith("next:  mamba-apps forecast FILE --model 'my models/seasonal_naive'\n")
+    Path("seasonal_naive").rmdir()
+    Path("my models/seasonal_naive").rename("seasonal_naive")  # a saved model stands for itself
+    assert main(words) == 0
+
+
 def test_a_baseline_needs_no_training(sales: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "seasonal_naive", "--option", "season=24", "--lookback", "48"]
     assert main(["forecast", "sales.csv", "--horizon", "24", *words]) == 0

@@ -114,10 +114,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _forecast(arguments: Namespace, argv: Sequence[str], defaults: Mapping[str, Any]) -> None:
-    saved = Path(arguments.model)
-    continued = saved.is_dir() or "/" in arguments.model
+    continued = _names_folder(arguments.model)
     if continued:
-        forecaster, source = _load(saved, arguments, defaults)
+        forecaster, source = _load(Path(arguments.model), arguments, defaults)
         check_future(arguments, source, forecaster.horizon)
         forecast = forecaster.predict(read_future(arguments.futr, source.reading["time_col"]), df=source.table)
     else:
@@ -134,6 +133,17 @@ def _forecast(arguments: Namespace, argv: Sequence[str], defaults: Mapping[str, 
         write_file(arguments.plot, lambda path: picture.savefig(path, dpi=150, format=kind))
     _put(forecast, arguments)
     _last_lines(forecaster, arguments, argv, learned=not continued)
+
+
+def _names_folder(model: str) -> bool:
+    """Tell whether a folder is meant; one that happens to be called as a model is, only if it holds a saved one."""
+    if "/" in model or not Path(model).is_dir():
+        return "/" in model
+    from mamba_apps.forecasting.baselines import BASELINES
+    from mamba_apps.forecasting.models import names
+    from mamba_apps.training.saved import CARD_NAME, saved_folder
+
+    return model not in (*names(), *BASELINES) or (saved_folder(model) / CARD_NAME).is_file()
 
 
 def _need_horizon(arguments: Namespace) -> None:
@@ -260,7 +270,7 @@ def _last_lines(forecaster: Forecaster, arguments: Namespace, argv: Sequence[str
         lines.append(f"saved: {forecaster.save(arguments.save)}")
     lines += [f"{name}: {path}" for name, path in (("forecast", arguments.out), ("plot", arguments.plot)) if path]
     if arguments.save is not None:
-        lines.append(f"next:  mamba-apps forecast FILE --model {arguments.save}")
+        lines.append(f"next:  mamba-apps forecast FILE --model {shlex.quote(str(arguments.save))}")
     elif arguments.plot is None:
         lines.append(f"next:  {shlex.join(['mamba-apps', 'forecast', *argv, '--plot'])}")
     print("\n".join(lines), file=sys.stderr)
