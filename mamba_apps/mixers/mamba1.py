@@ -21,6 +21,7 @@ from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State, projects_merged
 from mamba_apps.mixers.registry import register
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_apps.mixers.scan_weights import scan_weights, stack_groups
+from mamba_apps.mixers.small_scans import scan_one_channel, scan_one_token
 from mamba_kernels import (
     Route,
     causal_conv1d,
@@ -175,7 +176,7 @@ class Mamba1Mixer(Mixer):
         """Mix every position at once; see ``Mixer.forward``."""
         x_BLD = self.checked(x_BLD, seq_idx_BL)
         seq_idx_BL = None if seq_idx_BL is None else seq_idx_BL.int()
-        return self._mix(*self._project(x_BLD), seq_idx_BL=seq_idx_BL)[0]
+        return self._mix(*self._project(x_BLD), seq_idx_BL=seq_idx_BL, keep_state=False)[0]
 
     def init_state(
         self,
@@ -198,10 +199,10 @@ class Mamba1Mixer(Mixer):
         conv_state, ssm_state = state
         x_BEL, z_BEL = self._project(x_BLD)
         history = conv_state[..., 1:].to(x_BEL.dtype) if self.d_conv > 1 else None
-        y_BLD, ssm_state = self._mix(x_BEL, z_BEL, history=history, ssm_state=ssm_state)
+        y_BLD, last_state = self._mix(x_BEL, z_BEL, history=history, ssm_state=ssm_state)
         new = min(self.d_conv, x_BEL.shape[-1])
         conv_state = torch.cat([conv_state[..., new:], x_BEL[..., -new:].to(conv_state.dtype)], dim=-1)
-        return y_BLD, Mamba1State(conv_state, ssm_state)
+        return y_BLD, Mamba1State(conv_state, cast(Tensor, last_state))
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, Mamba1State]:
         """Read one token; see ``Mixer.step``."""
@@ -262,8 +263,9 @@ class Mamba1Mixer(Mixer):
         seq_idx_BL: Tensor | None = None,
         history: Tensor | None = None,
         ssm_state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the output (B, L, D) and the scan's last state."""
+        keep_state: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output (B, L, D) and the scan's last state, which is None only where it need not be kept."""
         u_BEL = cast(
             Tensor,
             causal_conv1d(
@@ -276,17 +278,31 @@ class Mamba1Mixer(Mixer):
                 backend=self.backend,
             ),
         )
+        rates, skip, bias = _rates(self.A_log), _wide(self.D), _wide(self.dt_proj.bias)
+        if self.d_inner == 1 and seq_idx_BL is None:
+            weights = self.x_proj.weight.split(self._widths)
+            dt_BLR = F.linear(u_BEL.transpose(1, 2), weights[0])
+            delta_BEL = F.linear(dt_BLR, self.dt_proj.weight).transpose(1, 2)
+            y_BEL, ssm_state = scan_one_channel(
+                u_BEL, delta_BEL, rates, weights[1].mT, weights[2].mT, skip, z_BEL, bias, ssm_state, self.backend
+            )
+            return self.out_proj(y_BEL.transpose(1, 2)), ssm_state
         dt_BLR, B_BLN, C_BLN = self.x_proj(u_BEL.transpose(1, 2)).split(self._widths, dim=-1)
+        # Without its bias: the scan adds that in float32.
+        delta_BEL = F.linear(dt_BLR, self.dt_proj.weight).transpose(1, 2)
+        B_BNL, C_BNL = B_BLN.transpose(1, 2), C_BLN.transpose(1, 2)
+        if u_BEL.shape[-1] == 1 and ssm_state is None and seq_idx_BL is None and not keep_state:
+            y_BEL = scan_one_token(u_BEL, delta_BEL, rates, B_BNL, C_BNL, skip, z_BEL, bias)
+            return self.out_proj(y_BEL.transpose(1, 2)), None
         y_BEL, ssm_state = selective_scan(
             u_BEL,
-            # Without its bias: the scan adds that in float32.
-            F.linear(dt_BLR, self.dt_proj.weight).transpose(1, 2),
-            _rates(self.A_log),
-            B_BLN.transpose(1, 2),
-            C_BLN.transpose(1, 2),
-            _wide(self.D),
+            delta_BEL,
+            rates,
+            B_BNL,
+            C_BNL,
+            skip,
             z_BEL,
-            _wide(self.dt_proj.bias),
+            bias,
             delta_softplus=True,
             return_last_state=True,
             initial_state=ssm_state,
