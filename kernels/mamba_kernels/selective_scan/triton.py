@@ -116,6 +116,7 @@ def _marks(seq_idx: Tensor | None, reverse: bool) -> Tensor | None:
 
 
 def _inputs(
+    marks: Tensor | None,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -124,7 +125,6 @@ def _inputs(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
-    marks: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Return the inputs as the kernels take them; u stands in for what is missing, a pointer that is never read."""
     B, C = (M.float().contiguous() if M.dim() == 2 else M for M in (B, C))
@@ -204,7 +204,7 @@ def _run_forward(
     save = bool(checkpoints.numel())
     plan = _plan_forward(out, initial_state is not None, save, add, *tensors, *walk)
     entering = None if initial_state is None else initial_state.float().contiguous()
-    plan.run((*_inputs(*tensors, walk.marks), checkpoints, out), last_state, entering)
+    plan.run((*_inputs(walk.marks, *tensors), checkpoints, out), last_state, entering)
 
 
 def _checkpoints(tensors: Sequence[Any], walk: _Walk, initial_state: Tensor | None) -> Tensor:
@@ -338,7 +338,7 @@ def _differentiate(
         torch.empty_like(dA_parts) if add is None else _new(u, batch, blocks, length, states)
         for add in (plan.dB, plan.dC)
     )
-    inputs = _inputs(*tensors, marks)
+    inputs = _inputs(marks, *tensors)
     entering = None if grad_last_state is None else grad_last_state.float().contiguous()
     into = (du, ddelta, dA_parts, dB_parts, dC_parts, dD_parts, dz, dbias_parts)
     plan.scan.run((*inputs, checkpoints, _new(u, *plan.scan.scratch), grad_out, *into), dinitial, entering)
