@@ -11,7 +11,14 @@ from torch._subclasses import FakeTensorMode
 
 from mamba_kernels.errors import KernelInputError
 from mamba_kernels.gpu import launch_grid, on_device_of_inputs
-from mamba_kernels.selective_scan.triton_plan import Shape, any_gpu_plan, checkpoint_distance, hopper_plan
+from mamba_kernels.selective_scan.triton_plan import (
+    BACKWARD_WARPS,
+    FORWARD_WARPS,
+    Shape,
+    any_gpu_plan,
+    checkpoint_distance,
+    hopper_plan,
+)
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 3), (2**31 - 1,), (2**15, 65_535)])
@@ -54,6 +61,27 @@ def test_plans_cut_time_at_checkpoints_and_keep_groups_apart(
             assert plan.part_length > 0
             assert plan.part_length % checkpoint_distance(states) == 0
             assert groups == 1 or channels // groups % plan.block == 0
+
+
+@pytest.mark.parametrize("states", [2, 4, 16, 32])
+@pytest.mark.parametrize(
+    ("batch", "channels", "length"), [(4, 768, 6085), (8, 768, 6085), (2, 128, 32768), (1, 64, 10**6)]
+)
+def test_programs_of_cut_time_fill_a_gpu(batch: int, channels: int, length: int, states: int) -> None:
+    for backward, warps_of in ((False, FORWARD_WARPS), (True, BACKWARD_WARPS)):
+        plan = hopper_plan(Shape(batch, channels, length, states, 1, 132), backward)
+        assert plan is not None
+        programs = batch * -(-channels // plan.block) * -(-length // plan.part_length)
+        at_once = 132 * warps_of[states] // plan.constants["num_warps"]
+        rounds = -(-programs // at_once)
+        assert programs > 0.85 * rounds * at_once
+
+
+def test_time_stays_whole_where_programs_fill_a_gpu() -> None:
+    for backward in (False, True):
+        plan = hopper_plan(Shape(8, 2048, 2048, 16, 1, 132), backward)
+        assert plan is not None
+        assert plan.part_length == 2048
 
 
 @pytest.mark.parametrize(

@@ -130,5 +130,6 @@ def test_compiles(case: str) -> None:
     names = inspect.signature(kernel.fn).parameters
     signature = {name: "constexpr" if name in options else POINTERS.get(name, "i32") for name in names}
     source = ASTSource(kernel, signature=signature, constexprs=options)
-    compiled = triton.compile(source, target=HOPPER, options={"num_warps": 1 if case.startswith("scan") else 4})
+    warps = 1 if case.startswith(("scan", "carry")) else 4
+    compiled = triton.compile(source, target=HOPPER, options={"num_warps": warps})
     assert compiled.asm["cubin"]

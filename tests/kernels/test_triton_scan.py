@@ -42,6 +42,26 @@ def test_gradients_of_the_last_state_alone() -> None:
     compare(last_state, inputs, torch.float32)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("parts", [2, 16, 37])
+def test_states_are_carried_over_parts(parts: int, starts: bool, backward: bool) -> None:
+    from mamba_kernels.selective_scan.triton_steps import carry_states
+
+    batch, size = 2, 70
+    decays, ends = torch.rand(batch, parts, size, device=DEVICE), torch.randn(batch, parts, size, device=DEVICE)
+    state = torch.randn(batch, size, device=DEVICE) if starts else torch.zeros(batch, size, device=DEVICE)
+    carried, true = torch.full_like(ends, torch.nan), torch.empty_like(ends, dtype=torch.float64)
+    carry_states[(3, batch)](
+        ends, decays, state, carried, parts, size, BACKWARD=backward, HAS_START=starts, BLOCK=32, num_warps=1
+    )
+    running = state.double()
+    for part in range(parts)[:: -1 if backward else 1]:
+        true[:, part] = running
+        running = decays[:, part] * running + ends[:, part]
+    torch.testing.assert_close(carried.double(), true, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("inner", [False, True])
 @pytest.mark.parametrize(
     "case", [{"length": 5, "seq_idx": True}, {"length": 40, "B_groups": 0, "z": False, "last": True}]

@@ -176,7 +176,7 @@ def _plan(
         states = scan.readings * scan.channels * scan.states
         carry = Launch(
             carry_states, (ceil_divide(states, CARRY_BLOCK), scan.batch), parts, states,
-            BACKWARD=backward, HAS_START=enters, BLOCK=CARRY_BLOCK,
+            BACKWARD=backward, HAS_START=enters, BLOCK=CARRY_BLOCK, num_warps=1,
         )  # fmt: skip
     # The kernels of one state have no such option.
     adds = {"ADD": True} if add else {}

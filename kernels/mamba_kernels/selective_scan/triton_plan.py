@@ -18,6 +18,11 @@ WARPS_WANTED = 16
 HOPPER_WARPS = 7
 # With few states the pass that finds what enters each part costs nearly as much as the scan itself.
 FEW_STATES_WARPS = 5
+# Warps of the Gluon kernels for which a multiprocessor has registers, by states rounded up to a power of two.
+FORWARD_WARPS = {2: 16, 4: 16, 8: 16, 16: 16, 32: 8}
+BACKWARD_WARPS = {2: 8, 4: 12, 8: 12, 16: 8, 32: 8}
+# What a part costs beside its positions, in positions; and the pass that finds what enters it, in whole passes.
+PART_COST, FORWARD_ENDS_COST, BACKWARD_ENDS_COST = 24, 0.7, 0.22
 # Channels of a program of the kernels for one state, and programs a multiprocessor before time is left uncut.
 SINGLE_BLOCK = 32
 SINGLE_PROGRAMS = 2
@@ -121,9 +126,29 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
     constants = {"N_PAD": state_pad, "LANES": lanes, "STEPS": checkpoint_distance(shape.states), "num_warps": warps}
     if backward:
         constants["DEEP"] = deep
+    programs = max(1, shape.batch * ceil_divide(shape.channels, block))
+    return Plan(block, _part_length(shape, _hopper_parts(shape, programs, warps, backward)), constants)
+
+
+def _hopper_parts(shape: Shape, programs: int, warps: int, backward: bool) -> int:
+    """Return into how many parts the Gluon kernels cut time, where uncut there are ``programs`` of so many warps.
+
+    Time is cut so that whole rounds of programs fill the GPU: a warp waits for its own results most of the time, so a
+    round of few programs takes as long as one of many.
+    """
     wanted = HOPPER_WARPS if shape.states > 4 else FEW_STATES_WARPS
-    running = shape.batch * ceil_divide(shape.channels, block) * warps
-    return Plan(block, _part_length(shape, ceil_divide(shape.processors * wanted, max(1, running))), constants)
+    if programs * warps >= shape.processors * wanted:
+        return 1
+    resident = (BACKWARD_WARPS if backward else FORWARD_WARPS)[next_power_of_2(shape.states)]
+    at_once = shape.processors * resident // warps
+    ends_cost = BACKWARD_ENDS_COST if backward else FORWARD_ENDS_COST
+
+    def cost(parts: int) -> float:
+        length = _part_length(shape, parts)
+        rounds = ceil_divide(programs * ceil_divide(shape.length, length), at_once)
+        return rounds * (length + PART_COST) * (1 + ends_cost * (parts > 1))
+
+    return min((1, *(max(1, rounds * at_once // programs) for rounds in (1, 2, 3))), key=cost)
 
 
 def _single_plan(shape: Shape, backward: bool) -> Plan:

@@ -7,6 +7,8 @@ import triton.language as tl
 
 REAL = tl.constexpr(1)
 RESET = tl.constexpr(2)
+# Parts whose states are carried on at once.
+AT_ONCE = tl.constexpr(16)
 
 
 @triton.jit
@@ -34,6 +36,12 @@ def columns(tile, N_PAD: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
+def join(decay, end, next_decay, next_end):
+    """Join two neighbouring parts: how far both decay what enters, and what both add to it."""
+    return decay * next_decay, next_decay * end + next_end
+
+
+@triton.jit
 def carry_states(
     ends, decays, start, carried, parts, size,
     BACKWARD: tl.constexpr, HAS_START: tl.constexpr, BLOCK: tl.constexpr,
@@ -41,15 +49,25 @@ def carry_states(
     """Write the state that enters each part of the sequence, from what each part adds and how far it decays.
 
     ``ends``, ``decays`` and ``carried`` are (B, parts, size); with ``BACKWARD`` the parts are walked from the last one.
+    Parts are read `AT_ONCE`: one after the other, each would wait for memory before the next is asked for.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     batch = tl.program_id(1).to(tl.int64)
+    row = tl.arange(0, AT_ONCE)
     on = i < size
     state = tl.zeros([BLOCK], tl.float32)
     if HAS_START:
         state = tl.load(start + batch * size + i, mask=on, other=0.0)
-    for k in range(parts):
+    tl.store(carried + (batch * parts + ((parts - 1) if BACKWARD else 0)) * size + i, state, mask=on)
+    for first in range(0, parts, AT_ONCE):
+        k = first + row
         part = (parts - 1 - k) if BACKWARD else k
-        at = (batch * parts + part) * size + i
-        tl.store(carried + at, state, mask=on)
-        state = tl.load(decays + at, mask=on, other=0.0) * state + tl.load(ends + at, mask=on, other=0.0)
+        at = (batch * parts + part)[:, None] * size + i[None, :]
+        here = (k < parts)[:, None] & on[None, :]
+        decay = tl.load(decays + at, mask=here, other=1.0)
+        end = tl.load(ends + at, mask=here, other=0.0)
+        decay, end = tl.associative_scan((decay, end), 0, join)
+        state_after = decay * state[None, :] + end
+        following = at - size if BACKWARD else at + size
+        tl.store(carried + following, state_after, mask=here & (k + 1 < parts)[:, None])
+        state = tl.sum(tl.where(row[:, None] == AT_ONCE - 1, state_after, 0.0), 0)
