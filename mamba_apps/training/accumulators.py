@@ -10,11 +10,37 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _Metadata,
+    _ResultCollection,
+    _ResultMetric,
+    _Sync,
+)
 from torchmetrics import Metric
 
 _FIELDS = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
 _SHOWN = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
+
+
+class Results(_ResultCollection):
+    """Lightning's results, without its search for something to move in all that a result holds at every logging."""
+
+    def __setitem__(self, key: str, result: _ResultMetric) -> None:
+        """Add a result."""
+        if type(result) is _ResultMetric and result.is_tensor:
+            result.__class__ = _Settled
+        super().__setitem__(key, result)
+
+
+class _Settled(_ResultMetric):
+    """A result that moves where it has to."""
+
+    def to(self, *args: Any, **kwargs: Any) -> _Settled:
+        if not kwargs and len(args) == 1:
+            if all(getattr(self, name).device == args[0] for name in self._defaults):
+                return self
+        super().to(*args, **kwargs)
+        return self
 
 
 def collect(trainer: pl.Trainer) -> dict[str, Any]:

@@ -136,6 +136,7 @@ class SafeEpochLoop(_TrainingEpochLoop):
     def __init__(self, trainer: pl.Trainer, checkpoints: RunCheckpoints, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps=min_steps, max_steps=max_steps)
         self.automatic_optimization = WholeOptimization(trainer)
+        self._results = accumulators.Results(training=True)
         self.checkpoints = checkpoints
         self._continuing = False
         self.validation_pending = False
