@@ -54,6 +54,62 @@ def test_options_in_pairs_of_one_state(case: int) -> None:
     compare(selective_scan, inputs, dtype, **options)
 
 
+# More than the kernels take at once: in slices, of sizes that differ in the first.
+MANY_STATES = (33, 48, 64, 128, 256)
+
+
+# Channels and states in all combinations; one and three channels fill no lanes, and are left to the other kernels.
+@pytest.mark.parametrize("case", range(36))
+def test_options_in_pairs_over_slices_of_states(case: int) -> None:
+    inputs, dtype, options = hopper_case(case, states=MANY_STATES[(case + case // 5) % 5])
+    compare(selective_scan, inputs, dtype, **options)
+
+
+def test_sequences_a_few_at_a_time_over_slices_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mamba_kernels.selective_scan import triton
+
+    monkeypatch.setattr(triton, "WORKSPACE", 1)
+    for dtype in DTYPES[:2]:
+        inputs, options = scan_case(dtype, batch=3, channels=96, states=64, length=200, last=True, seq_idx=True)
+        compare(selective_scan, inputs, dtype, **options)
+
+
+def many_states() -> list[Tensor]:
+    """Return u, delta, A, B and C of 128 states."""
+    drawn = [draw(torch.bfloat16, 4, rows, 700, last=True) for rows in (512, 512, 128, 128)]
+    drawn.insert(2, -draw(torch.float32, 512, 128).abs() - 0.1)
+    return [x.requires_grad_() for x in drawn]
+
+
+def test_slices_of_states_repeat_compile_whole_and_are_captured() -> None:
+    leaves = many_states()
+
+    def run(*given: Tensor) -> Tensor:
+        return selective_scan(*given, delta_softplus=True)
+
+    eager = run(*leaves)
+    gradients = torch.autograd.grad(eager.float().sum(), leaves)
+    for again in (run(*leaves), torch.compile(run, fullgraph=True)(*leaves)):
+        assert torch.equal(again, eager)
+        assert all(map(torch.equal, torch.autograd.grad(again.float().sum(), leaves), gradients))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        y = run(*leaves)
+    graph.replay()
+    assert torch.equal(y, eager)
+
+
+def test_slices_of_states_need_little_memory() -> None:
+    leaves = many_states()
+    for _ in range(2):  # The first time compiles.
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        y = selective_scan(*leaves, delta_softplus=True)
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+    every_state = 4 * y.numel() * 128
+    assert torch.cuda.max_memory_allocated() - before < every_state / 4
+
+
 ROUTES: dict[str, dict[str, Any]] = {
     "forward": {"route": Route("forward"), "channels": 96, "states": 16},
     "both_ends": {"route": Route("bidirectional", merge="mean"), "channels": 160, "states": 1, "rank": 6},
@@ -61,6 +117,8 @@ ROUTES: dict[str, dict[str, Any]] = {
     "cross_of_one_state": {"route": Route("cross"), "channels": 96, "states": 1, "rank": 6, "z": False},
     "snake": {"route": Route("snake", merge="concat"), "channels": 3, "states": 8, "own": True},
     "windows": {"route": Route("windowed", window=5), "channels": 96, "states": 32},
+    "slices": {"route": Route("bidirectional"), "channels": 96, "states": 70, "rank": 6},
+    "slices_concatenated": {"route": Route("cross", merge="concat"), "channels": 33, "states": 48, "own": True},
     "concatenated": {"route": Route("bidirectional", merge="concat"), "channels": 96, "states": 20, "z": False},
 }
 
@@ -195,7 +253,7 @@ def test_a_grid_of_more_elements_than_int32_counts() -> None:
     assert_halves_agree(run, {"x": x, "z": z, "delta": delta}, {"A": A}, {"B": B, "C": C}, 3)
 
 
-# The kernels for any GPU take care of 40 states.
+# 40 states are taken in two slices.
 @pytest.mark.parametrize("states", [1, 40])
 def test_slices_of_a_grid_further_apart_than_int32_counts(states: int) -> None:
     D, N = 64, states

@@ -41,6 +41,8 @@ SCANS = {
     "Audio Mamba-B, 10 s": (32, 1536, 513, 16),
     "U-Mamba, 3-D": (2, 128, 32768, 16),
     "time series": (32, 1024, 321, 32),
+    "TimeMachine, traffic": (16, 512, 862, 256),
+    "large state": (8, 1024, 2048, 128),
     "long": (1, 1024, 262144, 16),
 }  # B, D, L, N
 SSDS = {
