@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from mamba_recipes import imputation_check, many_series_check, weather_check
@@ -25,6 +27,10 @@ def test_weather_check(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_many_series_check(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", "dlinear", "--series", "20", "--steps", "300", "--batches", "4", "--accelerator", "cpu"]
-    assert many_series_check.main([*words, "--batch-size", "8"]) == 0
-    assert "dlinear, 20 series of 300 steps · " in capsys.readouterr().out
+    assert many_series_check.main([*words, "--batch-size", "8,16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" · ")[:2] for line in lines] == [
+        ["dlinear, 20 series of 300 steps", f"batches of {size}"] for size in (8, 16)
+    ]
+    assert all(re.search(r"[\d,]+ windows/s · [\d.]+ ms a step · 2,180 windows an epoch", line) for line in lines)
     assert many_series_check.covered([(0, 2), (1, 3), (5, 6), (5, 5.5)]) == 4
