@@ -14,10 +14,14 @@ from mamba_kernels.gpu import launch_grid, on_device_of_inputs
 from mamba_kernels.selective_scan.triton_plan import (
     BACKWARD_WARPS,
     FORWARD_WARPS,
+    SLICE,
     Shape,
     any_gpu_plan,
     checkpoint_distance,
+    checkpoint_shape,
     hopper_plan,
+    sharing,
+    state_slices,
 )
 
 
@@ -82,6 +86,35 @@ def test_time_stays_whole_where_programs_fill_a_gpu() -> None:
         plan = hopper_plan(Shape(8, 2048, 2048, 16, 1, 132), backward)
         assert plan is not None
         assert plan.part_length == 2048
+
+
+@pytest.mark.parametrize("states", [1, 32, 33, 48, 65, 100, 256])
+def test_slices_hold_every_state_once(states: int) -> None:
+    slices = state_slices(states, 64)
+    assert [n for part in slices for n in range(states)[part]] == list(range(states))
+    sizes = [part.stop - part.start for part in slices]
+    assert max(sizes) <= SLICE
+    assert max(sizes) - min(sizes) <= 1
+    assert (len(slices) == 1) == (states <= SLICE)
+
+
+@pytest.mark.parametrize(
+    ("B_shape", "C_shape", "channels"),
+    [
+        ((2, 40, 9), (2, 40, 9), 96),
+        ((2, 2, 40, 9), (2, 3, 40, 9), 16),
+        ((96, 40), (2, 40, 9), 0),
+        ((96, 40), (96, 40), 0),
+    ],
+)
+def test_states_are_sliced_where_enough_channels_share_b_and_c(
+    B_shape: tuple[int, ...], C_shape: tuple[int, ...], channels: int
+) -> None:
+    A, B, C = torch.empty(96, 40), torch.empty(B_shape), torch.empty(C_shape)
+    assert sharing(A, B, C) == channels
+    kept = checkpoint_shape(torch.empty(2, 96, 9), A, B, C)
+    assert kept == ((0,) if channels else (2, 1, 40, 96))
+    assert len(state_slices(40, 7)) == 1
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,13 @@ def test_options_in_pairs_over_slices_of_states(case: int) -> None:
     compare(selective_scan, inputs, dtype, **options)
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_one_channel_of_many_states(dtype: torch.dtype) -> None:
+    """As Mamba-1 scans one channel, whose B and C are constants times it."""
+    inputs, options = scan_case(dtype, batch=300, channels=1, states=256, length=130, B_groups=0, C_groups=0, z=False)
+    compare(selective_scan, inputs, dtype, **options)
+
+
 def test_sequences_a_few_at_a_time_over_slices_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
     from mamba_kernels.selective_scan import triton
 
