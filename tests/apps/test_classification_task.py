@@ -139,6 +139,15 @@ def test_gradients_are_clipped_before_a_fused_step(
     assert max(norms) == pytest.approx(0.01, rel=1e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_gpu_trains_in_graphs(optimiser: str, tmp_path: Path) -> None:
+    module = ClassificationTask("vmamba_nano_8", lr=3e-3, ema=0.9, optimiser=optimiser)
+    options = {"accelerator": "gpu", "precision": "bf16-mixed", "graph": True, "gradient_clip_val": 1.0}
+    trainer = fit(tmp_path, module, digits(), steps=100, **options)
+    assert trainer.callback_metrics["val/top1"] > 50
+
+
 class Stop(Callback):
     """Breaks a run off after two steps."""
 

@@ -27,6 +27,22 @@ def test_orthogonal_keeps_singular_vectors_and_evens_values(shape: tuple[int, in
     torch.testing.assert_close(orthogonal(x_NRC[:1] * 100)[0], found[0], atol=1e-4, rtol=0)  # whatever the size
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_steps_as_a_cpu_does_but_for_rounding() -> None:
+    values, steps = torch.randn(64, 96), []
+    for device in ("cpu", "cuda"):
+        matrix = nn.Parameter(values.to(device))
+        bias = nn.Parameter(torch.ones(7, device=device))
+        groups = [{"params": [matrix], "orthogonal": True}, {"params": [bias], "orthogonal": False}]
+        optimiser = Muon(groups, lr=0.1, fused=True)
+        matrix.grad, bias.grad = values.square().to(device), torch.ones(7, device=device)
+        optimiser.step()
+        assert bool((bias < 1).all())
+        steps.append(matrix.detach().cpu() - values)
+    assert torch.linalg.norm(steps[1] - steps[0]) < 0.05 * torch.linalg.norm(steps[0])
+
+
 def test_a_step_has_adamw_s_size_and_decays() -> None:
     matrix, kernel = nn.Parameter(torch.randn(40, 60)), nn.Parameter(torch.randn(8, 4, 3, 3))
     before = matrix.detach().clone(), kernel.detach().clone()
