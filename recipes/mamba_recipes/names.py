@@ -15,7 +15,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     options = sorted(known)
     lowered = {option.lower(): option for option in options}
-    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(lowered[option]) for option in close) + "?"
     return f"choose one of {', '.join(options)}" if options else "there are none"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import mamba_apps
 from mamba_apps.errors import UserError
 from mamba_datasets.errors import DataError
 from mamba_recipes.cli import errors
@@ -75,7 +76,13 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["compare", "--seeds", "0"], "expected a whole number of at least 1, found '0'"),
         (["compare", "--budget"], "expected one argument"),
         (["compare", "traffic", "--seedz", "3"], "unrecognized arguments: --seedz 3"),
-        (["compare", "traffic", "extra"], "unrecognized arguments: extra"),
+        (["compare", "traffic", "extra"], "unrecognized arguments: extra; it takes one NAME|PATH"),
+        (
+            ["forecast", "my", "sales.csv"],
+            "unrecognized arguments: sales.csv; it takes one FILE, a name with spaces in",
+        ),
+        (["classify", "a.wav", "b.wav", "--model", "x"], "unrecognized arguments: b.wav; it takes one FILE|FOLDER"),
+        (["models", "nosuch"], "there is no model or domain 'nosuch'; choose one of"),
         (["compare", "traffic", "--model.lr"], "option --model.lr has no value"),
         (["fit"], "fit needs a recipe or --resume DIR"),
         (["fit", "--resume", "nowhere"], "nowhere: is no folder"),
@@ -97,10 +104,9 @@ def test_wrong_words_end_with_one_line_and_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.2.3")
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "mamba-apps 1.2.3\n"
+    assert capsys.readouterr().out == f"mamba-apps {mamba_apps.__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,9 @@ class Parser(argparse.ArgumentParser):
         remedy = f"see {self.prog} --help"
         if self.epilog == RECIPE_OPTIONS and "unrecognized arguments: --" in message:
             remedy = f"settings of the recipe are dotted, such as --data.root DIR or --model.lr 1e-3; {remedy}"
+        elif message.startswith("unrecognized arguments: ") and not message.split()[2].startswith("-"):
+            taken = " and one ".join(str(one.metavar or one.dest) for one in self._get_positional_actions())
+            remedy = f"it takes one {taken}, a name with spaces in quotes; {remedy}" if taken else remedy
         raise UserError(f"{self.prog}: {message}", remedy)
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mamba_apps import __version__
 from mamba_apps.errors import UserError
 from mamba_recipes.cli.errors import DONE, INTERRUPTED, say
 from mamba_recipes.names import nearest
@@ -67,9 +68,7 @@ def _dispatch(words: list[str]) -> int:
         print(_help())
         return DONE
     if words[0] in ("-V", "--version"):
-        from importlib.metadata import version
-
-        print(f"mamba-apps {version('mamba-apps')}")
+        print(f"mamba-apps {__version__}")
         return DONE
     command = words[0]
     if command not in COMMANDS:
