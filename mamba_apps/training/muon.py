@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mamba_apps.errors import UserError
 
@@ -36,7 +35,7 @@ class Muon(torch.optim.AdamW):
         **options: Further options of AdamW.
 
     Raises:
-        UserError: If such a parameter is a shard of a matrix, or none.
+        UserError: If such a parameter is no matrix.
     """
 
     def __init__(
@@ -49,8 +48,6 @@ class Muon(torch.optim.AdamW):
         **options: Any,
     ) -> None:
         for parameter in (parameter for group in groups if group["orthogonal"] for parameter in group["params"]):
-            if isinstance(parameter, DTensor):
-                raise UserError("muon needs whole matrices, and the strategy fsdp cuts them", 'use "adamw", or ddp')
             if parameter.dim() < 2:
                 raise UserError(f"muon got a parameter of shape {tuple(parameter.shape)}", "give it matrices")
         super().__init__(list(groups), lr=lr, betas=betas, **options)

@@ -156,9 +156,11 @@ def test_a_run_is_saved_and_resumed_as_with_one_device(tmp_path: Path, group: No
         torch.testing.assert_close(found[1][entry], found[0][entry], msg=entry)
 
 
-def test_an_optimiser_that_reads_whole_parameters_is_refused(tmp_path: Path, group: None) -> None:
-    with pytest.raises(UserError, match='Lamb does not train shards of parameters; use AdamW, or strategy "ddp"'):
-        fit(tmp_path, strategy="fsdp", task={"optimiser": "lamb"})
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_an_optimiser_that_reads_whole_parameters_is_refused(name: str, tmp_path: Path, group: None) -> None:
+    refusal = f'{name.title()} does not train shards of parameters; use AdamW, or strategy "ddp"'
+    with pytest.raises(UserError, match=refusal):
+        fit(tmp_path, strategy="fsdp", task={"optimiser": name})
 
 
 def test_the_cpu_s_kernels_are_refused(tmp_path: Path, group: None, monkeypatch: pytest.MonkeyPatch) -> None:
