@@ -213,7 +213,9 @@ def _checkpoints(tensors: Sequence[Any], walk: _Walk, initial_state: Tensor | No
     (batch, channels, length), states = u.shape, A.shape[1]
     checkpoints = _new(u, batch, ceil_divide(length, checkpoint_distance(states)), states, channels)
     only = (u, delta, A, B, C, None, None, bias)
-    _run_forward(only, walk, initial_state, empty_in_order(u), _new(u, batch, channels, states), checkpoints)
+    # In float32, as the forward pass has it: with time in parts the kernel for these is then compiled already.
+    out = empty_in_order(u, torch.float32)
+    _run_forward(only, walk, initial_state, out, _new(u, batch, channels, states), checkpoints)
     return checkpoints
 
 

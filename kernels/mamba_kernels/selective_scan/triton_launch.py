@@ -171,7 +171,8 @@ def _plan(
     grid = launch_grid("selective_scan", sequences * blocks, parts)
     ends = carry = None
     if parts > 1:
-        only = {"HAS_ENTERING": False, "ENDS": True} | ({} if backward else {"HAS_Z": False, "SAVE": False})
+        only = {"HAS_ENTERING": False, "ENDS": True, "HAS_D": False}
+        only |= {} if backward else {"HAS_Z": False, "SAVE": False}
         ends = Launch(kernel, grid, *sizes, *strides, **{**constants, **only})
         states = scan.readings * scan.channels * scan.states
         carry = Launch(
