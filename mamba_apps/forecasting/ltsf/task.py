@@ -46,6 +46,8 @@ class LtsfTask(pl.LightningModule):
         UserError: The model is not known, or a number is out of range.
     """
 
+    steps_whole = True
+
     def __init__(
         self,
         model: str = "smamba",
