@@ -7,6 +7,7 @@ Dimensions in names: B batch, L length, E inner channels, N state.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -75,8 +76,8 @@ def scan_one_channel(
         backend: The scan's implementation to force.
     """
     u, z = (x.to(bias_E.dtype) for x in (u_BEL, z_BEL))
-    # Squares would leave the range of 16 bits.
-    with torch.autocast(u.device.type, enabled=False):
+    # Squares would leave the range of 16 bits. PyTorch has no autocast where there are no numbers.
+    with nullcontext() if u.is_meta else torch.autocast(u.device.type, enabled=False):
         scanned = selective_scan(
             u * u, delta_BEL, A_EN, to_B_EN, to_C_EN, None, None, bias_E, True, True, initial_state=initial_state,
             backend=backend,

@@ -61,6 +61,13 @@ def test_under_autocast(width: int, length: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y.float(), wanted, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize(("width", "length"), SMALL)
+def test_compiles_whole_and_tells_shapes_without_numbers(width: int, length: int) -> None:
+    mixer, x = Mamba1Mixer(width, d_state=6, expand=1), torch.randn(2, length, width)
+    torch.testing.assert_close(torch.compile(mixer, fullgraph=True, backend="aot_eager")(x), mixer(x))
+    assert mixer.to("meta")(x.to("meta")).shape == x.shape
+
+
 def test_inputs_whose_squares_16_bits_do_not_hold() -> None:
     torch.manual_seed(0)
     mixer = Mamba1Mixer(1, d_state=6, expand=1)
