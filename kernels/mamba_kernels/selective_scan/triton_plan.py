@@ -21,11 +21,13 @@ FEW_STATES_WARPS = 5
 # Warps of the Gluon kernels for which a multiprocessor has registers, by states rounded up to a power of two.
 FORWARD_WARPS = {2: 16, 4: 16, 8: 16, 16: 16, 32: 8}
 BACKWARD_WARPS = {2: 8, 4: 12, 8: 12, 16: 8, 32: 8}
-# What a part costs beside its positions, in positions; and the pass that finds what enters it, in whole passes.
-PART_COST, FORWARD_ENDS_COST, BACKWARD_ENDS_COST = 24, 0.7, 0.22
-# Channels of a program of the kernels for one state, and programs a multiprocessor before time is left uncut.
+# What a part costs beside its positions, in tiles; and the pass that finds what enters it, in whole passes.
+PART_COST, FORWARD_ENDS_COST, BACKWARD_ENDS_COST = 1.5, 0.7, 0.22
+# Channels of a program of the kernels for one state, programs a multiprocessor before time is left uncut, and for how
+# many it has registers.
 SINGLE_BLOCK = 32
 SINGLE_PROGRAMS = 2
+SINGLE_FORWARD_PROGRAMS, SINGLE_BACKWARD_PROGRAMS = 4, 2
 # More states than a slice has are scanned slice by slice, where enough channels share B and C to fill the lanes.
 SLICE = 32
 SLICED_CHANNELS = 8
@@ -127,28 +129,11 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
     if backward:
         constants["DEEP"] = deep
     programs = max(1, shape.batch * ceil_divide(shape.channels, block))
-    return Plan(block, _part_length(shape, _hopper_parts(shape, programs, warps, backward)), constants)
-
-
-def _hopper_parts(shape: Shape, programs: int, warps: int, backward: bool) -> int:
-    """Return into how many parts the Gluon kernels cut time, where uncut there are ``programs`` of so many warps.
-
-    Time is cut so that whole rounds of programs fill the GPU: a warp waits for its own results most of the time, so a
-    round of few programs takes as long as one of many.
-    """
-    wanted = HOPPER_WARPS if shape.states > 4 else FEW_STATES_WARPS
-    if programs * warps >= shape.processors * wanted:
-        return 1
-    resident = (BACKWARD_WARPS if backward else FORWARD_WARPS)[next_power_of_2(shape.states)]
-    at_once = shape.processors * resident // warps
-    ends_cost = BACKWARD_ENDS_COST if backward else FORWARD_ENDS_COST
-
-    def cost(parts: int) -> float:
-        length = _part_length(shape, parts)
-        rounds = ceil_divide(programs * ceil_divide(shape.length, length), at_once)
-        return rounds * (length + PART_COST) * (1 + ends_cost * (parts > 1))
-
-    return min((1, *(max(1, rounds * at_once // programs) for rounds in (1, 2, 3))), key=cost)
+    parts = 1
+    if programs * warps < shape.processors * (HOPPER_WARPS if shape.states > 4 else FEW_STATES_WARPS):
+        resident = (BACKWARD_WARPS if backward else FORWARD_WARPS)[state_pad]
+        parts = _rounds_of_parts(shape, programs, shape.processors * resident // warps, backward)
+    return Plan(block, _part_length(shape, parts), constants)
 
 
 def _single_plan(shape: Shape, backward: bool) -> Plan:
@@ -157,9 +142,28 @@ def _single_plan(shape: Shape, backward: bool) -> Plan:
     if not backward:
         # One program more a multiprocessor than the compiler's own choice allows; nothing spills.
         constants["maxnreg"] = 128
-    programs = shape.batch * ceil_divide(shape.channels, SINGLE_BLOCK)
-    parts = ceil_divide(shape.processors * SINGLE_PROGRAMS, max(1, programs))
+    programs = max(1, shape.batch * ceil_divide(shape.channels, SINGLE_BLOCK))
+    parts = 1
+    if programs < shape.processors * SINGLE_PROGRAMS:
+        resident = SINGLE_BACKWARD_PROGRAMS if backward else SINGLE_FORWARD_PROGRAMS
+        parts = _rounds_of_parts(shape, programs, shape.processors * resident, backward)
     return Plan(SINGLE_BLOCK, _part_length(shape, parts), constants)
+
+
+def _rounds_of_parts(shape: Shape, programs: int, at_once: int, backward: bool) -> int:
+    """Return into how many parts time is cut where uncut there are ``programs``, so many of which run ``at_once``.
+
+    Whole rounds of programs fill the GPU: a warp waits for its own results most of the time, so a round of few programs
+    takes as long as one of many.
+    """
+    ends_cost = BACKWARD_ENDS_COST if backward else FORWARD_ENDS_COST
+
+    def cost(parts: int) -> float:
+        length = _part_length(shape, parts)
+        rounds = ceil_divide(programs * ceil_divide(shape.length, length), at_once)
+        return rounds * (length + PART_COST * checkpoint_distance(shape.states)) * (1 + ends_cost * (parts > 1))
+
+    return min((1, *(max(1, rounds * at_once // programs) for rounds in (1, 2, 3))), key=cost)
 
 
 def _padded(channels: int, block: int) -> int:
