@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.guard import NonFiniteGuard
-from mamba_apps.training.whole_step import WholeOptimization, WholeStep, is_odd, whole_step
+from mamba_apps.training.whole_step import WholeOptimization, WholeStep, fuse, is_odd, whole_step
 from mamba_kernels.graphs import ReplayedTraining
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class GraphedTraining(Callback):
             raise UserError(f"{type(pl_module).__name__} has no network to capture", "leave out trainer.graph")
         if trainer.world_size > 1:
             raise UserError("graphs are captured on one GPU, and several devices train", "leave out trainer.graph")
-        if trainer.strategy.root_device.type == "cuda" and not self._begin_whole(trainer, pl_module):
+        if trainer.strategy.root_device.type != "cuda":
+            return
+        fuse(trainer.optimizers)
+        if not self._begin_whole(trainer, pl_module):
             self._replayed = ReplayedTraining(network)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # What Lightning calls between the parts of a step, which a replay does not come back from.
 _WITHIN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 _OF_THE_TASK = (*_WITHIN, "backward", "configure_gradient_clipping", "optimizer_step", "optimizer_zero_grad")
+_FUSED = (torch.optim.AdamW, torch.optim.Adam)
 _SETTINGS = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
 _SWITCHES = ("lr", "fused", "foreach", "capturable")
 
@@ -137,9 +138,7 @@ class WholeStep:
     def _remember(self) -> Callable[[], None]:
         """Return what puts weights, buffers and the optimiser's state back to what they are now."""
         states = self._optimizer.state
-        for parameter, state in states.items():
-            if "step" in state:  # counted on the host until now
-                state["step"] = state["step"].to(parameter.device, torch.float32)
+        _count_on_device(self._optimizer)
         known = set(states)
         tensors = [*self._module.parameters(), *self._module.buffers()]
         tensors += [value for state in states.values() for value in state.values() if isinstance(value, Tensor)]
@@ -189,6 +188,26 @@ class WholeOptimization(_AutomaticOptimization):
         return {"loss": loss}
 
 
+def fuse(optimizers: Sequence[Optimizer]) -> None:
+    """Let Adam and AdamW update all weights by one kernel, where lists of them would take the host long.
+
+    Args:
+        optimizers: Optimisers about to train; others than those two stay as they are.
+    """
+    for optimizer in optimizers:
+        if type(optimizer) in _FUSED and not any(group["differentiable"] for group in optimizer.param_groups):
+            for group in optimizer.param_groups:
+                group.update(fused=True, foreach=False)
+            _count_on_device(optimizer)
+
+
+def _count_on_device(optimizer: Optimizer) -> None:
+    """Move the counts of steps, which Adam keeps on the host otherwise, to where its fused kernel looks for them."""
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            state["step"] = state["step"].to(parameter.device, torch.float32)
+
+
 def is_odd(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Return whether a batch may be smaller than the others: an epoch's last one, where a resumed run may begin."""
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and batch_idx > 0
@@ -211,7 +230,7 @@ def whole_step(trainer: pl.Trainer, task: pl.LightningModule, known: Sequence[Ca
         not getattr(task, "steps_whole", False)
         or not task.automatic_optimization
         or len(optimizers) != 1
-        or type(optimizers[0]) not in (torch.optim.AdamW, torch.optim.Adam)
+        or type(optimizers[0]) not in _FUSED
         or type(trainer.strategy) is not SingleDeviceStrategy
         or type(plugin) not in (Precision, MixedPrecision)
         or getattr(plugin, "scaler", None) is not None

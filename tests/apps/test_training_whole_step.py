@@ -21,7 +21,7 @@ from mamba_apps.forecasting.ltsf import LtsfData, LtsfTask
 from mamba_apps.training import NonFiniteLossError, ResumableLoader, make_trainer
 from mamba_apps.training.adamw import adamw
 from mamba_apps.training.graph import GraphedTraining
-from mamba_apps.training.whole_step import WholeStep, whole_step
+from mamba_apps.training.whole_step import WholeStep, fuse, whole_step
 from mamba_datasets.series import Columns, read_series
 
 on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -114,19 +114,25 @@ def test_whole_steps_are_those_of_lightning(tmp_path: Path, options: dict[str, A
     assert [row.split(",")[0] for row in rows[0]] == [row.split(",")[0] for row in rows[1]]
 
 
+class Stop(Callback):
+    """Ends the run before the step after some, which is the last that is saved."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step == self.steps + 1:
+            raise RuntimeError("killed")
+
+
 @pytest.mark.parametrize("accelerator", DEVICES)
 @pytest.mark.parametrize("stop", [1, 4, 5, 6, 8])  # before, in and after an epoch's last batch, which is smaller
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, stop: int, accelerator: str) -> None:
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-            if trainer.global_step == stop + 1:
-                raise RuntimeError("killed")
-
     unbroken, resumed = Task(fused=False), Task(fused=False)
     options = {"accelerator": accelerator, "save_every_steps": 1}
     fit(tmp_path / "unbroken", unbroken, whole=True, **options)
     with pytest.raises(RuntimeError, match="killed"):
-        fit(tmp_path / "broken", resumed, whole=True, callbacks=[Stop()], **options)
+        fit(tmp_path / "broken", resumed, whole=True, callbacks=[Stop(stop)], **options)
     fit(tmp_path / "broken", resumed, whole=True, resume=True, **options)
     assert len(resumed.losses) == 15 - stop
     torch.testing.assert_close(resumed.losses, unbroken.losses[stop:], rtol=0, atol=0)
@@ -197,6 +203,21 @@ def test_what_happens_within_a_step_is_not_passed_by(tmp_path: Path, kind: type[
     assert found == [None]
     fit(tmp_path / "b", Task(), whole=False, max_steps=1, callbacks=[Asks()])
     assert isinstance(found[1], WholeStep)
+
+
+def test_a_fused_update_goes_on_where_another_stopped(tmp_path: Path) -> None:
+    class Fuses(Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            fuse(trainer.optimizers)
+
+    plain, fused = Task(fused=False), Task(fused=False)
+    fit(tmp_path / "plain", plain, whole=False)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tmp_path / "fused", fused, whole=False, save_every_steps=1, callbacks=[Stop(7)])
+    trainer = fit(tmp_path / "fused", fused, whole=False, resume=True, callbacks=[Fuses()])
+    assert all(group["fused"] for group in trainer.optimizers[0].param_groups)
+    torch.testing.assert_close(fused.losses, plain.losses[7:], rtol=1e-4, atol=1e-5)
+    fuse([torch.optim.SGD(fused.parameters(), lr=0.1)])
 
 
 def test_only_batches_like_the_first_are_taken() -> None:
