@@ -35,3 +35,8 @@ class DataError(ValueError):
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str, str, str]]:
         return type(self), (self.path, self.where, self.expected, self.remedy)
+
+
+def check_path(path: str | Path) -> str:
+    """Return the remedy for a path at which nothing is: where a relative one, such as that of a run, begins is said."""
+    return "check the path" if Path(path).is_absolute() else f"check the path, which begins at {Path.cwd()}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from mamba_datasets.errors import DataError
+from mamba_datasets.errors import DataError, check_path
 from mamba_datasets.report import Collector, nearest
 
 LEAVE_OUT = "leave it out (mamba-apps check --write-broken)"
@@ -188,7 +188,7 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             kept = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in _LITTER]
     except OSError as error:
-        raise DataError(folder, "folder", f"cannot be read: {error.strerror}", "check the path") from None
+        raise DataError(folder, "folder", f"cannot be read: {error.strerror}", check_path(folder)) from None
     return sorted(kept, key=lambda entry: entry.name)
 
 

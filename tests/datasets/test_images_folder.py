@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +154,12 @@ def test_fixed_classes_must_be_those_of_the_folder(classes: list[str], line: str
 def test_missing_root(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="folder: cannot be read: No such file or directory; check the path"):
         ImageFolder(tmp_path / "none")
+
+
+def test_a_missing_root_says_where_a_relative_path_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"check the path, which begins at {re.escape(str(tmp_path))}$"):
+        ImageFolder("none")
 
 
 def test_split_that_is_a_link(root: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mamba_datasets.errors import DataError
+from mamba_datasets.errors import DataError, check_path
 from mamba_datasets.report import Collector
 
 TABLES = (".csv", ".tsv")
@@ -80,4 +80,4 @@ def _lines(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     except UnicodeDecodeError:
         raise DataError(path, "text", "is no UTF-8 text", "save the table as CSV in UTF-8") from None
     except OSError as error:
-        raise DataError(path, "file", f"cannot be read: {error.strerror}", "check the path") from None
+        raise DataError(path, "file", f"cannot be read: {error.strerror}", check_path(path)) from None

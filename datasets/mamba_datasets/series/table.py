@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mamba_datasets.errors import DataError
+from mamba_datasets.errors import DataError, check_path
 from mamba_datasets.report import nearest
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz")
@@ -120,7 +120,7 @@ def _check_path(path: Path, label: str) -> None:
     if not path.exists():
         there = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, there) if there else f"the folder {path.parent} does not exist either"
-        raise DataError(label, "path", "no such file", hint if "did you mean" in hint else "check the path")
+        raise DataError(label, "path", "no such file", hint if "did you mean" in hint else check_path(path))
     try:
         with path.open("rb") as file:
             first = file.read(1)

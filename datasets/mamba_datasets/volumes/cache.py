@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from mamba_datasets.errors import DataError
+from mamba_datasets.errors import DataError, check_path
 from mamba_datasets.files import storage_error, sync_folder, write_whole
 from mamba_datasets.volumes.parallel import in_turn
 from mamba_datasets.volumes.pictures import path_beside
@@ -155,7 +155,7 @@ def digest_of(path: str, folder: Path) -> str:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise DataError(path, "file", f"cannot be read: {error.strerror}", "check the path") from None
+        raise DataError(path, "file", f"cannot be read: {error.strerror}", check_path(path)) from None
     stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
     memo = folder / "digests" / hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
     try:

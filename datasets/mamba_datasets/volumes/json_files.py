@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mamba_datasets.errors import DataError
+from mamba_datasets.errors import DataError, check_path
 
 
 def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(path, "file", f"cannot be read: {error.strerror}", "check the path") from None
+        raise DataError(path, "file", f"cannot be read: {error.strerror}", check_path(path)) from None
     except ValueError as error:
         raise DataError(path, "file", f"is no JSON ({error})", remedy) from None
     if not isinstance(content, dict):
