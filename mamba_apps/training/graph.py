@@ -46,11 +46,11 @@ class GraphedTraining(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Take gradients that accumulate out of the capture's memory, which the next replay writes anew."""
-        if trainer.accumulate_grad_batches == 1:
-            return
-        for parameter in pl_module.parameters():
-            if parameter.grad is not None:
-                parameter.grad = parameter.grad.clone()
+        # The optimisers' lists: to search the module for its parameters takes the host as long as a small pass.
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.clone()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
