@@ -8,7 +8,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-_NOTICE = b"\ninterrupted: saving at the end of this step (Ctrl-C again stops at once, without saving)\n"
+_NOTICE = b"\ninterrupted: stopping at the end of this step (Ctrl-C again stops at once and saves nothing)\n"
 
 
 class StopRequestedError(BaseException):
