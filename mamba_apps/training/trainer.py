@@ -213,7 +213,7 @@ class RunTrainer(pl.Trainer):
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes an exit code of 1 of it
                 raise KeyboardInterrupt from None
             raise
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (MisconfigurationException, RuntimeError, ValueError, KeyError) as error:
             mismatch = _mismatch(error, ckpt_path)
             if mismatch is None:
                 raise
@@ -305,6 +305,10 @@ def _mismatch(error: Exception, ckpt_path: str | Path | None) -> UserError | Non
         return UserError(f"{ckpt_path} belongs to another model ({'; '.join(parts)})", remedy)
     if "parameter group" in text:
         return UserError(f"{ckpt_path} belongs to another model or optimizer ({_one_line(error)})", remedy)
+    if restored := re.search(r"checkpoint with current_epoch=(\d+)", text):
+        return UserError(
+            f"{ckpt_path} has trained {restored[1]} epochs, and max_epochs is less", f"give at least {restored[1]}"
+        )
     if "but checkpoint contains only the model" in text:
         return UserError(f"{ckpt_path} holds weights only, no run to continue", "resume from last.ckpt")
     return None

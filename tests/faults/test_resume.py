@@ -169,6 +169,12 @@ def test_resume_without_a_checkpoint_starts(tmp_path: Path, train: Any, capsys: 
     assert "starting from the beginning" in capsys.readouterr().err
 
 
+def test_a_budget_of_fewer_epochs_than_were_trained_is_refused(tmp_path: Path, train: Any) -> None:
+    train(tmp_path, max_epochs=2, max_steps=None)
+    with pytest.raises(UserError, match=r"last\.ckpt has trained 2 epochs, and max_epochs is less; give at least 2"):
+        train(tmp_path, resume=True, max_epochs=1, max_steps=None)
+
+
 def test_folder_of_another_run_is_not_overwritten(tmp_path: Path, train: Any) -> None:
     train(tmp_path, max_steps=2)
     before = (tmp_path / "last.ckpt").read_bytes()

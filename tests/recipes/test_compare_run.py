@@ -63,7 +63,9 @@ def test_table_goes_to_stdout_and_talk_to_stderr(toy_recipe: Path, capsys: pytes
     assert "toy line, 384 points" in captured.err
     assert captured.err.count("compare toy · 3 candidates · 2 epochs each · seed 1") == 1
     assert "Mamba wins" in captured.err
-    assert captured.err.rstrip().splitlines()[-1] == "next:   mamba-apps compare toy --seeds 3"
+    assert captured.err.rstrip().splitlines()[-1] == (
+        f"next:   mamba-apps compare {toy_recipe} --out sub/r.html --seeds 3"  # what was typed, and more seeds
+    )
     for advertising in ("litlogger", "GPU available", "Trainer.fit", "LOCAL_RANK", "max_epochs="):
         assert advertising not in captured.out + captured.err
     assert Path("sub/r.html").exists()

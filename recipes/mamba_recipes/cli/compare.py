@@ -115,13 +115,13 @@ def _last_lines(comparison: Comparison, out: Path) -> None:
 
 def _next(comparison: Comparison) -> str:
     plan = comparison.plan
-    settings = [word for key, value in plan.settings.items() for word in (f"--{key}", _typed(value))]
-    command = shlex.join(["mamba-apps", "compare", plan.recipe.name, *settings])
     if any(row.error is not None and not row.mendable for row in comparison.rows):
-        return f"{command} --log log.txt, to keep what the failed ones printed"
+        return f"{comparison.command} --log log.txt, to keep what the failed ones printed"
     if plan.measure == "speed" or len(plan.seeds) > 1:
-        return shlex.join(["mamba-apps", "fit", plan.recipe.name, *settings])
-    return f"{command} --seeds 3"
+        named = recipes.shipped().get(plan.recipe.name) == plan.recipe.path
+        settings = [word for key, value in plan.settings.items() for word in (f"--{key}", _typed(value))]
+        return shlex.join(["mamba-apps", "fit", plan.recipe.name if named else str(plan.recipe.path), *settings])
+    return f"{comparison.command} --seeds 3"
 
 
 def _typed(value: object) -> str:
