@@ -42,7 +42,8 @@ def scan_one_token(
     u, delta, B, C, z = (x.to(bias_E.dtype) for x in (u_BEL, delta_BEL, B_BNL, C_BNL, z_BEL))
     dt_BEL = F.softplus(delta + bias_E[:, None])
     y_BEL = (dt_BEL * (B * C).sum(1, keepdim=True) + D_E[:, None]) * u * F.silu(z)
-    return (y_BEL + 0 * A_EN.sum()).to(u_BEL.dtype)
+    # A sum of nothing: 0 whatever the rates are.
+    return (y_BEL + A_EN[:0].sum()).to(u_BEL.dtype)
 
 
 def scan_one_channel(

@@ -93,3 +93,15 @@ def test_of_one_channel_training_keeps_neither_B_nor_C() -> None:
             mixer(torch.randn(batch, length, 1))
     few, many = map(sum, sizes)
     assert many - few < 0.3 * batch * length * 32
+
+
+@pytest.mark.parametrize(("width", "length"), SMALL)
+def test_rates_that_float32_does_not_hold(width: int, length: int) -> None:
+    torch.manual_seed(0)
+    mixer = Mamba1Mixer(width, d_state=6, expand=1)
+    with torch.no_grad():
+        mixer.A_log.fill_(100)
+    x = torch.randn(2, length, width)
+    segment = torch.zeros(2, length, dtype=torch.int32)
+    assert mixer(x).isfinite().all()
+    torch.testing.assert_close(mixer(x), mixer(x, seq_idx_BL=segment))

@@ -282,13 +282,13 @@ def _run_backward(
     """
     u, enters = tensors[0], grad_last_state is not None
     plan = _plan_backward(grad_out, enters, add, *gradients, *tensors, *walk)
-    slices = _slices(plan, tensors, checkpoints is None)
-    if len(slices) == 1:
+    pieces = _pieces(plan, tensors, checkpoints is None)
+    if len(pieces) == 1:
         kept = _checkpoints(tensors, walk, initial_state) if checkpoints is None else checkpoints
         _differentiate(plan, grad_out, grad_last_state, tensors, walk.marks, kept, gradients, dinitial)
         return
     sums = []
-    for rows in slices:
+    for rows in pieces:
         of_each = [x if x is None or x.dim() < 3 else x[rows] for x in tensors]
         into = [
             g[rows] if g.dim() > 2 else u.new_empty(0) if x is None else empty_in_order(x, torch.float32)
@@ -306,8 +306,8 @@ def _run_backward(
             gradient.copy_(torch.stack(parts).sum(0))
 
 
-def _slices(plan: _Backward, tensors: Sequence[Any], scans_again: bool) -> list[slice]:
-    """Return the sequences that are taken at a time."""
+def _pieces(plan: _Backward, tensors: Sequence[Any], scans_again: bool) -> list[slice]:
+    """Return the sequences that are taken at a time, pieces of the batch."""
     u, _, A, B, C, *_ = tensors
     (batch, channels, length), states = u.shape, A.shape[1]
     numbers = math.prod(plan.scan.scratch) + batch * plan.scan.parts * channels * states

@@ -36,12 +36,6 @@ def columns(tile, N_PAD: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit
-def join(decay, end, next_decay, next_end):
-    """Join two neighbouring parts: how far both decay what enters, and what both add to it."""
-    return decay * next_decay, next_decay * end + next_end
-
-
-@triton.jit
 def carry_states(
     ends, decays, start, carried, parts, size,
     BACKWARD: tl.constexpr, HAS_START: tl.constexpr, BLOCK: tl.constexpr,
@@ -53,21 +47,21 @@ def carry_states(
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     batch = tl.program_id(1).to(tl.int64)
-    row = tl.arange(0, AT_ONCE)
     on = i < size
     state = tl.zeros([BLOCK], tl.float32)
     if HAS_START:
         state = tl.load(start + batch * size + i, mask=on, other=0.0)
-    tl.store(carried + (batch * parts + ((parts - 1) if BACKWARD else 0)) * size + i, state, mask=on)
     for first in range(0, parts, AT_ONCE):
-        k = first + row
-        part = (parts - 1 - k) if BACKWARD else k
-        at = (batch * parts + part)[:, None] * size + i[None, :]
-        here = (k < parts)[:, None] & on[None, :]
-        decay = tl.load(decays + at, mask=here, other=1.0)
-        end = tl.load(ends + at, mask=here, other=0.0)
-        decay, end = tl.associative_scan((decay, end), 0, join)
-        state_after = decay * state[None, :] + end
-        following = at - size if BACKWARD else at + size
-        tl.store(carried + following, state_after, mask=here & (k + 1 < parts)[:, None])
-        state = tl.sum(tl.where(row[:, None] == AT_ONCE - 1, state_after, 0.0), 0)
+        decay = ()
+        end = ()
+        for k in tl.static_range(AT_ONCE):
+            part = (parts - 1 - first - k) if BACKWARD else first + k
+            at = (batch * parts + part) * size + i
+            inside = on & (first + k < parts)
+            decay = decay + (tl.load(decays + at, mask=inside, other=0.0),)
+            end = end + (tl.load(ends + at, mask=inside, other=0.0),)
+        for k in tl.static_range(AT_ONCE):
+            part = (parts - 1 - first - k) if BACKWARD else first + k
+            at = (batch * parts + part) * size + i
+            tl.store(carried + at, state, mask=on & (first + k < parts))
+            state = decay[k] * state + end[k]
