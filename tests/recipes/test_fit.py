@@ -164,7 +164,8 @@ def test_a_pickle_that_wants_to_run_code_does_not(
 def test_weights_of_another_model_are_refused(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "toy.yaml", "--model", "run", "--model.width", "8"]) == 2
     err = capsys.readouterr().err
-    assert "the weights do not fit the recipe's model" in err
+    assert "run: the weights do not fit the recipe's model: " in err
+    assert "name the recipe they were trained by" in err
     assert err.count("\n") == 1
 
 

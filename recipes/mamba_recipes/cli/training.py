@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mamba_apps.errors import UserError
+from mamba_apps.state_dicts import fitted
 from mamba_apps.training.checkpoint import AtomicCheckpointIO
 from mamba_apps.training.run_checkpoints import not_logged
 from mamba_apps.training.saved import ModelCard, load_weights, save_model, saved_folder
@@ -85,9 +85,8 @@ def load_into(model: LightningModule, source: Path) -> None:
         state = AtomicCheckpointIO().load_checkpoint(source)["state_dict"]
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
-        first = lines[0] if lines else str(error)
-        raise UserError(
-            f"{source}: the weights do not fit the recipe's model ({first})", "name the recipe they were trained by"
-        ) from None
+    except RuntimeError:
+        # PyTorch's own text names every key.
+        owner = f"{source}: the weights do not fit the recipe's model"
+        fitted(owner, state, model.state_dict(), "name the recipe they were trained by")
+        raise
