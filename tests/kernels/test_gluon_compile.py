@@ -33,7 +33,10 @@ def compile_for_hopper(kernel: Any, constants: dict[str, Any]) -> Any:
     parameters = inspect.signature(kernel.fn).parameters
     constants = {name: x.default for name, x in parameters.items() if x.default is not x.empty} | constants
     names = list(parameters)
-    signature = {name: "constexpr" if name in constants else POINTERS.get(name, "i32") for name in names}
+    # What slices of states are added up in.
+    sums = dict.fromkeys(("out", "du", "ddelta", "dz"), "*fp32") if constants.get("ADD") else {}
+    pointers = POINTERS | sums
+    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names}
     options = {name: constants.pop(name) for name in ("maxnreg",) if name in constants}
     source = GluonASTSource(kernel, signature, {(names.index(name),): constants[name] for name in constants})
     options["num_warps"] = constants["num_warps"]
@@ -57,6 +60,7 @@ def compile_for_hopper(kernel: Any, constants: dict[str, Any]) -> Any:
         pytest.param(20, 1024, 1, "reverse", EVERYTHING, marks=slow),
         pytest.param(32, 512, 1, "forward", {**EVERYTHING, "HAS_D": False, "ADD": True}, marks=slow),
         pytest.param(17, 40, 1, "reverse", {**EVERYTHING, "HAS_MARKS": True, "ADD": True}, marks=slow),
+        pytest.param(25, 96, 1, "order", {**PLAIN, "SOFTPLUS": True, "HAS_MARKS": True, "ADD": True}, marks=slow),
         pytest.param(32, 1024, 1, "forward", {**EVERYTHING, "ENDS": True}, marks=slow),
     ],
 )

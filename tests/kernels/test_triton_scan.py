@@ -279,3 +279,20 @@ def test_slices_of_states_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, options = scan_case(torch.bfloat16, channels=3, states=4, length=9, last=True)
     inputs["z"], inputs["initial_state"] = inputs["z"].float(), inputs["initial_state"].bfloat16()
     compare(selective_scan, inputs, torch.bfloat16, **options)
+
+
+@pytest.mark.parametrize("along_a_route", [False, True])
+def test_the_fake_kernels_promise_what_slices_of_states_leave(along_a_route: bool) -> None:
+    checks = ("test_schema", "test_faketensor")
+    if along_a_route:
+        inputs, options = route_case(torch.bfloat16, Route("bidirectional"), states=33, channels=8, grid=(3,), rank=2)
+        given = (*inputs.values(), True, options["route"].name, options["route"].merge, options["route"].widths(1))
+        operator = torch.ops.mamba_kernels.selective_scan_route.default
+    else:
+        inputs, options = scan_case(torch.bfloat16, states=33, channels=8, length=3, last=True)
+        *tensors, start = inputs.values()
+        given = (*tensors, True, start, None, False)
+        operator = torch.ops.mamba_kernels.selective_scan.default
+    torch.library.opcheck(operator, (*given, torch.bfloat16, True), test_utils=checks)
+    kept = operator(*given, torch.bfloat16, True)[-1]
+    assert kept.numel() == 0
