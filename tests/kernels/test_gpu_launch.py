@@ -72,11 +72,11 @@ def test_plans_cut_time_at_checkpoints_and_keep_groups_apart(
     ("batch", "channels", "length"), [(4, 768, 6085), (8, 768, 6085), (2, 128, 32768), (1, 64, 10**6)]
 )
 def test_programs_of_cut_time_fill_a_gpu(batch: int, channels: int, length: int, states: int) -> None:
-    for backward, warps_of in ((False, FORWARD_WARPS), (True, BACKWARD_WARPS)):
+    for backward, warps in ((False, FORWARD_WARPS[states]), (True, BACKWARD_WARPS)):
         plan = hopper_plan(Shape(batch, channels, length, states, 1, 132), backward)
         assert plan is not None
         programs = batch * -(-channels // plan.block) * -(-length // plan.part_length)
-        at_once = 132 * warps_of[states] // plan.constants["num_warps"]
+        at_once = 132 * warps // plan.constants["num_warps"]
         rounds = -(-programs // at_once)
         assert programs > 0.85 * rounds * at_once
 

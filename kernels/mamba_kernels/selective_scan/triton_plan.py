@@ -18,9 +18,10 @@ WARPS_WANTED = 16
 HOPPER_WARPS = 7
 # With few states the pass that finds what enters each part costs nearly as much as the scan itself.
 FEW_STATES_WARPS = 5
-# Warps of the Gluon kernels for which a multiprocessor has registers, by states rounded up to a power of two.
-FORWARD_WARPS = {2: 16, 4: 16, 8: 16, 16: 16, 32: 8}
-BACKWARD_WARPS = {2: 8, 4: 12, 8: 12, 16: 8, 32: 8}
+# Warps of the Gluon kernels for which a multiprocessor has registers, float32 inputs too; forward by states rounded up
+# to a power of two.
+FORWARD_WARPS = {2: 16, 4: 16, 8: 12, 16: 12, 32: 8}
+BACKWARD_WARPS = 8
 # What a part costs beside its positions, in tiles; and the pass that finds what enters it, in whole passes.
 PART_COST, FORWARD_ENDS_COST, BACKWARD_ENDS_COST = 1.5, 0.7, 0.22
 # Channels of a program of the kernels for one state, programs a multiprocessor before time is left uncut, and for how
@@ -131,7 +132,7 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
     programs = max(1, shape.batch * ceil_divide(shape.channels, block))
     parts = 1
     if programs * warps < shape.processors * (HOPPER_WARPS if shape.states > 4 else FEW_STATES_WARPS):
-        resident = (BACKWARD_WARPS if backward else FORWARD_WARPS)[state_pad]
+        resident = BACKWARD_WARPS if backward else FORWARD_WARPS[state_pad]
         parts = _rounds_of_parts(shape, programs, shape.processors * resident // warps, backward)
     return Plan(block, _part_length(shape, parts), constants)
 
