@@ -85,7 +85,7 @@ def test_sequences_in_slices(case: dict[str, Any], inner: bool, monkeypatch: pyt
 def test_slices_need_not_be_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     from mamba_kernels.selective_scan import triton
 
-    monkeypatch.setattr(triton, "_slices", lambda *_: [slice(0, 2), slice(2, 4)])
+    monkeypatch.setattr(triton, "_pieces", lambda *_: [slice(0, 2), slice(2, 4)])
     inputs, options = scan_case(torch.float32, batch=3, states=3, length=9)
     compare(selective_scan, inputs, torch.float32, **options)
 
