@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import mamba_apps.vision  # noqa: F401 - registers the models' names
 from mamba_kernels.graphs import ReplayedTraining
-from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_step, step_times
+from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_each, measure_step, step_times
 
 Row = dict[str, Any]
 _CLASSES = 1000
@@ -66,13 +66,7 @@ def run(talk: Callable[[str], None], filters: list[str], steps: int = 12) -> lis
     """
     chosen = matching(SETTINGS, filters, "model")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    rows = []
-    for setting in chosen:
-        talk(setting.label())
-        torch.manual_seed(0)
-        rows.append(_row(setting, steps))
-        torch.cuda.empty_cache()
-    return rows
+    return measure_each(chosen, talk, lambda setting: _row(setting, steps))
 
 
 def _row(setting: Setting, steps: int) -> Row:

@@ -39,6 +39,17 @@ def matching(settings: Sequence[S], filters: Sequence[str], what: str) -> list[S
     return found
 
 
+def measure_each(settings: Sequence[S], talk: Callable[[str], None], measure: Callable[[S], Row]) -> list[Row]:
+    """Return a row of each setting, told before it starts; each draws the same numbers and begins with free memory."""
+    rows = []
+    for setting in settings:
+        talk(setting.label())
+        torch.manual_seed(0)
+        rows.append(measure(setting))
+        torch.cuda.empty_cache()
+    return rows
+
+
 def measure_step(name: str, step: Callable[[], Tensor], steps: int) -> Row:
     """Return a step's milliseconds, the most memory it takes, and what `profile_step` finds.
 

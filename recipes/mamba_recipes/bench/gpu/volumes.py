@@ -16,7 +16,7 @@ from torch import Tensor
 from mamba_apps.medical import build_network
 from mamba_apps.medical.segmentation.losses import supervised_loss
 from mamba_datasets.volumes import NetworkPlan
-from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_step
+from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_each, measure_step
 
 Row = dict[str, Any]
 CT = NetworkPlan(
@@ -58,13 +58,7 @@ def run(talk: Callable[[str], None], filters: list[str], steps: int = 8) -> list
     """
     chosen = matching(SETTINGS, filters, "network")
     torch.backends.cudnn.benchmark = True
-    rows = []
-    for setting in chosen:
-        talk(setting.label())
-        torch.manual_seed(0)
-        rows.append(_row(setting, steps))
-        torch.cuda.empty_cache()
-    return rows
+    return measure_each(chosen, talk, lambda setting: _row(setting, steps))
 
 
 def _row(setting: Setting, steps: int) -> Row:
