@@ -157,15 +157,16 @@ class _Shell(nn.Module):
         self._outputs: list[Tensor] = []
 
     def forward(self, *tensors: Tensor) -> Any:
+        self.let_go()  # PyTorch keeps a rehearsal's outputs during the capture
         outputs = pytree.tree_map(_own, self._run(*pytree.tree_unflatten(tensors, self._structure)))
         self._outputs = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.grad_fn is not None]
         return outputs
 
     def let_go(self) -> None:
-        """Free the autograd graph of the pass that was captured, whose outputs the replay keeps.
+        """Free the autograd graph of the last pass, whose outputs are kept.
 
-        It would keep the nodes alive that gather the parameters' gradients, and these belong to the stream of the
-        capture: at every later pass each of them would make that stream and the training's wait for each other.
+        It would keep the nodes alive that gather the parameters' gradients, and these belong to the stream of that
+        pass: at every later one each of them would make that stream and its own wait for each other.
         """
         for output in self._outputs:
             output.detach_()

@@ -28,7 +28,7 @@ def test_orthogonal_keeps_singular_vectors_and_evens_values(shape: tuple[int, in
 def test_a_gpu_steps_as_a_cpu_does_but_for_rounding() -> None:
     values, steps = torch.randn(64, 96), []
     for device in ("cpu", "cuda"):
-        matrix = nn.Parameter(values.to(device))
+        matrix = nn.Parameter(values.to(device, copy=True))
         bias = nn.Parameter(torch.ones(7, device=device))
         groups = [{"params": [matrix], "orthogonal": True}, {"params": [bias], "orthogonal": False}]
         optimiser = Muon(groups, lr=0.1, fused=True)

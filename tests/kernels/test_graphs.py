@@ -101,6 +101,10 @@ def test_what_was_captured_keeps_no_autograd_graph() -> None:
     assert all(gradient.abs().sum() > 0 for gradient in torch.autograd.grad(loss, list(module.parameters())))
     del loss
     assert gathers(module).metadata == {"of": "the capture"}
+    again = shell(*inputs)
+    assert gathers(module).metadata == {}
+    torch.testing.assert_close(again["view"], outputs["view"])
+    gathers(module).metadata["of"] = "the capture"
     shell.let_go()
     assert gathers(module).metadata == {}
     assert outputs["weight"] is module.into.weight
