@@ -13,22 +13,19 @@ from torch import Tensor
 
 from mamba_kernels.gpu import ceil_divide, next_power_of_2
 
-# Programs of one warp that a multiprocessor should have before time is left uncut.
+# Programs of one warp that a multiprocessor should have before the plain kernels leave time uncut.
 WARPS_WANTED = 16
-HOPPER_WARPS = 7
-# With few states the pass that finds what enters each part costs nearly as much as the scan itself.
-FEW_STATES_WARPS = 5
-# Warps of the Gluon kernels for which a multiprocessor has registers, float32 inputs too; forward by states rounded up
-# to a power of two.
-FORWARD_WARPS = {2: 16, 4: 16, 8: 12, 16: 12, 32: 8}
-BACKWARD_WARPS = 8
-# What a part costs beside its positions, in tiles; and the pass that finds what enters it, in whole passes.
-PART_COST, FORWARD_ENDS_COST, BACKWARD_ENDS_COST = 1.5, 0.7, 0.22
-# Channels of a program of the kernels for one state, programs a multiprocessor before time is left uncut, and for how
-# many it has registers.
+# Warps that issue instructions side by side on a multiprocessor.
+SCHEDULERS = 4
+# Warps of the Gluon kernels for which a multiprocessor has registers, float32 inputs too, by states rounded up to a
+# power of two; those for one state have 4 warps a program.
+FORWARD_WARPS = {1: 16, 2: 16, 4: 16, 8: 12, 16: 12, 32: 8}
+BACKWARD_WARPS = {1: 8, 2: 8, 4: 12, 8: 12, 16: 8, 32: 8}
+# Channels of a program of the kernels for one state.
 SINGLE_BLOCK = 32
-SINGLE_PROGRAMS = 2
-SINGLE_FORWARD_PROGRAMS, SINGLE_BACKWARD_PROGRAMS = 4, 2
+# Time is cut so that programs fill up to so many rounds of what runs at once; what a part costs beside its positions.
+ROUNDS = 6
+PART_COST = 16
 # More states than a slice has are scanned slice by slice, where enough channels share B and C to fill the lanes.
 SLICE = 32
 SLICED_CHANNELS = 8
@@ -43,6 +40,25 @@ class Shape(NamedTuple):
     states: int
     groups: int
     processors: int
+
+
+class Costs(NamedTuple):
+    """What a pass' time depends on beside positions, fitted to times of an H200 over numbers of parts.
+
+    Args:
+        wait: How long a warp waits for its own results, in the time that one warp's instructions take to be issued.
+        tail: How much longer one round of programs takes because not all of them end at once, as a share of it.
+        ends: The pass that finds what enters each part, in whole passes.
+    """
+
+    wait: float
+    tail: float
+    ends: float
+
+
+FORWARD_COSTS = Costs(wait=1.0, tail=0.14, ends=0.7)
+SINGLE_FORWARD_COSTS = Costs(wait=1.5, tail=0.14, ends=0.5)
+BACKWARD_COSTS = Costs(wait=1.5, tail=0.04, ends=0.3)
 
 
 class Plan(NamedTuple):
@@ -129,42 +145,39 @@ def hopper_plan(shape: Shape, backward: bool) -> Plan | None:
     constants = {"N_PAD": state_pad, "LANES": lanes, "STEPS": checkpoint_distance(shape.states), "num_warps": warps}
     if backward:
         constants["DEEP"] = deep
-    programs = max(1, shape.batch * ceil_divide(shape.channels, block))
-    parts = 1
-    if programs * warps < shape.processors * (HOPPER_WARPS if shape.states > 4 else FEW_STATES_WARPS):
-        resident = BACKWARD_WARPS if backward else FORWARD_WARPS[state_pad]
-        parts = _rounds_of_parts(shape, programs, shape.processors * resident // warps, backward)
-    return Plan(block, _part_length(shape, parts), constants)
+    return Plan(block, _part_length(shape, _parts(shape, block, warps, backward)), constants)
 
 
 def _single_plan(shape: Shape, backward: bool) -> Plan:
     """Plan for the kernels of one state, whose programs have as many warps as their tiles have pairs of segments."""
-    constants = {"STEPS": checkpoint_distance(1), "num_warps": checkpoint_distance(1) // 16}
+    warps = checkpoint_distance(1) // 16
+    constants = {"STEPS": checkpoint_distance(1), "num_warps": warps}
     if not backward:
         # One program more a multiprocessor than the compiler's own choice allows; nothing spills.
         constants["maxnreg"] = 128
-    programs = max(1, shape.batch * ceil_divide(shape.channels, SINGLE_BLOCK))
-    parts = 1
-    if programs < shape.processors * SINGLE_PROGRAMS:
-        resident = SINGLE_BACKWARD_PROGRAMS if backward else SINGLE_FORWARD_PROGRAMS
-        parts = _rounds_of_parts(shape, programs, shape.processors * resident, backward)
-    return Plan(SINGLE_BLOCK, _part_length(shape, parts), constants)
+    return Plan(SINGLE_BLOCK, _part_length(shape, _parts(shape, SINGLE_BLOCK, warps, backward)), constants)
 
 
-def _rounds_of_parts(shape: Shape, programs: int, at_once: int, backward: bool) -> int:
-    """Return into how many parts time is cut where uncut there are ``programs``, so many of which run ``at_once``.
+def _parts(shape: Shape, block: int, warps: int, backward: bool) -> int:
+    """Return into how many parts time is cut, for programs of ``block`` channels and ``warps``.
 
-    Whole rounds of programs fill the GPU: a warp waits for its own results most of the time, so a round of few programs
-    takes as long as one of many.
+    Uncut there may be too few warps to issue instructions while others wait; cut, the exponentials are found twice.
     """
-    ends_cost = BACKWARD_ENDS_COST if backward else FORWARD_ENDS_COST
+    programs = max(1, shape.batch * ceil_divide(shape.channels, block))
+    resident = (BACKWARD_WARPS if backward else FORWARD_WARPS)[next_power_of_2(shape.states)]
+    at_once = shape.processors * resident // warps
+    forward_costs = SINGLE_FORWARD_COSTS if shape.states == 1 else FORWARD_COSTS
+    costs = BACKWARD_COSTS if backward else forward_costs
 
     def cost(parts: int) -> float:
         length = _part_length(shape, parts)
-        rounds = ceil_divide(programs * ceil_divide(shape.length, length), at_once)
-        return rounds * (length + PART_COST * checkpoint_distance(shape.states)) * (1 + ends_cost * (parts > 1))
+        full, rest = divmod(programs * ceil_divide(shape.length, length), at_once)
+        busy = ceil_divide(rest * warps, shape.processors * SCHEDULERS)
+        rounds = full + (costs.wait + busy) / (costs.wait + resident / SCHEDULERS) * (rest > 0)
+        rounds *= 1 + costs.tail / math.ceil(rounds)
+        return rounds * (length + PART_COST) * (1 + costs.ends * (parts > 1))
 
-    return min((1, *(max(1, rounds * at_once // programs) for rounds in (1, 2, 3))), key=cost)
+    return min((1, *(max(1, rounds * at_once // programs) for rounds in range(1, ROUNDS + 1))), key=cost)
 
 
 def _padded(channels: int, block: int) -> int:
