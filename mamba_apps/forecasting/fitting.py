@@ -39,6 +39,7 @@ class Training:
         patience: Stop after so many validations without a better one.
         seed: Of all randomness.
         accelerator: As in Lightning.
+        graph: Whether a GPU replays whole steps from a CUDA graph.
         progress: Whether to draw a progress bar on a terminal, and to say now and then elsewhere how far a training is.
     """
 
@@ -49,6 +50,7 @@ class Training:
     patience: int
     seed: int
     accelerator: str
+    graph: bool
     progress: bool
 
 
@@ -153,6 +155,7 @@ def fit_model(
         data,
         max_steps=steps,
         accelerator=training.accelerator,
+        graph=training.graph,
         patience=training.patience,
         seed=training.seed,
         progress=training.progress,

@@ -25,6 +25,7 @@ def fit_best(
     progress: bool,
     patience: int | None = None,
     validated: bool = True,
+    graph: bool = False,
 ) -> tuple[Task, dict[str, float]]:
     """Train a task that logs "val/mae", with twenty validations; or one without, whose last weights stay.
 
@@ -37,6 +38,7 @@ def fit_best(
         progress: Whether to draw a progress bar on a terminal, and to say now and then elsewhere how far a training is.
         patience: Stop after so many validations without a better one.
         validated: Whether the data has a validation part.
+        graph: As in `make_trainer`.
 
     Returns:
         The task with its best weights, and their scores on the validation part, if there is one.
@@ -54,6 +56,7 @@ def fit_best(
             max_steps=max_steps,
             accelerator=accelerator,
             seed=seed,
+            graph=graph,
             progress=progress,
             logger=False,
             gradient_clip_val=1.0,

@@ -14,6 +14,8 @@ import torch
 from mamba_apps import Forecaster
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting import devices
+from mamba_apps.forecasting.models import names, spec
+from mamba_apps.training.graph import GraphedTraining
 from mamba_datasets.errors import DataError
 
 SMALL = {"d_model": 16, "layers": 1, "decoder": 8}
@@ -263,6 +265,44 @@ def test_it_goes_to_the_device_that_is_asked_for(tmp_path: Path, monkeypatch: py
     moved = Forecaster.load(tmp_path, accelerator="auto")
     assert moved._known().device.type == "meta"
     assert devices.device_for("cpu").type == "cpu"
+
+
+def test_steps_replayed_from_a_graph_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Whole(GraphedTraining):
+        """Takes whole steps on a CPU too, where they run without a graph."""
+
+        steps = 0
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            assert self._begin_whole(trainer, pl_module)
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            type(self).steps += 1
+
+    monkeypatch.setattr("mamba_apps.training.trainer.GraphedTraining", Whole)
+    frame = daily()
+    expected = make("patch", levels=[80]).fit(frame).predict()
+    assert Whole.steps == 0
+    forecaster = make("patch", levels=[80], graph=True).fit(frame)
+    assert Whole.steps == 10
+    pd.testing.assert_frame_equal(forecaster.predict(), expected, rtol=1e-4)
+    loaded = Forecaster.load(forecaster.save(tmp_path), accelerator="cpu", progress=False)
+    loaded.fit(frame, warm_start=True)
+    assert Whole.steps == 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("levels", [[], [80]])
+@pytest.mark.parametrize("model", names())
+def test_every_model_learns_in_replayed_steps_on_a_gpu(model: str, levels: list[int]) -> None:
+    frame = daily().drop(index=[40, 41, 90])
+    kinds = spec(model).cls.covariates | spec(model).cls.through_effect
+    roles = {kind: columns for kind, columns in ROLES.items() if kind in kinds}
+    options = {"accelerator": "gpu", "missing": "mask", "levels": levels, "max_steps": 60, "lookback": 28, **roles}
+    eager, replayed = (make(model, graph=graph, **options).fit(frame) for graph in (False, True))
+    assert replayed.metrics["val/mae"] == pytest.approx(eager.metrics["val/mae"], rel=0.15)
+    assert replayed.predict(ahead(frame))[model].notna().all()
 
 
 @pytest.mark.gpu

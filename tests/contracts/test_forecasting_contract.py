@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mamba_apps.errors import UserError
+from mamba_apps.forecasting import ForecastTask
 from mamba_apps.forecasting.models import ForecastModel, Sizes, create, names, spec
 from mamba_apps.forecasting.models.base import KINDS
 
@@ -168,6 +170,20 @@ def test_gradients_reach_every_parameter(name: str, options: dict[str, Any]) -> 
     model(windows(sizes)).square().sum().backward()
     dead = {key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     assert dead == DEAD.get(name, set())
+
+
+@every_model
+def test_a_step_reads_nothing_back(name: str, options: dict[str, Any]) -> None:
+    # Tensors without values: what a model decided in Python by them, a replayed step would have decided once for all.
+    sizes, mode = sizes_for(name), FakeTensorMode(allow_non_fake_inputs=True)
+    for loss, quantiles in (("huber", None), ("mae", (0.1, 0.5, 0.9))):
+        task = ForecastTask(
+            name, model_options={**SMALL[name], **options}, sizes=sizes, loss=loss, quantiles=quantiles
+        ).train()
+        with mode:
+            found = task.loss_of({key: mode.from_tensor(value) for key, value in windows(sizes).items()})
+            found.backward()
+        assert found.shape == ()
 
 
 @every_model
