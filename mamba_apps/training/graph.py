@@ -31,13 +31,11 @@ class GraphedTraining(Callback):
         """Put the replay in the place of the network's forward pass.
 
         Raises:
-            UserError: If there is no network to capture, or several processes train.
+            UserError: If there is no network to capture.
         """
         network = getattr(pl_module, "captured", None) or getattr(pl_module, "network", None)
         if not isinstance(network, nn.Module):
             raise UserError(f"{type(pl_module).__name__} has no network to capture", "leave out trainer.graph")
-        if trainer.world_size > 1:
-            raise UserError("graphs are captured on one GPU, and several devices train", "leave out trainer.graph")
         if trainer.strategy.root_device.type != "cuda":
             return
         fuse(trainer.optimizers)
@@ -88,7 +86,9 @@ class GraphedTraining(Callback):
     def _remove(self, trainer: pl.Trainer) -> None:
         if self._whole is not None:
             optimization = trainer.fit_loop.epoch_loop.automatic_optimization
-            cast(WholeOptimization, optimization).whole = self._whole = None
+            cast(WholeOptimization, optimization).whole = None
+            self._whole.free()
+            self._whole = None
         if self._replayed is not None:
             self._replayed.remove()
             self._replayed = None

@@ -108,17 +108,17 @@ class NonFiniteGuard(Callback):
         elif not torch.isfinite(norm):
             self._stop(trainer, f"the norm of the gradients is {norm.item()}", self._place, in_memory=True)
 
-    def look(self, trainer: pl.Trainer, found_2: torch.Tensor) -> None:
+    def look(self, trainer: pl.Trainer, loss_norm_2: torch.Tensor) -> None:
         """Check a step that was taken as a whole: the weights are already those after it.
 
         Args:
             trainer: The trainer.
-            found_2: The loss and the norm of the gradients.
+            loss_norm_2: The loss and the norm of the gradients.
         """
         if self._watch is not None:
-            self._watch.add_both(found_2)
+            self._watch.add_both(loss_norm_2)
             return
-        for name, value in zip(_NAMES, found_2.tolist(), strict=True):
+        for name, value in zip(_NAMES, loss_norm_2.tolist(), strict=True):
             if not math.isfinite(value):
                 self._stop(trainer, f"{name} is {value}", self._place, in_memory=False)
 

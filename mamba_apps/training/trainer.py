@@ -155,7 +155,7 @@ def make_trainer(
         raise UserError(
             f"these trainer options do not work: {_one_line(error)}", "change or drop that option"
         ) from error
-    _check_processes(trainer)
+    _check_processes(trainer, graph)
     return trainer
 
 
@@ -255,8 +255,10 @@ def _check_budget(**budgets: float | None) -> None:
         raise UserError(f"{name} is {value}", "give a number above 0")
 
 
-def _check_processes(trainer: pl.Trainer) -> None:
-    """Refuse more processes than a CPU can serve; of GPUs Lightning knows how many there are."""
+def _check_processes(trainer: pl.Trainer, graph: bool) -> None:
+    """Refuse more processes than graphs or a CPU can serve; of GPUs Lightning knows how many there are."""
+    if graph and trainer.world_size > 1:
+        raise UserError("graphs are captured on one GPU, and several devices train", "leave out trainer.graph")
     most = max(_FEW_PROCESSES, usable_cores())
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
         found = f"{trainer.num_devices} devices were asked of a CPU with {usable_cores()} cores: a process each"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
@@ -41,6 +42,8 @@ _SWITCHES = ("lr", "fused", "foreach", "capturable")
 class WholeStep:
     """A training step that is captured once and replayed at every batch like the first; without a GPU it simply runs.
 
+    Other batches take the same step as it is written, so that it does not matter to a run where it is resumed.
+
     Args:
         module: What learns.
         loss_of: The loss of a batch, a scalar. What it decides in Python is decided once for all.
@@ -52,41 +55,21 @@ class WholeStep:
         self, module: nn.Module, loss_of: Callable[[Any], Tensor], optimizer: Optimizer, clip: float | None
     ) -> None:
         self._module, self._loss_of, self._optimizer, self._clip = module, loss_of, optimizer, clip
-        self._learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._asked: Any = None
-        self._structure: Any = None
-        self._call: ReplayedCall | None = None
         self._rates: list[Tensor] = []
+        self._replay: ReplayedCall | None = None
+        self._layout: Any = None
 
     @property
     def captured(self) -> bool:
         """Whether a step was captured."""
-        return self._call is not None
+        return self._replay is not None
 
-    def takes(self, batch: Any, *, odd: bool = False) -> bool:
-        """Return whether a batch is like that of the capture, which the first one asked about is.
+    def __call__(self, batch: Any, *, odd: bool = False) -> Tensor:
+        """Take a step.
 
         Args:
             batch: Tensors, in a structure or not.
             odd: Whether it may be unlike all others, so that nothing is to be captured for it.
-        """
-        tensors, structure = pytree.tree_flatten(batch)
-        if not tensors or not all(isinstance(x, Tensor) for x in tensors):
-            return False
-        groups = self._optimizer.param_groups
-        settings = [group[name] for group in groups for name in _SETTINGS]
-        learns = [parameter.requires_grad for parameter in self._learned]
-        layout = [(x.shape, x.stride(), x.dtype, x.device) for x in tensors]
-        asked = (structure, layout, settings, learns)
-        if self._asked is None and not odd:
-            self._asked, self._structure = asked, structure
-        return bool(self._asked == asked)
-
-    def __call__(self, batch: Any) -> Tensor:
-        """Take a step.
-
-        Args:
-            batch: A batch that it takes.
 
         Returns:
             float32 (2,), the loss and the norm of the gradients before they were clipped.
@@ -94,28 +77,48 @@ class WholeStep:
         Raises:
             BackendError: If the step cannot be captured.
         """
-        tensors = pytree.tree_leaves(batch)
-        groups = self._optimizer.param_groups
-        if self._call is None:
-            self._rates = [torch.zeros((), device=self._learned[0].device) for _ in groups]
-            self._set_rates()
-            self._call = ReplayedCall(self._step, tensors, self._remember())
+        tensors, structure = pytree.tree_flatten(batch)
+        layout = self._layout_of(tensors, structure)
         self._set_rates()
-        return self._call(*tensors)
+        if self._replay is None and layout is not None and not odd:
+
+            def step(*tensors: Tensor) -> Tensor:
+                return self._step(pytree.tree_unflatten(tensors, structure))
+
+            self._replay, self._layout = ReplayedCall(step, tensors, self._remember()), layout
+        if self._replay is None or layout != self._layout:
+            return self._step(batch)
+        return self._replay(*tensors)
+
+    def free(self) -> None:
+        """Let go of what was captured, and of its memory."""
+        self._replay = None
+
+    def _layout_of(self, tensors: Sequence[Any], structure: pytree.TreeSpec) -> Any:
+        """Return all that a capture is made for; None where there is more than tensors."""
+        if not tensors or not all(isinstance(x, Tensor) for x in tensors):
+            return None
+        groups = self._optimizer.param_groups
+        settings = [group[name] for group in groups for name in _SETTINGS]
+        learns = [parameter.requires_grad for group in groups for parameter in group["params"]]
+        return structure, [(x.shape, x.stride(), x.dtype, x.device) for x in tensors], settings, learns
 
     def _set_rates(self) -> None:
-        for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+        groups = self._optimizer.param_groups
+        for group in groups[len(self._rates) :]:
+            self._rates.append(torch.zeros((), device=group["params"][0].device))
+        for rate, group in zip(self._rates, groups, strict=True):
             rate.fill_(group["lr"])
 
-    def _step(self, *tensors: Tensor) -> Tensor:
+    def _step(self, batch: Any) -> Tensor:
         self._optimizer.zero_grad()
-        loss = self._loss_of(pytree.tree_unflatten(tensors, self._structure))
+        loss = self._loss_of(batch)
         with torch.autocast(loss.device.type, enabled=False):
             loss.backward()
-            found = [parameter.grad for parameter in self._learned if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(found)
+            learned = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in learned if parameter.grad is not None])
             if self._clip is not None:
-                nn.utils.clip_grads_with_norm_(self._learned, self._clip, norm)
+                nn.utils.clip_grads_with_norm_(learned, self._clip, norm)
             self._update()
         # Gradients lie in the capture's memory, which the next replay writes anew.
         self._optimizer.zero_grad()
@@ -169,11 +172,12 @@ class WholeOptimization(_AutomaticOptimization):
 
     def run(self, optimizer: Optimizer, batch_idx: int, kwargs: OrderedDict[str, Any]) -> _OUTPUTS_TYPE:
         """Train on a batch."""
-        if self.whole is None or not self.whole.takes(kwargs.get("batch"), odd=is_odd(self.trainer, batch_idx)):
+        # Callbacks may let gradients accumulate from some epoch on.
+        if self.whole is None or self.trainer.accumulate_grad_batches != 1:
             return super().run(optimizer, batch_idx, kwargs)
         task = self.trainer.lightning_module
         self.optim_progress.optimizer.step.increment_ready()
-        with _replayed(task, self.whole) as taken:
+        with _stepping(task, partial(self.whole, odd=is_odd(self.trainer, batch_idx))) as taken:
             loss = call._call_strategy_hook(self.trainer, "training_step", *kwargs.values())
         if len(taken) != 1 or loss is not taken[0][0]:
             what = f"{type(task).__name__}.training_step does not return the loss of loss_of"
@@ -236,25 +240,27 @@ def whole_step(trainer: pl.Trainer, task: pl.LightningModule, known: Sequence[Ca
         or getattr(plugin, "scaler", None) is not None
         or trainer.accumulate_grad_batches != 1
         or not clips
-        or any(getattr(type(task), name) is not getattr(pl.LightningModule, name) for name in _OF_THE_TASK)
-        or any(_looks_within(callback) for callback in callbacks if callback not in known)
+        or _has_own(task, pl.LightningModule, _OF_THE_TASK)
+        or any(_has_own(callback, Callback, _WITHIN) for callback in callbacks if callback not in known)
     ):
         return None
-    return WholeStep(task, cast(Any, task).loss_of, optimizers[0], trainer.gradient_clip_val or None)
+    clip = trainer.gradient_clip_val
+    return WholeStep(task, cast(Any, task).loss_of, optimizers[0], clip if clip and clip > 0 else None)
 
 
-def _looks_within(callback: Callback) -> bool:
-    return any(getattr(type(callback), name) is not getattr(Callback, name) for name in _WITHIN)
+def _has_own(thing: object, kind: type, names: Sequence[str]) -> bool:
+    """Return whether a thing has its own way of something that its kind does, by its class or, set on it, by itself."""
+    return any(getattr(getattr(thing, name), "__func__", None) is not getattr(kind, name) for name in names)
 
 
 @contextmanager
-def _replayed(task: pl.LightningModule, step: WholeStep) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Let the task's ``loss_of`` take the step, and note what came of it."""
+def _stepping(task: pl.LightningModule, step: Callable[[Any], Tensor]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Let the task's ``loss_of`` take the step, and note the loss that it returned and what came of the step."""
     taken: list[tuple[Tensor, Tensor]] = []
 
     def loss_of(batch: Any) -> Tensor:
-        found_2 = step(batch)
-        taken.append((found_2[0], found_2))
+        loss_norm_2 = step(batch)
+        taken.append((loss_norm_2[0], loss_norm_2))
         return taken[-1][0]
 
     object.__setattr__(task, "loss_of", loss_of)

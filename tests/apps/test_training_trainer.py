@@ -353,6 +353,11 @@ def test_a_graph_on_a_cpu_changes_nothing_and_needs_a_network(tmp_path: Path) ->
     callback.on_train_end(trainer, module)
 
 
+def test_a_graph_for_several_processes_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"one GPU, and several devices train; leave out trainer\.graph"):
+        make_trainer(run_dir=tmp_path, max_steps=1, graph=True, accelerator="cpu", devices=2, progress=False)
+
+
 @pytest.mark.parametrize("ends", ["teardown", "on_exception"])
 def test_tf32_is_put_back_however_a_run_ends(tmp_path: Path, ends: str) -> None:
     from mamba_apps.training.tf32 import TF32Products

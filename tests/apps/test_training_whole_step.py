@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, LambdaCallback
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -23,6 +25,7 @@ from mamba_apps.training.adamw import adamw
 from mamba_apps.training.graph import GraphedTraining
 from mamba_apps.training.whole_step import WholeStep, fuse, whole_step
 from mamba_datasets.series import Columns, read_series
+from mamba_kernels.graphs import ReplayedCall
 
 on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 DEVICES = ["cpu", pytest.param("gpu", marks=on_a_gpu)]
@@ -73,29 +76,35 @@ class Whole(GraphedTraining):
         super().on_train_end(trainer, pl_module)
 
 
-def data(spoilt: int | None = None) -> TensorDataset:
+def data(spoilt: int | None = None, rows: int = 22) -> TensorDataset:
     generator = torch.Generator().manual_seed(3)
-    x_N3 = torch.randn(22, 3, generator=generator)
+    x_N3 = torch.randn(rows, 3, generator=generator)
     y_N1 = x_N3.sum(1, keepdim=True)
     if spoilt is not None:
         x_N3[spoilt] = torch.nan
     return TensorDataset(x_N3, y_N1)
 
 
-def fit(folder: Path, task: Task, *, whole: bool, spoilt: int | None = None, **options: Any) -> pl.Trainer:
-    """Train in batches of 4, of which every sixth has 2."""
+def fit(
+    folder: Path, task: Task, *, whole: bool, spoilt: int | None = None, rows: int = 22, **options: Any
+) -> pl.Trainer:
+    """Train in batches of 4, of which every sixth has 2 where there are 22 rows."""
     steps = [Whole()] if whole else []
     options = {"max_steps": 15, "accelerator": "cpu", "gradient_clip_val": 0.5, "log_every_n_steps": 1, **options}
     callbacks = [*steps, *options.pop("callbacks", [])]
     trainer = make_trainer(run_dir=folder, seed=1, progress=False, callbacks=callbacks, **options)
     torch.manual_seed(5)
     task.__init__(fused=task.fused)  # type: ignore[misc]
-    trainer.fit(task, ResumableLoader(data(spoilt), 4, seed=2), ResumableLoader(data(), 11, shuffle=False))
+    trainer.fit(task, ResumableLoader(data(spoilt, rows), 4, seed=2), ResumableLoader(data(), 11, shuffle=False))
     return trainer
 
 
 @pytest.mark.parametrize("accelerator", DEVICES)
-@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": None}, {"precision": "bf16-mixed"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_clip_val": None}, {"gradient_clip_val": -1.0}, {"precision": "bf16-mixed"}, {"rows": 24}],
+    ids=str,
+)
 def test_whole_steps_are_those_of_lightning(tmp_path: Path, options: dict[str, Any], accelerator: str) -> None:
     plain, whole = Task(), Task()
     options = {"accelerator": accelerator, **options}
@@ -126,10 +135,11 @@ class Stop(Callback):
 
 
 @pytest.mark.parametrize("accelerator", DEVICES)
-@pytest.mark.parametrize("stop", [1, 4, 5, 6, 8])  # before, in and after an epoch's last batch, which is smaller
-def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, stop: int, accelerator: str) -> None:
+# Before, in and after an epoch's last batch, which is smaller; and before one that is as the others are.
+@pytest.mark.parametrize(("stop", "rows"), [(1, 22), (4, 22), (5, 22), (6, 22), (8, 22), (5, 24)])
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, stop: int, rows: int, accelerator: str) -> None:
     unbroken, resumed = Task(fused=False), Task(fused=False)
-    options = {"accelerator": accelerator, "save_every_steps": 1}
+    options = {"accelerator": accelerator, "save_every_steps": 1, "rows": rows}
     fit(tmp_path / "unbroken", unbroken, whole=True, **options)
     with pytest.raises(RuntimeError, match="killed"):
         fit(tmp_path / "broken", resumed, whole=True, callbacks=[Stop(stop)], **options)
@@ -137,6 +147,34 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, stop: int, accelerato
     assert len(resumed.losses) == 15 - stop
     torch.testing.assert_close(resumed.losses, unbroken.losses[stop:], rtol=0, atol=0)
     torch.testing.assert_close(resumed.state_dict(), unbroken.state_dict(), rtol=0, atol=0)
+
+
+def test_gradients_that_accumulate_from_an_epoch_on_do_so(tmp_path: Path) -> None:
+    plain, whole = Task(), Task()
+    for i, task in enumerate((plain, whole)):
+        accumulates = GradientAccumulationScheduler({1: 2})
+        trainer = fit(tmp_path / str(i), task, whole=i == 1, max_steps=12, callbacks=[accumulates])
+        assert trainer.current_epoch == 3  # six steps, then three an epoch
+    torch.testing.assert_close(whole.losses, plain.losses, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accelerator", DEVICES)
+def test_a_run_that_has_ended_holds_no_capture(tmp_path: Path, accelerator: str) -> None:
+    found = list[weakref.ref[WholeStep]]()
+
+    class Asks(Whole):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            found.append(weakref.ref(self.step))
+            super().on_train_end(trainer, pl_module)
+            del self.step
+
+    gc.disable()  # memory of a graph that waits for it may be what the next run lacks
+    try:
+        fit(tmp_path, Task(), whole=False, callbacks=[Asks()], accelerator=accelerator)
+        assert found[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_run_of_whole_steps_goes_on_without(tmp_path: Path) -> None:
@@ -188,6 +226,7 @@ class Descends(Task):
         (Task, {"gradient_clip_algorithm": "value"}),
         (Task, {"precision": "64-true"}),
         (Task, {"callbacks": [Looks()]}),
+        (Task, {"callbacks": [LambdaCallback(on_after_backward=lambda trainer, task: None)]}),
         *((kind, {}) for kind in (Scales, Passes, Descends)),
     ],
 )
@@ -220,24 +259,53 @@ def test_a_fused_update_goes_on_where_another_stopped(tmp_path: Path) -> None:
     fuse([torch.optim.SGD(fused.parameters(), lr=0.1)])
 
 
-def test_only_batches_like_the_first_are_taken() -> None:
+def test_only_batches_like_the_first_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     task = Task()
     optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
     step = WholeStep(task, task.loss_of, optimizer, clip=None)
+    steps, replays = list[Any](), list[Any]()
+    run, replay = step._step, ReplayedCall.__call__
+    monkeypatch.setattr(step, "_step", lambda batch: steps.append(batch) or run(batch))
+    monkeypatch.setattr(ReplayedCall, "__call__", lambda self, *x: replays.append(x) or replay(self, *x))
+
+    def is_replayed(batch: Any, **options: bool) -> bool:
+        before = len(replays)
+        assert step(batch, **options).isfinite().all()
+        return len(replays) > before
+
     batch = [torch.randn(4, 3), torch.randn(4, 1)]
-    assert not step.takes([x[:2] for x in batch], odd=True)
-    assert step.takes(batch)
-    others = [x[:2] for x in batch], tuple(batch), [x.double() for x in batch], [*batch, 3], [], None
-    assert [step.takes(other) for other in others] == [False] * len(others)
-    step(batch)
-    assert step.takes(batch)
+    assert not is_replayed([x[:2] for x in batch], odd=True)
+    assert not step.captured
+    assert is_replayed(batch)
+    assert step.captured
+    assert not is_replayed([x[:2] for x in batch])
+    assert not is_replayed(tuple(batch))
+    assert is_replayed([x.clone() for x in batch], odd=True)  # an epoch's last batch may be like the others
     optimizer.param_groups[0]["lr"] = 0.05
-    assert step.takes(batch)
+    assert is_replayed(batch)
     optimizer.param_groups[0]["weight_decay"] = 0.5
-    assert not step.takes(batch)
+    assert not is_replayed(batch)
     optimizer.param_groups[0]["weight_decay"] = 0.01
     task.left.requires_grad_(False)
-    assert not step.takes(batch)
+    assert not is_replayed(batch)
+    task.left.requires_grad_(True)
+    assert is_replayed(batch)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    assert not is_replayed(batch)
+    assert len(steps) == 10  # each step is taken once
+    step.free()
+    assert not step.captured
+
+
+def test_what_is_more_than_tensors_is_not_captured() -> None:
+    task = Task()
+    step = WholeStep(task, task.loss_of, torch.optim.AdamW(task.parameters()), clip=None)
+
+    class Pair(list[Tensor]):  # a leaf
+        pass
+
+    step(Pair([torch.randn(4, 3), torch.randn(4, 1)]))
+    assert not step.captured
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -249,7 +317,6 @@ def test_rehearsals_do_not_show(begun: bool) -> None:
     if begun:
         task.loss_of(batch).backward()
         optimizer.step()
-    assert step.takes(batch)
     restore = step._remember()
     weights = {name: value.clone() for name, value in task.state_dict().items()}
     state = {key: value.clone() for found in optimizer.state.values() for key, value in found.items()}
@@ -294,7 +361,7 @@ def test_a_forecaster_learns_the_same_from_windows_gathered_in_its_step(
         task._make_network(windows.sizes)
         trainer.fit(task, datamodule=windows)
         found.append(({name: float(value) for name, value in trainer.callback_metrics.items()}, task.state_dict()))
-        assert not whole or steps.step._structure.num_leaves == 1  # where the windows lie
+        assert not whole or steps.step._layout[0].num_leaves == 1  # where the windows lie
     assert found[0][0].keys() >= {"train/loss", "val/mae"}
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-4 if accelerator == "cpu" else 2e-2)
     if accelerator == "cpu":
