@@ -162,9 +162,13 @@ class TestOnAGpu:
     def test_no_stream_waits_for_another(self, mixed: bool) -> None:
         module = Small().cuda()
         replayed = ReplayedTraining(module)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*AccumulateGrad node's stream")
-            train(module, [torch.randn(4, 21, 8, device="cuda")] * 3, mixed)
+        torch.set_warn_always(True)  # Else PyTorch says it once a process, perhaps in a test before.
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*AccumulateGrad node's stream")
+                train(module, [torch.randn(4, 21, 8, device="cuda")] * 3, mixed)
+        finally:
+            torch.set_warn_always(False)
         assert replayed.captured
         replayed.remove()
 
