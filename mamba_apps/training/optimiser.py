@@ -10,6 +10,7 @@ from timm.optim import Lamb, param_groups_layer_decay
 from torch import nn
 
 from mamba_apps.errors import UserError
+from mamba_apps.training.adamw import make_adamw
 from mamba_apps.training.muon import Muon, hidden_weights
 from mamba_apps.training.schedule import budget_spent, rate_factor
 
@@ -101,21 +102,6 @@ def merge_alike(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         into = found.setdefault(tuple(sorted(settings.items())), {"params": [], **settings})
         into["params"] += group["params"]
     return [group for group in found.values() if group["params"]]
-
-
-def make_adamw(
-    groups: Sequence[dict[str, Any]],
-    kind: type[torch.optim.AdamW] = torch.optim.AdamW,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-) -> torch.optim.AdamW:
-    """Return AdamW, or a kind of it, over groups of parameters; on a GPU one kernel steps a group, not a dozen."""
-    on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    optimiser = kind(groups, lr=lr, betas=betas, fused=on_gpu or None)
-    # A fused step says that it takes gradients as the loss scaler leaves them, and then Lightning would not clip them.
-    optimiser._step_supports_amp_scaling = False
-    return optimiser
 
 
 def head_rate(warmup: float) -> Rate:

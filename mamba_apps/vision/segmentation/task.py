@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
-from mamba_apps.training.optimiser import make_adamw
+from mamba_apps.training.adamw import make_adamw
 from mamba_apps.training.schedule import budget_spent, poly_factor
 from mamba_apps.vision.segmentation.augment import IGNORED
 from mamba_apps.vision.segmentation.data import SegmentationData
