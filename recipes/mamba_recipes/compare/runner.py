@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mamba_apps.errors import UserError
+from mamba_apps.training.cores import usable_cores
 from mamba_recipes import environment
 from mamba_recipes.compare.plan import Job, Plan
 from mamba_recipes.compare.result import Comparison, Row
@@ -139,7 +139,7 @@ class _Run:
         self.row: Row | None = None
         self._job = job
         self._receiver, sender = context.Pipe(duplex=False)
-        threads = max(1, (os.cpu_count() or 1) // parallel) if parallel > 1 else None
+        threads = max(1, usable_cores() // parallel) if parallel > 1 else None
         arguments = (job, plan.budget, plan.measure, str(plan.recipe.path), str(scratch), str(log), sender, threads)
         # Not a daemon, which could not start processes to load data; whatever happens, `end` ends it.
         self._process = context.Process(target=run_in_process, args=arguments)
