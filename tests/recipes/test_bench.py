@@ -17,6 +17,7 @@ from mamba_datasets.volumes import NetworkPlan
 from mamba_recipes import bench
 from mamba_recipes.bench import against, gpu
 from mamba_recipes.bench.gpu import audio, cases, models, stack, volumes
+from mamba_recipes.bench.gpu.each import chosen
 from mamba_recipes.bench.gpu.measure import TOLERANCE, worst_error
 from mamba_recipes.bench.gpu.problem import Problem
 
@@ -90,12 +91,12 @@ def test_a_wrong_result_is_found(spoil: Any, where: str) -> None:
 def test_every_case_has_a_name_of_its_own_and_can_be_asked_for() -> None:
     labels = [case.label() for case in cases.all_cases()]
     assert len(set(labels)) == len(labels)
-    assert {c.name for c in cases.matching(["SELECTIVE_SCAN vim channel"])} == {"Vim-S, 224 px", "Vim-Ti, 1248 px"}
-    assert [c.op for c in cases.matching(["8,2048,2048 width length last", "401408,96 layer"])] == [
-        "causal_conv1d",
-        "layer_norm",
-    ]
-    assert len(cases.matching([])) == len(labels)
+    named = {case.label(): case for case in cases.all_cases()}
+    found = chosen(named, ["SELECTIVE_SCAN vim channel"])
+    assert {case.name for case in found.values()} == {"Vim-S, 224 px", "Vim-Ti, 1248 px"}
+    found = chosen(named, ["8,2048,2048 width length last", "401408,96 layer"])
+    assert [case.op for case in found.values()] == ["causal_conv1d", "layer_norm"]
+    assert chosen(named, []) == named
     for run in (
         lambda: gpu.run(print, ["nothing"]),
         lambda: stack.run(print, ["nothing"]),
@@ -103,7 +104,7 @@ def test_every_case_has_a_name_of_its_own_and_can_be_asked_for() -> None:
         lambda: audio.run(print, ["nothing"]),
         lambda: volumes.run(print, ["nothing"]),
     ):
-        with pytest.raises(UserError, match="--only nothing matches no"):
+        with pytest.raises(UserError, match="--only nothing matches no case; there is "):
             run()
 
 

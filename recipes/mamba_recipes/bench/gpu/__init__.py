@@ -8,35 +8,31 @@ on the same card in the same run. Every result is compared with the float64 refe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from mamba_apps.errors import UserError
 from mamba_kernels.ceilings import Ceilings, measure_ceilings
-from mamba_recipes.bench.gpu.cases import Case, all_cases, matching
+from mamba_recipes.bench.gpu.cases import Case, all_cases
+from mamba_recipes.bench.gpu.each import chosen, measure_each
 from mamba_recipes.bench.gpu.measure import TOLERANCE, measure, worst_error
 
 Row = dict[str, Any]
 
 
 def run(talk: Callable[[str], None], filters: list[str]) -> tuple[list[Row], Ceilings]:
-    """Run the cases that match, telling each before it starts, and return their rows and the card's rates."""
-    cases = matching(filters)
-    if not cases:
-        known = ", ".join(sorted({case.op for case in all_cases()}))
-        raise UserError(
-            f"--only {' --only '.join(filters)} matches no case", f"use words of a case's row; there is {known}"
-        )
-    torch.manual_seed(0)
+    """Run the cases that match, telling each before it starts, and return their rows and the card's rates.
+
+    Raises:
+        UserError: If nothing matches.
+    """
+    known = ", ".join(sorted({case.op for case in all_cases()}))
+    cases = chosen({case.label(): case for case in all_cases()}, filters, f"{known}; use words of a case's row")
     device = torch.device("cuda", torch.cuda.current_device())
     ceilings = measure_ceilings(device)
-    rows: list[Row] = []
-    for case in cases:
-        talk(case.label())
-        rows += _rows(case, device, ceilings, talk)
-        torch.cuda.empty_cache()
-    return rows, ceilings
+    works = {label: partial(_rows, case, device, ceilings, talk) for label, case in cases.items()}
+    return [row for rows in measure_each(works, talk) for row in rows], ceilings
 
 
 def _rows(case: Case, device: torch.device, ceilings: Ceilings, talk: Callable[[str], None]) -> list[Row]:

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_apps.audio import FilterBank, create_model
-from mamba_apps.errors import UserError
+from mamba_recipes.bench.gpu.each import chosen, measure_each
 from mamba_recipes.bench.gpu.figure import finish
 from mamba_recipes.bench.gpu.measure import elapsed_ms
-from mamba_recipes.bench.gpu.steps import profile_step
+from mamba_recipes.bench.gpu.steps import kernel_lines, profile_step
 
 Row = dict[str, Any]
 _RATE, _CLASSES = 16000, 527
@@ -61,17 +61,7 @@ def run(talk: Callable[[str], None], filters: list[str], sizes: Sizes | None = N
     for seconds in sizes.seconds:
         for model in sizes.models:
             works[f"{model} {seconds:g} s"] = partial(_row, model, seconds, sizes, device)
-    chosen = [x for x in works if not filters or any(all(w in x for w in f.split()) for f in filters)]
-    if not chosen:
-        raise UserError(f"--only {' --only '.join(filters)} matches no case", f"there is {'; '.join(works)}")
-    rows = []
-    for label in chosen:
-        talk(label)
-        torch.manual_seed(0)
-        rows.append(works[label]())
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    return rows
+    return measure_each(chosen(works, filters), talk)
 
 
 def _front_end_row(name: str, sizes: Sizes, device: str) -> Row:
@@ -169,15 +159,7 @@ def render(rows: list[Row]) -> str:
                 f"by {row['max_abs_difference']:.1e} at most",
             ]
         elif "training_kernels" in row:
-            lines += [
-                "",
-                f"{row['case']} at {row['shape'][1]:g} s, a training step: {row['training_ms']:.1f} ms, "
-                f"{row['training_gpu_ms']:.1f} of them on the GPU",
-            ]
-            for kernel in row["training_kernels"]:
-                share = kernel["ms"] / row["training_gpu_ms"]
-                said = f"{share:5.1%}  {kernel['ms']:7.2f} ms  {kernel['calls']:4d} x  {kernel['kernel'][:100]}"
-                lines.append(f"  {said}")
+            lines += ["", *kernel_lines(f"{row['case']} at {row['shape'][1]:g} s", row)]
     return "\n".join(lines)
 
 

@@ -398,10 +398,3 @@ def _layer_norm(rows: int, width: int) -> Problem:
         out_bytes=inputs["x"].nbytes,
         rivals={"torch": torchs},
     )
-
-
-def matching(filters: list[str]) -> list[Case]:
-    """Return the cases of which some filter's words are all in the label; all where there is no filter."""
-    found: list[Case] = list(all_cases())
-    wanted: Any = [text.lower().split() for text in filters]
-    return [c for c in found if not wanted or any(all(word in c.label().lower() for word in words) for words in wanted)]

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mamba_apps.errors import UserError
 from mamba_apps.mixers import Mixer, create
 from mamba_apps.text import MambaLM
 from mamba_apps.text.generation import Continuation, Sampler
 from mamba_kernels.graph_steps import ReplayedStep
+from mamba_recipes.bench.gpu.each import chosen, measure_each
 from mamba_recipes.bench.gpu.language import BYTES, halved, language_model
 from mamba_recipes.bench.gpu.measure import elapsed_ms
 
@@ -55,6 +56,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@torch.no_grad()
 def run(talk: Callable[[str], None], filters: list[str], sizes: Sizes | None = None, device: str = "cuda") -> list[Row]:
     """Run the cases that match, telling each before it starts.
 
@@ -62,25 +64,14 @@ def run(talk: Callable[[str], None], filters: list[str], sizes: Sizes | None = N
         UserError: If nothing matches.
     """
     sizes = sizes or Sizes()
-    cases: dict[str, Callable[[], Row]] = {}
+    works: dict[str, Callable[[], Row]] = {}
     for name, (mixer, options) in BLOCKS.items():
         for batch in sizes.block_batches:
-            cases[f"decode {name} {batch}"] = _bound(_block_row, name, mixer, options, batch, sizes, device)
+            works[f"decode {name} {batch}"] = partial(_block_row, name, mixer, options, batch, sizes, device)
     for name, (mixer, options) in MODELS.items():
         for batch in sizes.batches:
-            cases[f"generate {name} {batch}"] = _bound(_model_row, name, mixer, options, batch, sizes, device)
-    chosen = [c for c in cases if not filters or any(all(w in c.lower() for w in f.lower().split()) for f in filters)]
-    if not chosen:
-        raise UserError(f"--only {' --only '.join(filters)} matches no case", f"there is {'; '.join(cases)}")
-    rows = []
-    for label in chosen:
-        talk(label)
-        torch.manual_seed(0)
-        with torch.no_grad():
-            rows.append(cases[label]())
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    return rows
+            works[f"generate {name} {batch}"] = partial(_model_row, name, mixer, options, batch, sizes, device)
+    return measure_each(chosen(works, filters), talk)
 
 
 def wrong(rows: list[Row]) -> list[str]:
@@ -122,10 +113,6 @@ def render(rows: list[Row]) -> str:
 
 def _line(cells: list[Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def _bound(function: Callable[..., Row], *args: Any) -> Callable[[], Row]:
-    return lambda: function(*args)
 
 
 def _block_row(name: str, mixer: str, options: dict[str, Any], batch: int, sizes: Sizes, device: str) -> Row:

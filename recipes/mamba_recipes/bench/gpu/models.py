@@ -8,6 +8,7 @@ Both run twice: eagerly, and with their passes replayed from CUDA graphs, as `tr
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 import mamba_apps.vision  # noqa: F401 - registers the models' names
 from mamba_kernels.graphs import ReplayedTraining
-from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_each, measure_step, step_times
+from mamba_recipes.bench.gpu.each import chosen, measure_each
+from mamba_recipes.bench.gpu.steps import kernel_lines, measure_step, step_times
 
 Row = dict[str, Any]
 _CLASSES = 1000
@@ -64,9 +66,9 @@ def run(talk: Callable[[str], None], filters: list[str], steps: int = 12) -> lis
         UserError: If nothing matches.
         FloatingPointError: If a model's loss or logits are not finite.
     """
-    chosen = matching(SETTINGS, filters, "model")
+    works = chosen({setting.label(): partial(_row, setting, steps) for setting in SETTINGS}, filters)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return measure_each(chosen, talk, lambda setting: _row(setting, steps))
+    return measure_each(works, talk)
 
 
 def _row(setting: Setting, steps: int) -> Row:

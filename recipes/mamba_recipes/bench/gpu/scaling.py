@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_apps.errors import UserError
 from mamba_kernels.errors import KernelInputError
 from mamba_recipes.bench.gpu import cases
+from mamba_recipes.bench.gpu.each import chosen, measure_each
 from mamba_recipes.bench.gpu.figure import finish
 from mamba_recipes.bench.gpu.measure import TOLERANCE, as_tuple, elapsed_ms, peak_extra_mib, time_on_gpu, worst_error
 from mamba_recipes.bench.gpu.problem import Problem
@@ -57,20 +57,11 @@ def run(talk: Callable[[str], None], filters: list[str], sizes: Sizes | None = N
         UserError: If nothing matches.
     """
     sizes = sizes or Sizes()
-    labels = [(f"{name} {length}", name, length) for length in sizes.lengths for name in operators(sizes)]
-    words = [f.lower().split() for f in filters]
-    chosen = [case for case in labels if not words or any(all(w in case[0].lower() for w in ws) for ws in words)]
-    if not chosen:
-        known = ", ".join(operators(sizes))
-        raise UserError(f"--only {' --only '.join(filters)} matches no case", f"there is {known}, at each length")
-    rows = []
-    for label, name, length in chosen:
-        talk(label)
-        torch.manual_seed(0)
-        rows.append(_row(name, length, sizes, device))
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    return rows
+    names = operators(sizes)
+    works = {
+        f"{name} {length}": partial(_row, name, length, sizes, device) for length in sizes.lengths for name in names
+    }
+    return measure_each(chosen(works, filters, f"{', '.join(names)}, at each length"), talk)
 
 
 def _row(name: str, length: int, sizes: Sizes, device: str) -> Row:

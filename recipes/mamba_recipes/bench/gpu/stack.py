@@ -10,13 +10,13 @@ Dimensions: B batch, K readings, L length, H and W of a grid, D model channels, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_apps.errors import UserError
 from mamba_kernels import (
     Route,
     causal_conv1d_bidirectional,
@@ -25,6 +25,7 @@ from mamba_kernels import (
     rms_norm,
     selective_scan_route,
 )
+from mamba_recipes.bench.gpu.each import chosen, measure_each
 from mamba_recipes.bench.gpu.measure import peak_extra_mib, time_eagerly, time_on_gpu
 
 Row = dict[str, Any]
@@ -149,17 +150,13 @@ STACKS = {
 
 
 def run(talk: Callable[[str], None], filters: list[str]) -> list[Row]:
-    """Run the stacks that match on the current GPU, telling each before it starts."""
-    names = [n for n in STACKS if not filters or any(all(w in n.lower() for w in f.lower().split()) for f in filters)]
-    if not names:
-        raise UserError(f"--only {' --only '.join(filters)} matches no stack", f"there is {'; '.join(STACKS)}")
-    rows = []
-    torch.manual_seed(0)
-    for name in names:
-        talk(name)
-        rows.append(_row(name, STACKS[name]))
-        torch.cuda.empty_cache()
-    return rows
+    """Run the stacks that match on the current GPU, telling each before it starts.
+
+    Raises:
+        UserError: If nothing matches.
+    """
+    works = {name: partial(_row, name, stack) for name, stack in STACKS.items()}
+    return measure_each(chosen(works, filters), talk)
 
 
 def _row(name: str, stack: Stack) -> Row:

@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mamba_apps.errors import UserError
-
 Row = dict[str, Any]
 _KERNELS_SHOWN = 15
-
-
-class Labelled(Protocol):
-    """A setting that is timed."""
-
-    def label(self) -> str:
-        """Return what a filter is matched with."""
-
-
-S = TypeVar("S", bound=Labelled)
-
-
-def matching(settings: Sequence[S], filters: Sequence[str], what: str) -> list[S]:
-    """Return the settings whose label has all words of one filter or another, or all where there is no filter.
-
-    Raises:
-        UserError: If there is no such ``what``.
-    """
-    found = [s for s in settings if not filters or any(all(w in s.label() for w in f.split()) for f in filters)]
-    if not found:
-        known = "; ".join(setting.label() for setting in settings)
-        raise UserError(f"--only {' --only '.join(filters)} matches no {what}", f"there is {known}")
-    return found
-
-
-def measure_each(settings: Sequence[S], talk: Callable[[str], None], measure: Callable[[S], Row]) -> list[Row]:
-    """Return a row of each setting, told before it starts; each draws the same numbers and begins with free memory."""
-    rows = []
-    for setting in settings:
-        talk(setting.label())
-        torch.manual_seed(0)
-        rows.append(measure(setting))
-        torch.cuda.empty_cache()
-    return rows
 
 
 def measure_step(name: str, step: Callable[[], Tensor], steps: int) -> Row:

@@ -8,6 +8,7 @@ pass and a step of stochastic gradient descent with Nesterov's momentum; volumes
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from mamba_apps.medical import build_network
 from mamba_apps.medical.segmentation.losses import supervised_loss
 from mamba_datasets.volumes import NetworkPlan
-from mamba_recipes.bench.gpu.steps import kernel_lines, matching, measure_each, measure_step
+from mamba_recipes.bench.gpu.each import chosen, measure_each
+from mamba_recipes.bench.gpu.steps import kernel_lines, measure_step
 
 Row = dict[str, Any]
 CT = NetworkPlan(
@@ -56,9 +58,9 @@ def run(talk: Callable[[str], None], filters: list[str], steps: int = 8) -> list
         UserError: If nothing matches.
         FloatingPointError: If a loss is not finite.
     """
-    chosen = matching(SETTINGS, filters, "network")
+    works = chosen({setting.label(): partial(_row, setting, steps) for setting in SETTINGS}, filters)
     torch.backends.cudnn.benchmark = True
-    return measure_each(chosen, talk, lambda setting: _row(setting, steps))
+    return measure_each(works, talk)
 
 
 def _row(setting: Setting, steps: int) -> Row:
