@@ -71,6 +71,28 @@ def make_directory(path: Path, purpose: str) -> None:
 
 
 @contextlib.contextmanager
+def folder_to_fill(path: Path, purpose: str) -> Iterator[None]:
+    """Create a folder that can be written to; if the block fails before anything is in it, it is gone again.
+
+    Args:
+        path: The folder; its parents are created, and removed, too.
+        purpose: As for `make_directory`.
+
+    Raises:
+        UserError: It cannot be created or written to.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_directory(path, purpose)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one is not empty
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def temporary_beside(target: Path) -> Iterator[Path]:
     """Yield an unused name in the folder of `target`, to be written and then renamed; what is left of it is removed."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")

@@ -158,18 +158,21 @@ def test_a_folder_goes_on_past_a_broken_file(
         (["good.nii.gz", "--out", "good.nii.gz"], "good.nii.gz would overwrite an image"),
         (["channels"], "the model reads 1 channel, good has _0000, _0001"),
         (["cut.nii.gz"], "cut.nii.gz: "),
+        (["cut.nii.gz", "--out", "new/masks/mask.nii.gz"], "cut.nii.gz: "),
+        (["cuts"], "2 of 2 cases were passed over (a, b)"),
         (["good.nii.gz", "--model", "nowhere"], "no saved model in nowhere"),
     ],
 )
 def test_wrong_words_leave_nothing(
     words: list[str], says: str, run: Path, ellipsoids: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in ("empty", "empty.nii.gz", "channels"):
+    for folder in ("empty", "empty.nii.gz", "channels", "cuts"):
         Path(folder).mkdir()
     good = ellipsoids / "imagesTr/case_tr_000_0000.nii.gz"
     for copy in ("good.nii.gz", "channels/good_0000.nii.gz", "channels/good_0001.nii.gz"):
         shutil.copy(good, copy)
-    Path("cut.nii.gz").write_bytes(good.read_bytes()[:2000])
+    for cut in ("cut.nii.gz", "cuts/a.nii.gz", "cuts/b.nii.gz"):
+        Path(cut).write_bytes(good.read_bytes()[:2000])
     Path("notes.txt").write_text("no volume", encoding="utf-8")
     before = sorted(here.rglob("*"))
     model = [] if "--model" in words else ["--model", str(run)]

@@ -8,15 +8,19 @@ import sys
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from mamba_apps.errors import UserError
-from mamba_apps.training.files import make_directory, storage_error, temporary_beside
+from mamba_apps.training.files import folder_to_fill, storage_error, temporary_beside
 from mamba_datasets.images import read_image
 from mamba_datasets.images.read import IMAGE
 from mamba_recipes.cli.errors import DONE
+
+if TYPE_CHECKING:
+    from mamba_apps.vision.segmentation import ImageSegmenter
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,24 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
         read_image(job.image)
 
     from mamba_apps.vision.segmentation import ImageSegmenter
-    from mamba_apps.vision.segmentation.overlay import mask_image, overlay
     from mamba_recipes.setting import device_words
 
     segmenter = ImageSegmenter.load(folders[0])
     words = [f"segment {arguments.input.name}", f"{segmenter.network.backbone.name} from {arguments.model[0]}"]
     print(" · ".join([*words, device_words()]), file=sys.stderr, flush=True)
-    classes, rows = len(segmenter.labels), []
-    make_directory(jobs[0].mask.resolve().parent, "folder of masks")
+    with folder_to_fill(jobs[0].mask.resolve().parent, "folder of masks"):
+        rows = _segment(segmenter, jobs, as_json=arguments.json)
+    if arguments.json:
+        document = {"model": str(arguments.model[0]), "labels": segmenter.labels, "masks": rows}
+        print(json.dumps(document, indent=1, ensure_ascii=False))
+    return DONE
+
+
+def _segment(segmenter: ImageSegmenter, jobs: list[_Job], *, as_json: bool) -> list[dict[str, Any]]:
+    """Write the masks, and return a row for each."""
+    from mamba_apps.vision.segmentation.overlay import mask_image, overlay
+
+    classes, rows = len(segmenter.labels), list[dict[str, Any]]()
     for job in jobs:
         picture = read_image(job.image)
         mask = segmenter.predict(picture)
@@ -59,13 +73,10 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
         rows.append({"image": str(job.image), "mask": str(job.mask), "shares": shares})
         if job.overlay is not None:
             rows[-1]["overlay"] = str(job.overlay)
-        if not arguments.json:
+        if not as_json:
             found = ", ".join(f"{label} {share:.1%}" for label, share in shares.items() if share)
             print(f"{job.mask}  {found}", flush=True)
-    if arguments.json:
-        document = {"model": str(arguments.model[0]), "labels": segmenter.labels, "masks": rows}
-        print(json.dumps(document, indent=1, ensure_ascii=False))
-    return DONE
+    return rows
 
 
 def _jobs(arguments: Namespace) -> list[_Job]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mamba_apps.errors import UserError
-from mamba_apps.training.files import make_directory, storage_error, temporary_beside
+from mamba_apps.training.files import folder_to_fill, storage_error, temporary_beside
 from mamba_datasets.errors import DataError
 from mamba_recipes.cli.errors import DONE, one_line
 
@@ -43,7 +43,6 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
 
     from mamba_apps.medical.segmentation import Segmenter
     from mamba_apps.medical.segmentation.page import NOTE
-    from mamba_datasets.volumes.read import check_mask_path
     from mamba_recipes.setting import device_words
 
     segmenter = Segmenter.load(folders, mirror=False if arguments.no_mirror else None)
@@ -51,7 +50,13 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
     models = " + ".join(map(str, arguments.model))
     words = [f"segment {arguments.input.name}", f"{segmenter.name} from {models}", device_words()]
     print(f"{' · '.join(words)}\n{NOTE}", file=sys.stderr, flush=True)
-    make_directory(jobs[0].mask.resolve().parent, "folder of masks")
+    with folder_to_fill(jobs[0].mask.resolve().parent, "folder of masks"):
+        return _segment(segmenter, jobs, models, as_json=arguments.json)
+
+
+def _segment(segmenter: Segmenter, jobs: list[_Job], models: str, *, as_json: bool) -> int:
+    from mamba_datasets.volumes.read import check_mask_path
+
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
     with _progress(len(jobs)) as (show, say):
@@ -67,10 +72,10 @@ def run(arguments: Namespace, folders: list[Path]) -> int:
                 say(f"mamba-apps: passed over {one_line(error)}", sys.stderr)
                 continue
             rows.append(_write(segmenter, volume, job, mask, probabilities))
-            if not arguments.json:
+            if not as_json:
                 found = ", ".join(f"{label} {size:.4g} ml" for label, size in rows[-1]["millilitres"].items() if size)
                 say(f"{job.mask}  {found or 'nothing found'}", sys.stdout)
-    if arguments.json:
+    if as_json:
         document = {"model": models, "labels": segmenter.labels, "masks": rows, "broken": broken}
         print(json.dumps(document, indent=1, ensure_ascii=False))
     if broken:
