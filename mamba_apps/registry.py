@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
 
 from mamba_apps.errors import UserError
+from mamba_datasets.report import nearest
 
 T = TypeVar("T")
 _C = TypeVar("_C", bound=type)
@@ -75,7 +75,7 @@ class Registry(Generic[T]):
             UserError: If it is not registered; the error gives the nearest ones.
         """
         if not isinstance(name, str) or name not in self._specs:  # a recipe or the command may say anything
-            raise UserError(f"unknown {self._kind} {name!r}", suggest(name, self.names(), f"the {self._kind}s"))
+            raise UserError(f"unknown {self._kind} {name!r}", nearest(name, self.names()))
         return self._specs[name]
 
     def check(self, name: str, options: Iterable[str]) -> Spec[T]:
@@ -112,7 +112,7 @@ def check_option_names(owner: str, options: Iterable[str], known: Iterable[str])
     names = list(known)
     for option in options:
         if option not in names:
-            remedy = suggest(option, names, "its options") if names else "it has none"
+            remedy = nearest(option, names) if names else "it has none"
             raise UserError(f"{owner} has no option {option!r}", remedy)
 
 
@@ -129,11 +129,3 @@ def check_class_options(owner: str, cls: type, options: Iterable[str], given: Co
         UserError: One is unknown; the error gives the nearest ones.
     """
     check_option_names(owner, options, [name for name in inspect.signature(cls).parameters if name not in given])
-
-
-def suggest(word: str, known: list[str], what: str) -> str:
-    """Return the remedy for a word that is not known: the nearest ones, or all."""
-    nearest = get_close_matches(str(word), known, n=3, cutoff=0.5)
-    if nearest:
-        return f"did you mean {' or '.join(repr(n) for n in nearest)}?"
-    return f"{what} are {', '.join(known)}"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from mamba_datasets.errors import DataError
 
+_SHOWN = 20
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -100,19 +102,21 @@ class Collector:
 
 
 def nearest(name: object, known: Iterable[object]) -> str:
-    """Return a hint that names the known names nearest to a wrong one.
+    """Return the remedy for a name that is not known: those that it may have been meant for, or the first of them all.
 
     Args:
         name: The name that is not known.
         known: The names that are.
 
     Returns:
-        "did you mean 'x'?", or a list of what there is.
+        "did you mean 'x' or 'y'?", or a list of what there is.
     """
     names = [str(other) for other in known]
     by_lower = {other.lower().strip(): other for other in names}
-    close = difflib.get_close_matches(str(name).lower().strip(), list(by_lower), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).lower().strip(), by_lower, n=3, cutoff=0.6)
     if close:
-        return f"did you mean {by_lower[close[0]]!r}?"
-    shown = ", ".join(repr(other) for other in names[:12])
-    return f"there is {shown}{', …' if len(names) > 12 else ''}" if names else "there is none"
+        return f"did you mean {' or '.join(repr(by_lower[other]) for other in close)}?"
+    if len(names) < 2:
+        return f"there is only {names[0]!r}" if names else "there is none"
+    shown = ", ".join(repr(other) for other in names[:_SHOWN])
+    return f"choose one of {shown}{', …' if len(names) > _SHOWN else ''}"

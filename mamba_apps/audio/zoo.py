@@ -16,7 +16,7 @@ from mamba_apps.audio.filterbank import STATISTICS, FilterBank
 from mamba_apps.audio.model import AudioModel, RawSound
 from mamba_apps.audio.wave_mamba import WaveMamba
 from mamba_apps.errors import UserError
-from mamba_apps.registry import suggest
+from mamba_datasets.report import nearest
 
 _FRAMES_PER_SECOND = 100
 # Width and depth: those of Vision Mamba, and two small ones to train from scratch on little data.
@@ -83,7 +83,7 @@ def create_model(
         UserError: If the name or an option is unknown or out of range.
     """
     if name not in _MODELS:
-        raise UserError(f"unknown audio model {name!r}", suggest(name, model_names(), "the audio models"))
+        raise UserError(f"unknown audio model {name!r}", nearest(name, model_names()))
     build = partial(_MODELS[name], num_classes=num_classes)
     frames = None if seconds is None else round(seconds * _FRAMES_PER_SECOND)
     try:

@@ -23,7 +23,8 @@ from mamba_apps.forecasting.losses import MaskedErrors
 from mamba_apps.forecasting.models import Batch, ForecastModel, Sizes
 from mamba_apps.forecasting.models.base import interpolated, masked_mean
 from mamba_apps.forecasting.panels import ForecastPanel, forecast_panels
-from mamba_apps.registry import check_option_names, suggest
+from mamba_apps.registry import check_option_names
+from mamba_datasets.report import nearest
 from mamba_datasets.series import WindowDataset
 
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -216,7 +217,7 @@ def create_baseline(name: str, sizes: Sizes, **options: Any) -> Baseline:
         UserError: If the name or an option is unknown, or an option that has no default is missing.
     """
     if name not in BASELINES:
-        raise UserError(f"unknown baseline {name!r}", suggest(name, list(BASELINES), "the baselines"))
+        raise UserError(f"unknown baseline {name!r}", nearest(name, list(BASELINES)))
     parameters = dict(list(inspect.signature(BASELINES[name]).parameters.items())[1:])
     check_option_names(name, options, parameters)
     for option, parameter in parameters.items():

@@ -23,7 +23,8 @@ from mamba_apps.forecasting.reading import check_holidays, read_with_calendar
 from mamba_apps.forecasting.recent import check_calibration
 from mamba_apps.forecasting.saving import Fitted, load_fitted, misfit
 from mamba_apps.forecasting.stream import SeriesStream
-from mamba_apps.registry import check_option_names, suggest
+from mamba_apps.registry import check_option_names
+from mamba_datasets.report import nearest
 from mamba_datasets.series import SeriesSet, Table
 
 Frame: TypeAlias = pd.DataFrame | Path | str | Table
@@ -117,9 +118,7 @@ class Forecaster:
         alias: str | None = None,
     ) -> None:
         if model not in BASELINES and model not in names():
-            raise UserError(
-                f"unknown forecasting model {model!r}", suggest(model, [*names(), *BASELINES], "the models")
-            )
+            raise UserError(f"unknown forecasting model {model!r}", nearest(model, [*names(), *BASELINES]))
         Sizes(1 if lookback is None else lookback, horizon)
         check_holidays(calendar, holidays)
         if val_steps is not None and val_steps < horizon:

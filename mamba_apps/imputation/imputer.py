@@ -25,8 +25,9 @@ from mamba_apps.imputation.scales import Scales, default_window, known_columns
 from mamba_apps.imputation.task import ImputationTask
 from mamba_apps.imputation.windows import GapData, Steps, held_back
 from mamba_apps.mixers import names
-from mamba_apps.registry import check_class_options, suggest
+from mamba_apps.registry import check_class_options
 from mamba_apps.training.best import fit_best
+from mamba_datasets.report import nearest
 from mamba_datasets.series import Table, read_variates
 
 Frame: TypeAlias = pd.DataFrame | Path | str | Table
@@ -88,7 +89,7 @@ class Imputer:
         progress: bool = True,
     ) -> None:
         if model not in FILLS and model not in names():
-            raise UserError(f"unknown imputer {model!r}", suggest(model, [*names(), *FILLS], "the imputers"))
+            raise UserError(f"unknown imputer {model!r}", nearest(model, [*names(), *FILLS]))
         if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 2):
             raise UserError(f"window is {window!r}", "give a whole number of at least 2 steps")
         check_holidays(calendar, holidays)

@@ -13,7 +13,8 @@ from mamba_apps.medical.plain_unet import PlainUNet
 from mamba_apps.medical.residual_unet import ResidualUNet
 from mamba_apps.medical.umamba import UMamba
 from mamba_apps.medical.unet import SegmentationNetwork
-from mamba_apps.registry import check_option_names, suggest
+from mamba_apps.registry import check_option_names
+from mamba_datasets.report import nearest
 from mamba_datasets.volumes import NetworkPlan
 
 _NETWORKS: dict[str, Callable[..., SegmentationNetwork]] = {
@@ -39,7 +40,7 @@ def network_options(name: str) -> dict[str, Any]:
         UserError: If the name is unknown.
     """
     if name not in _NETWORKS:
-        raise UserError(f"unknown medical network {name!r}", suggest(name, network_names(), "the medical networks"))
+        raise UserError(f"unknown medical network {name!r}", nearest(name, network_names()))
     parameters = inspect.signature(_NETWORKS[name]).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.name not in _GIVEN}
 

@@ -14,7 +14,6 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from mamba_apps.errors import UserError
-from mamba_apps.registry import suggest
 from mamba_apps.training.chatter import quiet
 from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
 from mamba_apps.training.cores import usable_cores
@@ -28,6 +27,7 @@ from mamba_apps.training.progress_lines import ProgressLines
 from mamba_apps.training.run_checkpoints import RunCheckpoints
 from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.tf32 import TF32Products
+from mamba_datasets.report import nearest
 
 # what a shell reports for a process ended by SIGTERM
 _TERMINATED = 143
@@ -279,7 +279,7 @@ def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:
         return {"strategy": FullyShardedStrategy()}
     known = ["auto", *StrategyRegistry.available_strategies()]
     if isinstance(strategy, str) and strategy not in known:
-        raise UserError(f"unknown strategy {strategy!r}", suggest(strategy, known, "the strategies"))
+        raise UserError(f"unknown strategy {strategy!r}", nearest(strategy, known))
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if name.lower().startswith(_SHARDED):
         raise UserError(

@@ -19,8 +19,8 @@ from mamba_apps.errors import UserError
 from mamba_apps.training.chatter import quiet
 from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.trainer import make_trainer
+from mamba_datasets.report import nearest
 from mamba_recipes import safety
-from mamba_recipes.names import nearest
 
 # What the commands decide themselves: a recipe's trainer block need not and may not state it.
 _OURS = {"run_dir", "seed", "progress", "resume"}

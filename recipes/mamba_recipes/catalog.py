@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mamba_apps.errors import UserError
+from mamba_datasets.report import nearest
 from mamba_recipes import catalog_entries as entries
-from mamba_recipes.names import nearest
 
 
 def listing(wanted: str | None = None) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from mamba_apps.errors import UserError
-from mamba_recipes.names import nearest
+from mamba_datasets.report import nearest
 from mamba_recipes.safety import check_class_paths
 from mamba_recipes.settings import RecipeLoader, apply_overrides, lookup
 
@@ -219,7 +219,7 @@ def _compare(value: Any, path: Path) -> CompareBlock:
         known = {"family", "twin", "overrides", "class_path", "init_args"}
         unknown = set(entry) - known
         if unknown:
-            raise UserError(f"{path}: {where}: unknown key {sorted(unknown)[0]!r}", nearest(sorted(unknown)[0], known))
+            raise UserError(f"{path}: {where}: unknown key {sorted(unknown)[0]!r}", nearest(sorted(unknown)[0], sorted(known)))
         if entry.get("family", "other") not in FAMILIES:
             raise UserError(f"{path}: {where}.family: unknown {entry['family']!r}", nearest(entry["family"], FAMILIES))
         candidates.append(CandidateSpec(name=name, **entry))
@@ -228,7 +228,7 @@ def _compare(value: Any, path: Path) -> CompareBlock:
         if candidate.twin is not None and candidate.twin not in names:
             raise UserError(
                 f"{path}: compare.candidates.{candidate.name}.twin: there is no candidate {candidate.twin!r}",
-                nearest(candidate.twin, names),
+                nearest(candidate.twin, sorted(names)),
             )
     if not value.get("budget"):
         raise UserError(f"{path}: compare.budget: is missing", "write for example budget: 5epochs")

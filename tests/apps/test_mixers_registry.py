@@ -29,7 +29,7 @@ def test_create_passes_the_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"), [("mamba", "'mamba1'"), ("atention", "'attention'"), ("zzz", "the mixers are att")]
+    ("name", "remedy"), [("mamba", "'mamba1'"), ("atention", "'attention'"), ("zzz", "choose one of 'attention'")]
 )
 def test_an_unknown_name_brings_the_nearest(name: str, remedy: str) -> None:
     with pytest.raises(UserError, match=f"unknown mixer '{name}'") as caught:
@@ -48,7 +48,7 @@ def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
 def test_an_unknown_option_brings_the_nearest() -> None:
     with pytest.raises(UserError, match="mixer 'mamba1' has no option 'd_sate'; did you mean 'd_state'"):
         create("mamba1", 8, d_sate=4)
-    with pytest.raises(UserError, match="mixer 'attention' has no option 'qqqq'; its options are heads, causal"):
+    with pytest.raises(UserError, match="mixer 'attention' has no option 'qqqq'; choose one of 'heads', 'causal'"):
         create("attention", 8, qqqq=4)
 
 

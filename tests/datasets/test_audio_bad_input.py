@@ -160,7 +160,7 @@ def test_a_part_of_an_hour_is_read_without_the_rest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("b/0.wav,c", "label 'c' is none of the 2 classes of classes; there is 'a', 'b'"),
+        ("b/0.wav,c", "label 'c' is none of the 2 classes of classes; choose one of 'a', 'b'"),
         ("../outside.wav,a", "path '../outside.wav' leaves the folder"),
         ("a/0.wav,a", "repeats row 2"),
     ],

@@ -272,7 +272,7 @@ def test_each_layout_is_recognised_opened_and_checked(layout: str, request: pyte
 def test_unknown_layouts_and_options_are_refused_by_name(digits: Path) -> None:
     with pytest.raises(DataError, match=r"there is no layout 'fsd'; did you mean 'fsdd'"):
         open_clips(digits, rate=RATE, layout="fsd")
-    with pytest.raises(DataError, match=r"options: layout 'fsdd' takes no 'words'; there is 'leave_out'"):
+    with pytest.raises(DataError, match=r"options: layout 'fsdd' takes no 'words'; there is only 'leave_out'"):
         open_clips(digits, rate=RATE, words=["one"])
     with pytest.raises(DataError, match=r"options: a folder takes no 'words'"):
         check(digits, "audio", layout="folder", words=["one"])

@@ -80,7 +80,7 @@ def test_clips_are_chosen_by_split_and_fold(root: Path) -> None:
     ):
         assert part.places == [data.places[index] for index in expected]
         assert (part.classes, part.rate) == (["x", "y"], RATE)
-    with pytest.raises(DataError, match=r"split 'val': there is no clip of it; there is 'train', 'test'"):
+    with pytest.raises(DataError, match=r"split 'val': there is no clip of it; choose one of 'train', 'test'"):
         data.in_split("validation")
     with pytest.raises(DataError, match=r"fold 4: there is no clip of it"):
         data.outside_folds(4)

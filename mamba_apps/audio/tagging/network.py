@@ -17,10 +17,10 @@ from mamba_apps.audio.checkpoint import adapt_audio_mamba, adapt_transformer, ad
 from mamba_apps.audio.model import AudioModel
 from mamba_apps.audio.zoo import create_model, model_names
 from mamba_apps.errors import UserError
-from mamba_apps.registry import suggest
 from mamba_apps.state_dicts import fitted
 from mamba_apps.training import load_card, load_weights, saved_folder
 from mamba_apps.vision.pretrained import unwrapped
+from mamba_datasets.report import nearest
 
 _PREFIX = "network."
 _BACKBONE = "backbone."
@@ -36,7 +36,7 @@ def check_name(name: str) -> None:
         UserError: With the nearest names.
     """
     if name not in model_names():
-        raise UserError(f"there is no audio model {name!r}", suggest(name, model_names(), "the audio models"))
+        raise UserError(f"there is no audio model {name!r}", nearest(name, model_names()))
 
 
 def make_network(name: str, arguments: Mapping[str, Any], weights: str | None = None) -> AudioModel:

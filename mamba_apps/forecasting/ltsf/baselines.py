@@ -17,7 +17,8 @@ from mamba_apps.forecasting.ltsf.data import LtsfData, Windows
 from mamba_apps.forecasting.ltsf.panels import ltsf_panels
 from mamba_apps.forecasting.ltsf.scores import WindowErrors
 from mamba_apps.forecasting.panels import ForecastPanel
-from mamba_apps.registry import check_option_names, suggest
+from mamba_apps.registry import check_option_names
+from mamba_datasets.report import nearest
 
 Forecast = Callable[[Tensor], Tensor]
 _CHUNK = 256
@@ -94,7 +95,7 @@ class LtsfBaseline:
 
     def __init__(self, name: str, options: dict[str, Any] | None = None) -> None:
         if name not in BASELINES:
-            raise UserError(f"unknown baseline {name!r}", suggest(name, list(BASELINES), "the baselines"))
+            raise UserError(f"unknown baseline {name!r}", nearest(name, list(BASELINES)))
         check_option_names(name, options or (), list(inspect.signature(BASELINES[name]).parameters)[1:])
         self.name, self.options = name, dict(options or {})
         self.parameters = 0

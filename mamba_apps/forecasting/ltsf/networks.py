@@ -23,7 +23,8 @@ from mamba_apps.forecasting.models import (
     TimeMachine,
     create,
 )
-from mamba_apps.registry import check_option_names, suggest
+from mamba_apps.registry import check_option_names
+from mamba_datasets.report import nearest
 
 
 class EachVariate(nn.Module):
@@ -89,7 +90,7 @@ def make_network(
         UserError: There is no such network, or it has no such option.
     """
     if name not in NAMES:
-        raise UserError(f"unknown model {name!r}", suggest(name, list(NAMES), "the models"))
+        raise UserError(f"unknown model {name!r}", nearest(name, list(NAMES)))
     if name not in NETWORKS:
         return EachVariate(create(name, lookback, horizon, **options)), False
     cls = NETWORKS[name]

@@ -20,7 +20,7 @@ from mamba_apps.forecasting.ltsf.published import published
 from mamba_apps.forecasting.ltsf.scores import WindowErrors
 from mamba_apps.forecasting.models import Batch
 from mamba_apps.forecasting.panels import ForecastPanel
-from mamba_apps.registry import suggest
+from mamba_datasets.report import nearest
 
 _LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "mae": F.l1_loss}
 _SOLVED_FOR, _CALIBRATED_ON, _CHUNK = 60_000, 20_000, 512
@@ -61,7 +61,7 @@ class LtsfTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         if model not in NAMES:
-            raise UserError(f"unknown model {model!r}", suggest(model, list(NAMES), "the models"))
+            raise UserError(f"unknown model {model!r}", nearest(model, list(NAMES)))
         for name, value in (("lr", lr), ("decay", decay)):
             if value is not None and not value > 0:
                 raise UserError(f"{name} is {value}", "give a number above 0, or leave it out")

@@ -9,7 +9,7 @@ from torch import nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.mixers import no_weight_decay
-from mamba_apps.registry import suggest
+from mamba_datasets.report import nearest
 
 OPTIMISERS = ("sgd", "adamw")
 POWER = 0.9
@@ -43,4 +43,4 @@ def make_optimiser(network: nn.Module, name: str, lr: float, weight_decay: float
 def check_optimiser(name: str) -> None:
     """Raise a `UserError` with the nearest names where an optimiser is unknown."""
     if name not in OPTIMISERS:
-        raise UserError(f"unknown optimiser {name!r}", suggest(name, list(OPTIMISERS), "the optimisers"))
+        raise UserError(f"unknown optimiser {name!r}", nearest(name, list(OPTIMISERS)))

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from mamba_apps import __version__
 from mamba_apps.errors import UserError
+from mamba_datasets.report import nearest
 from mamba_recipes.cli.errors import DONE, INTERRUPTED, say
-from mamba_recipes.names import nearest
 
 # command -> (module with main(argv) -> exit code, what it does). Modules import torch only once they work.
 COMMANDS: dict[str, tuple[str, str]] = {

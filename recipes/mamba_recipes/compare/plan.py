@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mamba_apps.errors import UserError
+from mamba_datasets.report import nearest
 from mamba_recipes.compare.budget import Budget
-from mamba_recipes.names import nearest
 from mamba_recipes.recipe import CandidateSpec, Recipe
 from mamba_recipes.settings import lookup, parse_value
 
