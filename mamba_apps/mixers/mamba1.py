@@ -18,18 +18,12 @@ from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State, projects_merged
+from mamba_apps.mixers.readings import ReadingParameters, scan_readings, stack_parameters
 from mamba_apps.mixers.registry import register
 from mamba_apps.mixers.route_conv import causal_conv1d_route
-from mamba_apps.mixers.scan_weights import scan_weights, stack_groups
 from mamba_apps.mixers.small_scans import scan_one_channel, scan_one_token
-from mamba_kernels import (
-    Route,
-    causal_conv1d,
-    causal_conv1d_update,
-    selective_scan,
-    selective_scan_route,
-    selective_state_update,
-)
+from mamba_apps.mixers.ssm_parameters import decay_rates, inverse_softplus, start_as_s4d_real, wide
+from mamba_kernels import Route, causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
 
 
 class Mamba1State(NamedTuple):
@@ -42,28 +36,6 @@ class Mamba1State(NamedTuple):
 
     conv_state: Tensor
     ssm_state: Tensor
-
-
-class ReadingParameters(NamedTuple):
-    """What one reading of a route convolves and scans with; or those of K readings, stacked.
-
-    Args:
-        conv_weight: (E, 1, W) filters.
-        x_weight: (R + 2N, E) the projection to low-rank step sizes, B and C.
-        dt_weight: (E, R) the projection from there to step sizes.
-        dt_bias: (E,) their bias.
-        A_log: (E, N) logarithms of the decay rates.
-        D: (E,) skip weights.
-        conv_bias: (E,) the filters' bias, or None.
-    """
-
-    conv_weight: Tensor
-    x_weight: Tensor
-    dt_weight: Tensor
-    dt_bias: Tensor
-    A_log: Tensor
-    D: Tensor
-    conv_bias: Tensor | None
 
 
 @register("mamba1")
@@ -161,10 +133,8 @@ class Mamba1Mixer(Mixer):
         span = math.log(self.dt_max / self.dt_min)
         dt = torch.rand(self.d_inner, device=self.dt_proj.bias.device, dtype=torch.float32)
         dt = (dt * span + math.log(self.dt_min)).exp().clamp(min=self.dt_init_floor)
-        # The inverse of softplus, so that softplus(bias) is dt.
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        states = torch.arange(1, self.d_state + 1, device=self.A_log.device, dtype=torch.float32)
-        self.A_log.copy_(states.log().expand_as(self.A_log))
+        self.dt_proj.bias.copy_(inverse_softplus(dt))
+        start_as_s4d_real(self.A_log)
         self.D.fill_(1.0)
 
     def flag_parameters(self) -> None:
@@ -190,8 +160,8 @@ class Mamba1Mixer(Mixer):
         weight = self.conv1d.weight
         device = device or weight.device
         conv_state = torch.zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype or weight.dtype, device=device)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return Mamba1State(conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, dtype=wide, device=device))
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        return Mamba1State(conv_state, torch.zeros(batch_size, self.d_inner, self.d_state, dtype=exact, device=device))
 
     def prefill(self, x_BLD: Tensor, state: State) -> tuple[Tensor, Mamba1State]:
         """Read several tokens at once; see ``Mixer.prefill``."""
@@ -278,7 +248,7 @@ class Mamba1Mixer(Mixer):
                 backend=self.backend,
             ),
         )
-        rates, skip, bias = _rates(self.A_log), _wide(self.D), _wide(self.dt_proj.bias)
+        rates, skip, bias = decay_rates(self.A_log), wide(self.D), wide(self.dt_proj.bias)
         if self.d_inner == 1 and seq_idx_BL is None:
             weights = self.x_proj.weight.split(self._widths)
             dt_BLR = F.linear(u_BEL.transpose(1, 2), weights[0])
@@ -310,55 +280,3 @@ class Mamba1Mixer(Mixer):
             backend=self.backend,
         )
         return self.out_proj(y_BEL.transpose(1, 2)), ssm_state
-
-
-def stack_parameters(readings: Sequence[ReadingParameters]) -> ReadingParameters:
-    """Return the parameters of K readings, stacked."""
-    groups = [group for group in zip(*readings, strict=True) if group[0] is not None]
-    return ReadingParameters(*stack_groups(*groups), *([] if len(groups) == len(readings[0]) else [None]))
-
-
-def scan_readings(
-    u: Tensor, z: Tensor, readings: ReadingParameters, route: Route, backend: str | None = None
-) -> Tensor:
-    """Scan a grid along each reading of a route with that reading's own parameters, merge, and gate once.
-
-    Args:
-        u: What each reading scans, (B, K, *spatial, E).
-        z: The gate (B, *spatial, E), before its activation.
-        readings: The parameters of the K readings, stacked.
-        route: The route.
-        backend: The scan's implementation to force.
-
-    Returns:
-        (B, *spatial, E).
-    """
-    weights = scan_weights(readings.x_weight, readings.dt_weight, readings.A_log, u.dtype, shared=False)
-    # A batch of as many products as there are readings: each has weights of its own.
-    u_KXE = u.transpose(0, 1).flatten(1, -2)
-    parts = torch.bmm(u_KXE, weights.project.mT).split(weights.widths, dim=-1)
-    dt, B, C = (part.unflatten(1, (u.shape[0], *u.shape[2:-1])).transpose(0, 1) for part in parts)
-    return selective_scan_route(
-        u,
-        dt,
-        weights.A,
-        B,
-        C,
-        _wide(readings.D).flatten(),
-        z,
-        # Apart from its weight: the scan adds it in float32.
-        _wide(readings.dt_bias).flatten(),
-        True,
-        route=route,
-        delta_weight=weights.delta,
-        backend=backend,
-    )
-
-
-def _rates(A_log: Tensor) -> Tensor:
-    return -_wide(A_log).exp()
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    """Return ``parameter`` in at least float32: half-precision models keep the scan's parameters exact."""
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))

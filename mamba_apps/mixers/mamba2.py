@@ -22,6 +22,7 @@ from mamba_apps.mixers.base import ROUTE_NAMES, Mixer, State, projects_merged
 from mamba_apps.mixers.norms import GatedRMSNorm
 from mamba_apps.mixers.registry import register
 from mamba_apps.mixers.route_conv import causal_conv1d_route
+from mamba_apps.mixers.ssm_parameters import decay_rates, inverse_softplus, wide
 from mamba_kernels import Route, causal_conv1d, causal_conv1d_update, selective_state_update, ssd, ssd_route
 
 _NO_LIMIT = (0.0, math.inf)
@@ -179,8 +180,7 @@ class Mamba2Mixer(Mixer):
             self.conv1d.weight.uniform_(-self.conv_init, self.conv_init)
         span = math.log(self.dt_max / self.dt_min)
         dt = (torch.rand_like(self.dt_bias) * span + math.log(self.dt_min)).exp().clamp(min=self.dt_init_floor)
-        # The inverse of softplus, so that softplus(dt_bias) is dt.
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_bias.copy_(inverse_softplus(dt))
         self.A_log.uniform_(*self.A_init_range).log_()
         self.D.fill_(1.0)
 
@@ -202,9 +202,9 @@ class Mamba2Mixer(Mixer):
         weight = self.conv1d.weight
         device = device or weight.device
         conv_state = torch.zeros(batch_size, len(weight), self.d_conv, dtype=dtype or weight.dtype, device=device)
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        exact = torch.promote_types(weight.dtype, torch.float32)
         shape = (batch_size, self.nheads, self.headdim, self.d_state)
-        return Mamba2State(conv_state, torch.zeros(shape, dtype=wide, device=device))
+        return Mamba2State(conv_state, torch.zeros(shape, dtype=exact, device=device))
 
     def prefill(self, x_BLD: Tensor, state: State) -> tuple[Tensor, Mamba2State]:
         """Read several tokens at once; see ``Mixer.prefill``."""
@@ -228,7 +228,7 @@ class Mamba2Mixer(Mixer):
         dt_BH, limited = projected.dt, self.dt_limit != _NO_LIMIT
         if limited:
             # The operator knows no limit: it gets the finished step sizes.
-            dt_BH = F.softplus(_wide(dt_BH) + self.dt_bias).clamp(*self.dt_limit)
+            dt_BH = F.softplus(wide(dt_BH) + self.dt_bias).clamp(*self.dt_limit)
         y_BHP = selective_state_update(
             ssm_state,
             x_BHP,
@@ -278,7 +278,7 @@ class Mamba2Mixer(Mixer):
         return ssd_route(
             x_heads,
             projected.dt,
-            torch.cat([m._rates() for m in mixers]),
+            torch.cat([decay_rates(m.A_log) for m in mixers]),
             B,
             C,
             torch.cat([m._skips() for m in mixers]),
@@ -324,7 +324,7 @@ class Mamba2Mixer(Mixer):
         y_BLHP, ssm_state = ssd(
             x_BLHP,
             dt_BLH,
-            self._rates(),
+            decay_rates(self.A_log),
             B_BLGN,
             C_BLGN,
             self.chunk_size,
@@ -366,9 +366,6 @@ class Mamba2Mixer(Mixer):
             C.unflatten(-1, (self.ngroups, -1)),
         )
 
-    def _rates(self) -> Tensor:
-        return -_wide(self.A_log).exp()
-
     def _skips(self) -> Tensor:
         """Return D as (H, P), or as (H,) where a head's channels share it, whose gradient is then one sum a head."""
         return self.D if len(self.D) == self.nheads else self.D.unflatten(0, (self.nheads, -1))
@@ -377,8 +374,3 @@ class Mamba2Mixer(Mixer):
 def _require_divisor(name: str, part: int, whole: int, what: str) -> None:
     if part < 1 or whole % part:
         raise UserError(f"mamba2: {name} is {part}, and there are {whole} {what}", f"give a divisor of {whole}")
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return ``x`` in at least float32, in which decays and step sizes are exact enough."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.mixers.base import ROUTE_NAMES, Mixer
 from mamba_apps.mixers.registry import register
+from mamba_apps.mixers.ssm_parameters import decay_rates, start_as_s4d_real
 from mamba_kernels import causal_conv1d, selective_scan
 
 
@@ -92,8 +93,7 @@ class MambaVisionMixer(Mixer):
         for projection in (self.in_proj, self.x_proj, self.dt_proj, self.out_proj):
             nn.init.trunc_normal_(projection.weight, std=0.02)
         nn.init.zeros_(self.dt_proj.bias)
-        states = torch.arange(1, self.A_log.shape[1] + 1, device=self.A_log.device, dtype=torch.float32)
-        self.A_log.copy_(states.log().expand_as(self.A_log))
+        start_as_s4d_real(self.A_log)
         self.D.fill_(1.0)
 
     def forward(self, x_BLD: Tensor, *, seq_idx_BL: Tensor | None = None) -> Tensor:
@@ -105,7 +105,7 @@ class MambaVisionMixer(Mixer):
         y_BEL = selective_scan(
             u_BLE.mT,
             F.linear(dt_BLR, self.dt_proj.weight).mT,
-            -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
+            decay_rates(self.A_log),
             B_BLN.mT,
             C_BLN.mT,
             self.D,

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_apps.mixers.ssm_parameters import decay_rates
 from mamba_kernels.eager import is_eager
 
 # Matrix products are several times faster where rows start at multiples of 16 bytes: eight half-precision numbers.
@@ -103,11 +104,7 @@ def _in_graph(
         project = torch.cat([steps.flatten(0, 1), both.transpose(0, 1).flatten(0, 2)])
     else:
         project = torch.cat([steps, both.flatten(1, 2)], 1)
-    return project.to(dtype), F.pad(delta_KER, (0, short)).to(dtype), _rates(A_log_KEN)
-
-
-def _rates(A_log_KEN: Tensor) -> Tensor:
-    return -A_log_KEN.to(torch.promote_types(A_log_KEN.dtype, torch.float32)).exp().flatten(0, 1)
+    return project.to(dtype), F.pad(delta_KER, (0, short)).to(dtype), decay_rates(A_log_KEN).flatten(0, 1)
 
 
 class _ScanWeights(torch.autograd.Function):
@@ -117,7 +114,7 @@ class _ScanWeights(torch.autograd.Function):
     def forward(
         ctx: Any, project_KOE: Tensor, delta_KER: Tensor, A_log_KEN: Tensor, dtype: torch.dtype, shared: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        A = _rates(A_log_KEN)
+        A = decay_rates(A_log_KEN).flatten(0, 1)
         ctx.save_for_backward(A)
         ctx.dtypes = (project_KOE.dtype, delta_KER.dtype, A_log_KEN.dtype)
         (readings, outputs, inner), rank = project_KOE.shape, delta_KER.shape[-1]

@@ -24,6 +24,7 @@ from mamba_apps.mixers.norms import LayerNorm
 from mamba_apps.mixers.registry import create
 from mamba_apps.mixers.routed import RoutedMixer
 from mamba_apps.mixers.scan_weights import scan_weights
+from mamba_apps.mixers.ssm_parameters import inverse_softplus, start_as_s4d_real, wide
 from mamba_kernels import Route, depthwise_conv, selective_scan_route
 
 # What each forward type scans: a route, or "cascade" (rows, then columns of the result). The numbers of v01 to v05 tell
@@ -190,13 +191,12 @@ class SS2D(Mixer):
 
     @torch.no_grad()
     def _reset_scan(self, dt_min: float = 0.001, dt_max: float = 0.1, dt_floor: float = 1e-4) -> None:
-        rank, state, _ = self._widths
+        rank = self._widths[0]
         self.x_proj_weight.uniform_(-(self.d_inner**-0.5), self.d_inner**-0.5)
         self.dt_projs_weight.uniform_(-(rank**-0.5), rank**-0.5)
         dt = torch.empty_like(self.dt_projs_bias).uniform_(math.log(dt_min), math.log(dt_max)).exp().clamp(min=dt_floor)
-        # The inverse of softplus, so that softplus(bias) is dt.
-        self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        self.A_logs.copy_(torch.arange(1, state + 1).log().expand_as(self.A_logs))
+        self.dt_projs_bias.copy_(inverse_softplus(dt))
+        start_as_s4d_real(self.A_logs)
         self.Ds.fill_(1.0)
 
     def forward(self, x_BLD: Tensor, *, seq_idx_BL: Tensor | None = None) -> Tensor:
@@ -286,9 +286,9 @@ class SS2D(Mixer):
             weights.A,
             B,
             C,
-            _wide(D).flatten(),
+            wide(D).flatten(),
             None,
-            _wide(dt_bias).flatten(),
+            wide(dt_bias).flatten(),
             True,
             route=route,
             delta_weight=weights.delta,
@@ -311,8 +311,3 @@ def _out_norm(name: str, width: int, backend: str | None) -> nn.Module:
     conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
     convolve = (Rearrange("b h w c -> b c h w"), conv, Rearrange("b c h w -> b h w c"))
     return nn.Sequential(*convolve) if name == "ondwconv3" else nn.Sequential(norm, *convolve)
-
-
-def _wide(parameter: Tensor) -> Tensor:
-    """Return ``parameter`` in at least float32: half-precision models keep the scan's parameters exact."""
-    return parameter.to(torch.promote_types(parameter.dtype, torch.float32))

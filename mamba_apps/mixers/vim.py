@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.mixers.mamba1 import Mamba1Mixer, ReadingParameters, scan_readings, stack_parameters
+from mamba_apps.mixers.mamba1 import Mamba1Mixer
+from mamba_apps.mixers.readings import ReadingParameters, scan_readings, stack_parameters
 from mamba_apps.mixers.registry import check
 from mamba_apps.mixers.route_conv import causal_conv1d_route
 from mamba_kernels import Route
