@@ -13,6 +13,10 @@ changes::
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +64,9 @@ class Launch:
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch the kernel on tensors, all on the current GPU."""
+        if _gathered and (launches := _gathered.get(threading.get_ident())) is not None:
+            launches.append((self, tensors))
+            return
         if not self._is_compiled or _is_watched(self.kernel):
             self._through_triton(tensors)
             return
@@ -84,6 +91,13 @@ class Launch:
                 _Compiled(device, dtypes, misaligned, made.run, made.function, made.packed_metadata, rest)
             )
 
+    def compile(self, *tensors: Tensor) -> None:
+        """Compile the kernel for tensors like these, without launching it."""
+        device = tensors[0].device
+        if self._is_compiled:
+            with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+                self.kernel.warmup(*tensors, *self.numbers, grid=self.grid, **self.constants)
+
     def _through_triton(self, tensors: tuple[Tensor, ...]) -> Any:
         return self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
 
@@ -92,6 +106,26 @@ class Launch:
         names = self.kernel.arg_names[tensors + len(self.numbers) :]
         defaults = self.kernel.signature.parameters
         return (*self.numbers, *(self.constants.get(name, defaults[name].default) for name in names))
+
+
+# What a thread would have launched, by its number, while it goes through launches to compile them.
+_gathered: dict[int, list[tuple[Launch, tuple[Tensor, ...]]]] = {}
+
+
+def compile_together(run: Callable[[], object]) -> None:
+    """Compile all kernels that ``run`` launches at the same time, where its launches would do so one after the other.
+
+    Nothing is launched, so that what ``run`` returns here means nothing; it must not read numbers back.
+    """
+    thread = threading.get_ident()
+    launches = _gathered[thread] = []
+    try:
+        run()
+    finally:
+        del _gathered[thread]
+    if launches:
+        with ThreadPoolExecutor(len(launches)) as threads:
+            list(threads.map(lambda gathered: gathered[0].compile(*gathered[1]), launches))
 
 
 def _is_watched(kernel: JITFunction) -> bool:

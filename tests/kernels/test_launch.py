@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.driver import driver
 
 from mamba_kernels.ceilings import exponentials
-from mamba_kernels.launch import Launch
+from mamba_kernels.launch import Launch, compile_together
 
 
 @triton.jit
@@ -141,6 +141,48 @@ def test_only_the_first_launch_goes_through_triton(gpu: _Driver, monkeypatch: py
     for tensors in ((X[1:], Y), (X, Y[1:]), (X.double(), Y)):
         with pytest.raises(TypeError, match="NoneType"):
             launch(*tensors)
+
+
+def test_kernels_are_compiled_at_the_same_time_and_none_is_launched(
+    gpu: _Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = [Launch(scale, (1,), 64, 0, 0.5, BLOCK=block) for block in (16, 32, 64)]
+    all_at_once, compile_one = threading.Barrier(len(launches), timeout=30), Launch.compile
+
+    def compile_at_once(launch: Launch, *tensors: Tensor) -> None:
+        all_at_once.wait()
+        compile_one(launch, *tensors)
+
+    monkeypatch.setattr(Launch, "compile", compile_at_once)
+    compile_together(lambda: [launch(X[1:], Y) for launch in launches])
+    assert gpu.launched == []
+    with monkeypatch.context() as patched:
+        patched.setattr(triton.JITFunction, "_do_compile", None)
+        for launch in launches:
+            launch(X[1:], Y)
+    assert len(gpu.launched) == 3
+    with pytest.raises(ZeroDivisionError):
+        compile_together(lambda: 1 / 0)
+    launches[0](X[1:], Y)
+    assert len(gpu.launched) == 4
+
+
+def test_a_kernel_that_does_not_compile_is_told(gpu: _Driver) -> None:
+    launches = [Launch(scale, (1,), 64, 0, 0.5, BLOCK=block) for block in (16, 17)]
+    with pytest.raises(Exception, match="power of 2"):
+        compile_together(lambda: [launch(X, Y) for launch in launches])
+
+
+def test_launches_elsewhere_go_on_while_kernels_are_gathered(gpu: _Driver) -> None:
+    launch = Launch(scale, (1,), 64, 0, 0.5, BLOCK=16)
+
+    def in_another_thread() -> None:
+        other = threading.Thread(target=launch, args=(X, Y))
+        other.start()
+        other.join()
+
+    compile_together(in_another_thread)
+    assert len(gpu.launched) == 1
 
 
 def test_kernels_are_the_current_gpus_and_run_on_its_current_stream(gpu: _Driver) -> None:

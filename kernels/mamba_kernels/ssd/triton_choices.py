@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mamba_kernels.choices import Choice
+from mamba_kernels.launch import compile_together
 from mamba_kernels.memo import per_layout
 from mamba_kernels.routes.readings import Readings
 from mamba_kernels.ssd import cpu, triton_launch, triton_plan
@@ -219,6 +220,7 @@ def backward_configs(*arguments: Any) -> tuple[Config, Config, Config]:
 def _check_forward(shapes: _Class, configs: tuple[Config, Config], device: torch.device) -> bool:
     arguments, readings, _, _ = _problem(shapes, device)
     given: Any = (*arguments, False, configs, readings, shapes.wide)
+    compile_together(lambda: triton_launch.forward(*given))
     y, final, _ = triton_launch.forward(*given)
     _, *exact = _exact(arguments, readings)
     return _agree(arguments, ("y", "final states"), (y, final), exact)
@@ -232,6 +234,7 @@ def _check_backward(shapes: _Class, configs: tuple[Config, Config, Config], devi
         _, before_gate, _ = _exact([*arguments[:6], None, *arguments[7:]], readings)
         ungated = before_gate.detach().to(dout)
     given: Any = (dout, dfinal, *arguments[:13], ungated, configs, readings, shapes.wide)
+    compile_together(lambda: triton_launch.backward(*given))
     got = triton_launch.backward(*given)
     with torch.enable_grad():  # Whoever chooses does so without.
         total = (y * dout.cpu()).sum() + (0.0 if dfinal is None else (final * dfinal.cpu()).sum())
