@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.mixers import Mamba2Mixer, RoutedMixer, no_weight_decay
+from mamba_apps.mixers.ssm_parameters import decay_rates
 from mamba_kernels import BackendError, Route
 
 OPTIONS: list[dict[str, Any]] = [
@@ -147,7 +148,7 @@ def test_parameters_have_their_usual_names_and_start() -> None:
     assert 0.009 < mixer.conv1d.weight.abs().max() <= 0.01
     assert torch.equal(mixer.D, torch.ones(256))
     assert no_weight_decay(mixer) == {"A_log", "D", "dt_bias"}
-    assert {mixer.to(torch.bfloat16)._rates().dtype} == {torch.float32}
+    assert {decay_rates(mixer.to(torch.bfloat16).A_log).dtype} == {torch.float32}
 
 
 @pytest.mark.parametrize(("d_model", "headdim"), [(12, 24), (64, 64), (96, 64), (97, 2), (50, 50)])
