@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.chatter import quiet
 from mamba_apps.training.checkpoint import AtomicCheckpointIO, resume_path
-from mamba_apps.training.cores import usable_cores
 from mamba_apps.training.files import clean_stale, make_directory
 from mamba_apps.training.graph import GraphedTraining
 from mamba_apps.training.interrupt import StopRequestedError
@@ -24,19 +20,21 @@ from mamba_apps.training.loops import SafeEpochLoop, SafeFitLoop
 from mamba_apps.training.metrics_file import MetricsFile
 from mamba_apps.training.progress import RunProgress
 from mamba_apps.training.progress_lines import ProgressLines
+from mamba_apps.training.refusals import (
+    FSDP,
+    check_budget,
+    check_processes,
+    check_strategy,
+    check_watching,
+    of_another_run,
+    one_line,
+)
 from mamba_apps.training.run_checkpoints import RunCheckpoints
 from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.tf32 import TF32Products
-from mamba_datasets.report import nearest
 
 # what a shell reports for a process ended by SIGTERM
 _TERMINATED = 143
-_SHOWN_KEYS = 3
-# so many processes may train on any CPU, for trying
-_FEW_PROCESSES = 4
-_FSDP = "fsdp"
-# Lightning's strategies that cut a model's weights into shards, which they write and read by themselves.
-_SHARDED = ("fsdp", "deepspeed", "modelparallel")
 # no rehearsal of the validation, no table of layers; metrics often enough for short runs
 _DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 10, "enable_model_summary": False}
 
@@ -100,16 +98,13 @@ def make_trainer(
         UserError: An option is out of range or not supported, or the folder cannot be written.
     """
     quiet()
-    _check_budget(max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds)
-    if mode not in ("min", "max"):
-        raise UserError(f"mode is {mode!r}", "use min or max")
-    if patience is not None and monitor is None:
-        raise UserError(f"patience is {patience} but no metric is monitored", "give monitor, e.g. monitor=val_loss")
-    if patience is not None and patience < 1:
-        raise UserError(f"patience is {patience}", "give at least 1, or leave it out")
-    if save_every_steps is not None and save_every_steps < 1:
-        raise UserError(f"save_every_steps is {save_every_steps}", "give at least 1, or leave it out")
-    lightning_options = {**lightning_options, **_strategy(lightning_options.get("strategy"), precision, graph)}
+    check_budget(max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds)
+    check_watching(monitor, mode, patience, save_every_steps)
+    check_strategy(lightning_options.get("strategy"), precision, graph)
+    if lightning_options.get("strategy") == FSDP:
+        from mamba_apps.training.fsdp import FullyShardedStrategy
+
+        lightning_options = {**lightning_options, "strategy": FullyShardedStrategy()}
     run_dir = Path(run_dir)
     make_directory(run_dir, "run folder")
     seed_everything(seed)
@@ -153,9 +148,9 @@ def make_trainer(
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise UserError(
-            f"these trainer options do not work: {_one_line(error)}", "change or drop that option"
+            f"these trainer options do not work: {one_line(error)}", "change or drop that option"
         ) from error
-    _check_processes(trainer, graph)
+    check_processes(trainer, graph)
     return trainer
 
 
@@ -214,10 +209,10 @@ class RunTrainer(pl.Trainer):
                 raise KeyboardInterrupt from None
             raise
         except (MisconfigurationException, RuntimeError, ValueError, KeyError) as error:
-            mismatch = _mismatch(error, ckpt_path)
-            if mismatch is None:
+            refusal = None if ckpt_path is None else of_another_run(error, ckpt_path)
+            if refusal is None:
                 raise
-            raise mismatch from error
+            raise refusal from error
 
     def _checkpoint_to_resume(self, run_dir: Path) -> Path | None:
         if self.resume:
@@ -243,83 +238,3 @@ def _fill_in(options: dict[str, Any], run_dir: Path) -> None:
     for name, value in _DEFAULTS.items():
         if options.get(name) is None:
             options[name] = value
-
-
-def _check_budget(**budgets: float | None) -> None:
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        found = " and ".join(given) or "none"
-        raise UserError(f"a run needs exactly one budget, found {found}", f"give one of {', '.join(budgets)}")
-    name, value = next(iter(given.items()))
-    if isinstance(value, bool) or not value > 0:
-        raise UserError(f"{name} is {value}", "give a number above 0")
-
-
-def _check_processes(trainer: pl.Trainer, graph: bool) -> None:
-    """Refuse more processes than graphs or a CPU can serve; of GPUs Lightning knows how many there are."""
-    if graph and trainer.world_size > 1:
-        raise UserError("graphs are captured on one GPU, and several devices train", "leave out trainer.graph")
-    most = max(_FEW_PROCESSES, usable_cores())
-    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
-        found = f"{trainer.num_devices} devices were asked of a CPU with {usable_cores()} cores: a process each"
-        raise UserError(found, f"give devices at most {most}")
-
-
-def _strategy(strategy: Any, precision: str, graph: bool) -> dict[str, Any]:
-    """Return the option that Lightning is given for a strategy."""
-    if strategy is None:
-        return {}
-    if strategy == _FSDP:
-        if precision.startswith("16"):
-            raise UserError(f"the strategy {_FSDP} does not scale losses, as fp16 needs it", "use precision bf16-mixed")
-        if graph:
-            raise UserError(f"graphs need whole weights, and {_FSDP} gathers shards", "leave out trainer.graph")
-        from mamba_apps.training.fsdp import FullyShardedStrategy
-
-        return {"strategy": FullyShardedStrategy()}
-    known = ["auto", *StrategyRegistry.available_strategies()]
-    if isinstance(strategy, str) and strategy not in known:
-        raise UserError(f"unknown strategy {strategy!r}", nearest(strategy, known))
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name.lower().startswith(_SHARDED):
-        raise UserError(
-            f"the strategy {name} shards the model and saves it by its own means; checkpoints here are one whole file",
-            f'use strategy "{_FSDP}", which shards too, or "ddp"',
-        )
-    return {"strategy": strategy}
-
-
-def _mismatch(error: Exception, ckpt_path: str | Path | None) -> UserError | None:
-    """Explain an error of loading a checkpoint into another model than the one that it was saved from."""
-    if ckpt_path is None:
-        return None
-    text = str(error.args[0]) if error.args else ""
-    remedy = "give the arguments with which the run was started, or start a new run in another folder"
-    if "Error(s) in loading state_dict" in text:
-        parts = []
-        for label, title in (("missing", "Missing key(s)"), ("unexpected", "Unexpected key(s)")):
-            found = re.search(re.escape(title) + r" in state_dict: (.*?)\. ?$", text, re.MULTILINE)
-            if found:
-                parts.append(f"{label} {_some(found.group(1).replace(chr(34), '').split(', '))}")
-        sizes = re.findall(r"size mismatch for (\S+): copying a param with shape (.*?) from checkpoint", text)
-        if sizes:
-            parts.append("other shape " + _some([name for name, _ in sizes]))
-        return UserError(f"{ckpt_path} belongs to another model ({'; '.join(parts)})", remedy)
-    if "parameter group" in text:
-        return UserError(f"{ckpt_path} belongs to another model or optimizer ({_one_line(error)})", remedy)
-    if restored := re.search(r"checkpoint with current_epoch=(\d+)", text):
-        return UserError(
-            f"{ckpt_path} has trained {restored[1]} epochs, and max_epochs is less", f"give at least {restored[1]}"
-        )
-    if "but checkpoint contains only the model" in text:
-        return UserError(f"{ckpt_path} holds weights only, no run to continue", "resume from last.ckpt")
-    return None
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
-    return ", ".join(names[:_SHOWN_KEYS]) + more
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split()).rstrip(".")

@@ -97,7 +97,7 @@ def test_options_out_of_range(tmp_path: Path, options: dict[str, Any], message: 
 
 
 def test_a_cpu_with_one_core_still_tries_a_few_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mamba_apps.training.trainer.usable_cores", lambda: 1)
+    monkeypatch.setattr("mamba_apps.training.refusals.usable_cores", lambda: 1)
     options: dict[str, Any] = {"run_dir": tmp_path, "max_epochs": 1, "accelerator": "cpu", "strategy": "ddp"}
     assert make_trainer(devices=4, **options).num_devices == 4
     with pytest.raises(UserError, match=r"5 devices were asked of a CPU with 1 cores: .*; give devices at most 4"):
