@@ -126,6 +126,40 @@ class TestSsd:
         compare(ssd, inputs, dtype, tolerance=tolerance, **options)
 
 
+@pytest.mark.parametrize("starts", [False, True])
+@pytest.mark.parametrize("parts", [2, 8, 19])
+@pytest.mark.usefixtures("_seed")
+class TestCarriedStates:
+    pytestmark = MARKS
+
+    def test_states_are_carried_over_parts_both_ways(self, parts: int, starts: bool) -> None:
+        from mamba_kernels.ssd.triton_states import carry_states
+
+        batch, heads, blocks, states, width = 2, 3, 2, 5, 20
+        first, last = (torch.randn(batch, heads, width, states, device=DEVICE) for _ in range(2))
+        decays = torch.rand(batch, parts, heads, device=DEVICE)
+        ends = torch.zeros(2, batch, parts, heads, blocks * 16, 16, device=DEVICE)
+        ends[..., :width, :states] = torch.randn(2, batch, parts, heads, width, states, device=DEVICE)
+        # A block of channels at a time, each (states, channels).
+        ends = ends.unflatten(-2, (blocks, 16)).mT.contiguous()
+        true = ends.double()
+        for direction, state in enumerate((first, last)):
+            running = torch.zeros_like(true[0, :, 0])
+            if starts:
+                padded = torch.zeros(batch, heads, blocks * 16, 16, dtype=torch.float64, device=DEVICE)
+                padded[..., :width, :states] = state
+                running = padded.unflatten(-2, (blocks, 16)).mT
+            for part in range(parts)[:: -1 if direction else 1]:
+                added, decay = true[direction, :, part].clone(), decays[:, part, :, None, None, None]
+                true[direction, :, part] = running
+                running = decay * running + added
+        carry_states[(batch * heads * blocks, 1, 2)](
+            first, last, ends, decays, heads, width, states, parts, ends[0].numel(), HAS_ENTERING=starts,
+            HAS_DLEAVING=starts, N_PAD=16, BLOCK=16, BLOCKS=blocks, ROWS=16, num_warps=1,
+        )  # fmt: skip
+        torch.testing.assert_close(ends.double(), true, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.usefixtures("_seed")
 class TestOptions:
     pytestmark = MARKS

@@ -25,6 +25,9 @@ from mamba_kernels.ssd.triton_steps import (
     store_state,
 )
 
+# Parts whose states are carried on at once.
+AT_ONCE = tl.constexpr(8)
+
 
 @triton.jit
 def walk_states(
@@ -156,7 +159,10 @@ def carry(
     BACKWARD: tl.constexpr, HAS_ENTERING: tl.constexpr, N_PAD: tl.constexpr, BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Carry some rows of the states over the parts, in one direction."""
+    """Carry some rows of the states over the parts, in one direction.
+
+    Parts are read `AT_ONCE`: one after the other, each would wait for memory before the next is asked for.
+    """
     program = tl.program_id(0)
     block = program % BLOCKS
     head = program // BLOCKS % heads
@@ -168,12 +174,18 @@ def carry(
         state = load_state(entering, n, block * BLOCK + column, states, width)
     else:
         state = tl.zeros([ROWS, BLOCK], tl.float32)
-    for i in range(parts):
-        part = i
-        if BACKWARD:
-            part = parts - 1 - i
-        at_part = (batch * parts + part) * heads + head
-        at = ends + (at_part * BLOCKS + block) * (N_PAD * BLOCK) + n[:, None] * BLOCK + column[None, :]
-        added = tl.load(at)
-        tl.store(at, state)
-        state = tl.load(decays + at_part) * state + added
+    ends += block * (N_PAD * BLOCK) + n[:, None] * BLOCK + column[None, :]
+    for first in range(0, parts, AT_ONCE):
+        decay = ()
+        added = ()
+        for k in tl.static_range(AT_ONCE):
+            part = (parts - 1 - first - k) if BACKWARD else first + k
+            at_part = (batch * parts + part) * heads + head
+            inside = first + k < parts
+            decay = decay + (tl.load(decays + at_part, mask=inside, other=0.0),)
+            added = added + (tl.load(ends + at_part * (BLOCKS * N_PAD * BLOCK), mask=inside, other=0.0),)
+        for k in tl.static_range(AT_ONCE):
+            part = (parts - 1 - first - k) if BACKWARD else first + k
+            at_part = (batch * parts + part) * heads + head
+            tl.store(ends + at_part * (BLOCKS * N_PAD * BLOCK), state, mask=first + k < parts)
+            state = decay[k] * state + added[k]
