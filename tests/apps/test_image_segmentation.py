@@ -260,7 +260,7 @@ def test_image_and_mask_change_together() -> None:
     torch.manual_seed(0)
     values = torch.arange(6, dtype=torch.uint8).view(2, 3).repeat_interleave(40, 0).repeat_interleave(40, 1)
     picture = (values * 30 + 20).expand(3, -1, -1)
-    change = training_transform((96, 64), scale=(0.5, 2.0), vertical_flip=True, photometric=False)
+    change = training_transform((96, 64), scale=(0.5, 2.0), vertical_flip=True, turn=True, photometric=False)
     fill = torch.tensor(PADDING)[:, None]
     for _ in range(20):
         found, mask = change(tv_tensors.Image(picture), tv_tensors.Mask(values))
@@ -270,6 +270,16 @@ def test_image_and_mask_change_together() -> None:
         known = mask != IGNORED
         near = (found[0].float() - mask * 30.0 - 20).abs()[known] < 1
         assert near.float().mean() > 0.85  # edges between classes are interpolated in the picture alone
+
+
+def test_turns_and_flips_give_every_orientation() -> None:
+    torch.manual_seed(0)
+    values = torch.arange(4, dtype=torch.uint8).view(2, 2)
+    for turn, count in ((False, 4), (True, 8)):
+        change = training_transform((2, 2), scale=(1.0, 1.0), vertical_flip=True, turn=turn, photometric=False)
+        pairs = [change(tv_tensors.Image(values.expand(3, -1, -1)), tv_tensors.Mask(values)) for _ in range(80)]
+        assert all(torch.equal(found[0], mask) for found, mask in pairs)
+        assert len({tuple(mask.flatten().tolist()) for _, mask in pairs}) == count
 
 
 def test_photometric_changes_leave_the_mask() -> None:

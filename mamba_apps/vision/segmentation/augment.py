@@ -50,6 +50,18 @@ class RandomScale(v2.Transform):
         return self._call_kernel(F.resize, inpt, size=params["size"], antialias=True)
 
 
+class RandomTranspose(v2.Transform):
+    """Exchange rows and columns of both, half of the time; with both flips every quarter turn comes about."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw whether to."""
+        return {"exchange": bool(torch.rand(()) < 0.5)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Transpose a picture or a mask."""
+        return tv_tensors.wrap(inpt.transpose(-1, -2), like=inpt) if params["exchange"] else inpt
+
+
 class RandomCrop(v2.RandomCrop):
     """Crop at random, where no class fills the crop if such a place is found soon; small pictures are padded.
 
@@ -88,6 +100,7 @@ def training_transform(
     short_side: int | None = None,
     most: float = 1.0,
     vertical_flip: bool = False,
+    turn: bool = False,
     photometric: bool = True,
 ) -> v2.Transform:
     """Return the usual chain: random scale, crop and flips of both, and brightness, contrast, colour of the picture.
@@ -98,9 +111,11 @@ def training_transform(
         short_side: Where given, the factor is one of this length of the shorter side.
         most: The largest share of a class in a crop.
         vertical_flip: Whether to flip upside down too, for pictures without an up.
+        turn: Whether to exchange rows and columns too, likewise.
         photometric: Whether to change brightness, contrast and colour.
     """
-    chain: list[v2.Transform] = [RandomScale(scale, short_side), RandomCrop(crop, most), v2.RandomHorizontalFlip()]
+    chain: list[v2.Transform] = [RandomScale(scale, short_side), *([RandomTranspose()] if turn else [])]
+    chain += [RandomCrop(crop, most), v2.RandomHorizontalFlip()]
     chain += [v2.RandomVerticalFlip()] if vertical_flip else []
     chain += [v2.RandomPhotometricDistort()] if photometric else []
     return v2.Compose(chain)

@@ -45,6 +45,7 @@ class SegmentationData(pl.LightningDataModule):
         short_side: Bring the shorter side to this length first, at test too; None keeps the size.
         most: The largest share of one class in a training crop, where it can be had; 1 takes any.
         vertical_flip: Whether to flip upside down too, for pictures without an up.
+        turn: Whether to exchange rows and columns too, likewise: with both flips all quarter turns come about.
         photometric: Whether to change brightness, contrast and colour.
         batch_size: Crops a training batch, at least 2.
         workers: Processes that read.
@@ -73,6 +74,7 @@ class SegmentationData(pl.LightningDataModule):
         short_side: int | None = None,
         most: float = 1.0,
         vertical_flip: bool = False,
+        turn: bool = False,
         photometric: bool = True,
         batch_size: int = 16,
         workers: int = 0,
@@ -111,6 +113,7 @@ class SegmentationData(pl.LightningDataModule):
             short_side=short_side,
             most=most,
             vertical_flip=vertical_flip,
+            turn=turn,
             photometric=photometric,
         )
 
