@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -64,6 +66,21 @@ def on_device_of_inputs(launch: Callable[P, R]) -> Callable[P, R]:
             return launch(*args, **kwargs)
 
     return run
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python from collecting garbage while a CUDA graph is captured.
+
+    An old graph may be among it, and none can be destroyed then: the capture would fail.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def refuse_float64(op: str, *tensors: Tensor | None) -> None:

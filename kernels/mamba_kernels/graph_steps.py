@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mamba_kernels.errors import BackendError, KernelInputError
+from mamba_kernels.gpu import uncollected
 
 _REHEARSALS = 2
 
@@ -144,7 +145,7 @@ class ReplayedStep:
                     self._restore(state)
             torch.cuda.current_stream().wait_stream(beside)
             # A capture that fails leaves its stream the current one; the outer context goes back.
-            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph), mixed:
+            with uncollected(), torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph), mixed:
                 self._output, after = self._step(*self._inputs, self._state)
                 self._keep(after)
         except BackendError:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mamba_kernels.errors import BackendError
+from mamba_kernels.gpu import uncollected
 
 
 class ReplayedTraining:
@@ -70,7 +71,7 @@ class ReplayedTraining:
         kind, mixed = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         try:
             # Weights cast once and kept would be those of the capture for ever.
-            with torch.autocast("cuda", kind, mixed, cache_enabled=False):
+            with uncollected(), torch.autocast("cuda", kind, mixed, cache_enabled=False):
                 shell = _Shell(self._module, self._forward, structure)
                 replay = torch.cuda.make_graphed_callables(shell, samples, allow_unused_input=True)
         except RuntimeError as error:
@@ -131,7 +132,7 @@ class ReplayedCall:
                         self._function(*self._inputs)
                 here.wait_stream(beside)
                 # A capture that fails leaves its stream the current one; the outer context goes back.
-                with torch.cuda.stream(here), torch.cuda.graph(graph, stream=beside):
+                with uncollected(), torch.cuda.stream(here), torch.cuda.graph(graph, stream=beside):
                     self._output = self._function(*self._inputs)
         except BackendError:
             raise

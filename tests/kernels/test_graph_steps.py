@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from mamba_kernels import causal_conv1d_update, selective_state_update
 from mamba_kernels.errors import BackendError, KernelInputError
+from mamba_kernels.gpu import uncollected
 from mamba_kernels.graph_steps import ReplayedStep, replays_safely
 
 GPU = torch.cuda.is_available()
@@ -165,6 +167,44 @@ except BackendError as error:
     print("refused")
 assert float((x + x).sum()) == 4, "the GPU goes on working"
 """
+
+
+def test_garbage_waits_until_a_capture_is_over() -> None:
+    with uncollected(), uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), uncollected():
+        _ = 1 / 0
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@on_a_gpu
+def test_old_graphs_among_the_garbage_do_not_end_a_capture() -> None:
+    x = torch.ones(2, device="cuda")
+    old = []
+    for _ in range(4):
+        old.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(old[-1]):
+            x + 1
+
+    def littering(x: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        litter: list[Any] = [old.pop()]
+        litter.append(litter)
+        del litter
+        kept = [[i] for i in range(10_000)]  # More than what makes Python look for garbage.
+        return x, total + len(kept)
+
+    replayed = ReplayedStep(littering, [x], x.clone())
+    assert len(old) == 1
+    assert replayed(x).tolist() == [1, 1]
+    assert replayed.state.tolist() == [10_001, 10_001]
 
 
 @on_a_gpu
