@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from torch import distributed
 
 from mamba_apps.errors import UserError
 from mamba_apps.training import accumulators
@@ -18,7 +17,8 @@ from mamba_apps.training.checkpoint import BEST_NAME, LAST_GOOD_NAME, LAST_NAME,
 from mamba_apps.training.guard import NonFiniteGuard, NonFiniteLossError, is_clean
 from mamba_apps.training.interrupt import Interrupt, StopRequestedError
 from mamba_apps.training.metrics_file import MetricsFile
-from mamba_apps.training.seeding import random_state, seed_everything
+from mamba_apps.training.position import Position, counts, of_all_processes, of_this_process, position_of, rewind
+from mamba_apps.training.seeding import seed_everything
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -65,12 +65,12 @@ class RunCheckpoints(Checkpoint):
         self.best_model_path = ""
         self.last_model_path = ""
         # where a loaded checkpoint was written; None once the run has been put there
-        self.position: dict[str, Any] | None = None
+        self.position: Position | None = None
         # the random states with which the running epoch made its iterator and drew its first batch
         self.epoch_random: dict[str, Any] = {}
         self._interrupt = Interrupt()
         self._loaded_seed = seed
-        self._writing: list[dict[str, Any]] | None = None
+        self._writing: list[Position] | None = None
         self._candidate: torch.Tensor | None = None
         self._validated = False
         self._last_is_good = False
@@ -100,13 +100,7 @@ class RunCheckpoints(Checkpoint):
         positions = state_dict["positions"]
         if positions is None:
             return
-        processes = distributed.get_world_size() if _is_distributed() else 1
-        if len(positions) != processes:
-            raise UserError(
-                f"the run was saved by {len(positions)} processes and is resumed by {processes}",
-                f"resume it with as many devices, {len(positions)}",
-            )
-        self.position = positions[distributed.get_rank() if _is_distributed() else 0]
+        self.position = of_this_process(positions)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed a new run; let a run that had stopped early stay stopped."""
@@ -163,7 +157,7 @@ class RunCheckpoints(Checkpoint):
             self._judge(trainer)
         self._validated = False
 
-    def start(self, trainer: pl.Trainer) -> dict[str, Any] | None:
+    def start(self, trainer: pl.Trainer) -> Position | None:
         """Begin the run: save a new one's first state, or hand over where a resumed one goes on.
 
         Args:
@@ -186,7 +180,7 @@ class RunCheckpoints(Checkpoint):
             self.save(trainer, mid_epoch=False)
         else:
             self._last_is_good = Path(trainer.ckpt_path).resolve() == (self.run_dir / LAST_NAME).resolve()
-            self._saved_point = _point(trainer)
+            self._saved_point = counts(trainer)
         return position
 
     def safe_point(self, trainer: pl.Trainer, *, mid_epoch: bool, force: bool = False) -> None:
@@ -234,7 +228,7 @@ class RunCheckpoints(Checkpoint):
             UserError: The disk is full or the folder read-only; the checkpoints there are as they were.
             NonFiniteLossError: Something non-finite was found; nothing is written.
         """
-        point = _point(trainer)
+        point = counts(trainer)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if point == self._saved_point and self._candidate is None and not validation_pending:
@@ -246,11 +240,12 @@ class RunCheckpoints(Checkpoint):
             keep_as(last, PREVIOUS_NAME)
         if self._candidate is not None:
             self.best_model_score = self._candidate
-        self._writing = _gathered(
-            self._describe(
+        self._writing = of_all_processes(
+            position_of(
                 trainer,
                 mid_epoch=mid_epoch,
-                running=accumulators.collect(trainer),
+                epoch_random=self.epoch_random,
+                accumulators=accumulators.collect(trainer),
                 validation_pending=validation_pending,
                 random=random,
             )
@@ -283,35 +278,16 @@ class RunCheckpoints(Checkpoint):
         """
         path = self.run_dir / LAST_GOOD_NAME
         if in_memory and is_clean(trainer.strategy.lightning_module_state_dict()):
-            self._writing = [self._describe(trainer, mid_epoch=True, running={})]
+            self._writing = [position_of(trainer, mid_epoch=True, epoch_random=self.epoch_random, accumulators={})]
             try:
                 checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             finally:
                 self._writing = None
-            _rewind(checkpoint["loops"]["fit_loop"])
+            rewind(checkpoint["loops"]["fit_loop"])
             trainer.strategy.save_checkpoint(checkpoint, path)
             return path
         last = self.run_dir / LAST_NAME
         return keep_as(last, LAST_GOOD_NAME) if trainer.is_global_zero and is_good(last) else None
-
-    def _describe(
-        self,
-        trainer: pl.Trainer,
-        *,
-        mid_epoch: bool,
-        running: dict[str, Any],
-        validation_pending: bool = False,
-        random: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Describe where the run is."""
-        return {
-            "mid_epoch": mid_epoch,
-            "validation_pending": validation_pending,
-            "epoch": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
-            "random": random_state() if random is None else random,
-            "epoch_random": self.epoch_random,
-            "accumulators": running,
-        }
 
     def _judge(self, trainer: pl.Trainer) -> None:
         """Note the monitored metric if it is the best so far."""
@@ -332,40 +308,9 @@ class RunCheckpoints(Checkpoint):
             self._candidate = score
 
 
-def _point(trainer: pl.Trainer) -> tuple[int, ...]:
-    """Return what tells one safe point from another."""
-    loop = trainer.fit_loop
-    return (trainer.global_step, loop.epoch_loop.batch_progress.total.completed, loop.epoch_progress.total.completed)
-
-
-def _rewind(progress: Any) -> None:
-    """Take loops' progress back to before the batch that is being trained on."""
-    for key, value in progress.items():
-        # the running epoch has begun, and stays so
-        if isinstance(value, dict) and key != "epoch_progress":
-            _rewind(value)
-    if "completed" in progress:
-        progress.update({key: progress["completed"] for key in ("ready", "started", "processed") if key in progress})
-    if "is_last_batch" in progress:
-        progress["is_last_batch"] = False
-
-
-def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
 def _any(trainer: pl.Trainer, here: bool) -> bool:
     """Whether something holds in any process."""
     return trainer.strategy.reduce_boolean_decision(here, all=False) if trainer.world_size > 1 else here
-
-
-def _gathered(position: dict[str, Any]) -> list[dict[str, Any]]:
-    """Collect the positions of all processes: each has random generators and running means of its own."""
-    if not _is_distributed():
-        return [position]
-    positions: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(positions, position)
-    return positions
 
 
 def not_logged(monitor: str, logged: Iterable[str]) -> UserError:
