@@ -41,22 +41,29 @@ def forecast_windows(
     Returns:
         float64 (W, H, 1 + 2V), in the order of `level_names`.
     """
-    device = fitted.device
+    device, reach_S = fitted.device, fitted.reaches(scaler.ids)
     parts = []
     chosen = torch.arange(len(windows)) if numbers is None else torch.from_numpy(numbers)
     for part in chosen.split(_BATCH):
         batch = windows.batch(part)
-        scaled = with_levels(fitted, fitted.network({name: value.to(device) for name, value in batch.items()}))
+        forecast = fitted.network({name: value.to(device) for name, value in batch.items()})
+        scaled = with_levels(fitted, forecast, reach_S[batch["series"]])
         parts.append(scaler.inverse_y(scaled.cpu(), batch["series"]))
     return torch.cat(parts).double().numpy()
 
 
-def with_levels(fitted: Fitted, forecast: Tensor) -> Tensor:
-    """Return what the network forecast as scaled forecasts and intervals (W, H, 1 + 2V)."""
+def with_levels(fitted: Fitted, forecast: Tensor, reach_W: Tensor) -> Tensor:
+    """Return what the network forecast as scaled forecasts and intervals (W, H, 1 + 2V).
+
+    Args:
+        fitted: The forecaster.
+        forecast: What its network returned.
+        reach_W: How far conformal intervals reach beside those of others.
+    """
     if not fitted.levels:
         return point_forecast(forecast, fitted.network.quantiles)
     if fitted.radius_VH is not None:
-        return around(forecast[..., 0], fitted.radius_VH.to(forecast.device))
+        return around(forecast[..., 0], fitted.radius_VH.to(forecast.device), reach_W.to(forecast.device))
     return from_quantiles(forecast[:, :, 0], fitted.levels)
 
 

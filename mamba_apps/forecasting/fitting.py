@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting.baselines import create_baseline, evaluate
 from mamba_apps.forecasting.data import WindowData
 from mamba_apps.forecasting.defaults import default_lookback, default_max_steps, default_val_steps, least_steps
-from mamba_apps.forecasting.intervals import conformal_radius
+from mamba_apps.forecasting.intervals import conformal_radius, relative_reach
 from mamba_apps.forecasting.models import ForecastModel
 from mamba_apps.forecasting.saving import Fitted
 from mamba_apps.forecasting.task import ForecastTask
@@ -163,7 +161,7 @@ def fit_model(
     found = task.fitted(data, metrics)
     if not levels:
         return found
-    return dataclasses.replace(found, levels=levels, radius_VH=_radius(found.network, data, levels))
+    return _with_intervals(found, data, levels)
 
 
 def fit_baseline(model: str, data: WindowData, options: dict[str, Any], levels: tuple[float, ...]) -> Fitted:
@@ -181,17 +179,16 @@ def fit_baseline(model: str, data: WindowData, options: dict[str, Any], levels: 
     network = create_baseline(model, data.sizes, **options)
     network.fit(data)
     metrics = {f"val/{name}": value for name, value in evaluate(network, data, data.val).items()}
-    return Fitted(
+    found = Fitted(
         model,
         network.eval(),
         options,
         data.scaler,
         data.reading,
-        levels=levels,
-        radius_VH=_radius(network, data, levels) if levels else None,
         history=data.series_set.last(data.lookback),
         metrics=metrics,
     )
+    return _with_intervals(found, data, levels) if levels else found
 
 
 def _begin_with(task: ForecastTask, start: ForecastModel) -> None:
@@ -205,11 +202,15 @@ def _begin_with(task: ForecastTask, start: ForecastModel) -> None:
 
 
 @torch.no_grad()
-def _radius(network: ForecastModel, data: WindowData, levels: Sequence[float]) -> Tensor:
-    errors, seen = [], []
+def _with_intervals(found: Fitted, data: WindowData, levels: tuple[float, ...]) -> Fitted:
+    errors, seen, series = [], [], []
     windows = data.val.keep_on(None)
     for numbers in torch.arange(len(windows)).split(data.eval_batch_size):
         batch = windows.batch(numbers)
-        errors.append((batch["future_y"] - network(batch))[..., 0])
+        errors.append((batch["future_y"] - found.network(batch))[..., 0])
         seen.append(batch["future_observed"][..., 0])
-    return conformal_radius(torch.cat(errors), torch.cat(seen), levels)
+        series.append(batch["series"])
+    error_BH, seen_BH, series_B = torch.cat(errors), torch.cat(seen), torch.cat(series)
+    reach_S = relative_reach(error_BH, seen_BH, series_B, len(data.series_set))
+    radius_VH = conformal_radius(error_BH / reach_S[series_B, None], seen_BH, levels)
+    return dataclasses.replace(found, levels=levels, radius_VH=radius_VH, reach_S=reach_S)

@@ -1,6 +1,6 @@
 """Prediction intervals: levels, the quantiles that bound them, and intervals from the errors of a validation part.
 
-Dimensions in names: B batch (windows), H horizon, V levels, Q quantiles.
+Dimensions in names: B batch (windows), S series, H horizon, V levels, Q quantiles.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor
 from mamba_apps.errors import UserError
 
 _ENOUGH = 30
+# Windows of other errors that stand beside a series' own: fewer make narrow what one quiet stretch was easy for.
+_BORROWED = 4
 
 
 def checked_levels(levels: Sequence[float]) -> tuple[float, ...]:
@@ -93,7 +95,35 @@ def conformal_radius(error_BH: Tensor, seen_BH: Tensor, levels: Sequence[float])
     return torch.stack(rows)
 
 
-def around(point_BH: Tensor, radius_VH: Tensor) -> Tensor:
-    """Return point forecasts with intervals around them (B, H, 1 + 2V), in the order of ``level_names``."""
-    sides = [side for radius_H in radius_VH for side in (point_BH - radius_H, point_BH + radius_H)]
+def relative_reach(error_BH: Tensor, seen_BH: Tensor, series_B: Tensor, count: int) -> Tensor:
+    """Return how large the absolute errors of each series are beside those of all (S,).
+
+    A series of few errors is taken to be more like the others: each gets as many of theirs as four windows have.
+
+    Args:
+        error_BH: Errors of the validation windows.
+        seen_BH: bool, whether the target was observed.
+        series_B: The series of each window.
+        count: How many series there are (S).
+    """
+    each_B2 = torch.stack([error_BH.abs().masked_fill(~seen_BH, 0.0).sum(1), seen_BH.sum(1).to(error_BH)], dim=1)
+    sum_S, seen_S = error_BH.new_zeros(count, 2).index_add_(0, series_B, each_B2).unbind(1)
+    mean, borrowed = sum_S.sum() / seen_S.sum(), _BORROWED * error_BH.shape[1]
+    if not mean > 0:
+        return torch.ones_like(sum_S)
+    return (sum_S / mean + borrowed) / (seen_S + borrowed)
+
+
+def around(point_BH: Tensor, radius_VH: Tensor, reach_B: Tensor) -> Tensor:
+    """Return point forecasts with intervals around them (B, H, 1 + 2V), in the order of ``level_names``.
+
+    Args:
+        point_BH: The forecasts.
+        radius_VH: How far each level's interval reaches.
+        reach_B: What of it each forecast's do.
+    """
+    reach_B1 = reach_B[:, None]
+    sides = [
+        side for radius_H in radius_VH for side in (point_BH - reach_B1 * radius_H, point_BH + reach_B1 * radius_H)
+    ]
     return torch.stack([point_BH, *sides], dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mamba_datasets.series import Scaler, SeriesSet
 TASK, DOMAIN = "forecasting", "series"
 FORMAT_VERSION = 1
 _HISTORY = "history."
-_RADIUS = "radius_VH"
+_RADIUS, _REACH = "radius_VH", "reach_S"
 _NETWORK = "network."
 
 
@@ -37,7 +37,8 @@ class Fitted:
         scaler: The scales of the training part.
         reading: How new data is read.
         levels: The intervals' levels.
-        radius_VH: For a baseline with levels, how far its intervals reach at each step, on the scaled values.
+        radius_VH: For conformal intervals, how far they reach at each step, on the scaled values.
+        reach_S: What of it those of each series do; None for all alike.
         history: Where the data ended, the last ``memory`` steps of each series; None if it was not kept.
         metrics: Scores on the validation part.
         alias: The name of the forecast's column; None for the model's.
@@ -53,6 +54,7 @@ class Fitted:
     reading: Reading
     levels: tuple[float, ...] = ()
     radius_VH: Tensor | None = None
+    reach_S: Tensor | None = None
     history: SeriesSet | None = None
     metrics: Mapping[str, float] | None = None
     alias: str | None = None
@@ -75,6 +77,11 @@ class Fitted:
         """Where it computes."""
         tensors = itertools.chain(self.network.parameters(), self.network.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def reaches(self, ids: Sequence[str]) -> Tensor:
+        """Return what of the radius the intervals of some series reach."""
+        rows = torch.from_numpy(self.scaler.positions(ids))
+        return torch.ones(len(rows)) if self.reach_S is None else self.reach_S[rows]
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -132,8 +139,9 @@ class Fitted:
             UserError: The folder cannot be written or the disk is full.
         """
         card, bundle = self.card(), _Bundle(self.network)
-        if self.radius_VH is not None:
-            bundle.register_buffer(_RADIUS, self.radius_VH)
+        for name, value in ((_RADIUS, self.radius_VH), (_REACH, self.reach_S)):
+            if value is not None:
+                bundle.register_buffer(name, value)
         if self.history is not None:
             tensors, card.preprocessing["history"] = history_state(self.history)
             bundle.history = _Tensors(tensors)
@@ -171,6 +179,7 @@ def load_fitted(directory: str | Path) -> Fitted:
             reading=Reading(settings["columns"], settings["missing"], settings["season"], settings.get("tz")),
             levels=tuple(settings["levels"]),
             radius_VH=weights.get(_RADIUS),
+            reach_S=weights.get(_REACH),
             history=history,
             metrics=card.metrics,
             alias=settings["alias"],

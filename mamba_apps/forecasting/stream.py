@@ -119,7 +119,8 @@ class SeriesStream:
         known_HF = self._scaled(np.concatenate([known_HF, self._clock.features], axis=1), self._columns.n_past)
         with torch.inference_mode():
             future_BHF = torch.from_numpy(known_HF)[None].to(self._device)
-            values = with_levels(self._fitted, self._fitted.network.forecast(self._state, future_BHF)).cpu()
+            forecast = self._fitted.network.forecast(self._state, future_BHF)
+            values = with_levels(self._fitted, forecast, self._fitted.reaches(self._scaler.ids)).cpu()
         values_BHV = self._scaler.inverse_y(values, torch.zeros(1, dtype=torch.int64)).double().numpy()
         values_HV = corrected(values_BHV, self._offset_BV)[0]
         names = level_names(self._fitted.levels, self._fitted.name)

@@ -21,6 +21,7 @@ from mamba_apps.forecasting.intervals import (
     level_names,
     level_quantiles,
     quantile_levels,
+    relative_reach,
 )
 from mamba_apps.forecasting.losses import MaskedErrors, MaskedLoss, point_forecast
 from mamba_apps.forecasting.models import Sizes
@@ -214,9 +215,21 @@ def test_conformal_intervals_cover_as_often_as_they_say() -> None:
     fresh = torch.randn(20_000, 3, generator=g) * scale_H
     covered = (fresh.abs()[None] <= radius[:, None]).float().mean(1)
     torch.testing.assert_close(covered, torch.tensor([[0.5] * 3, [0.9] * 3]), rtol=0, atol=0.06)
-    intervals = around(torch.zeros(2, 3), radius)
+    intervals = around(torch.zeros(2, 3), radius, torch.tensor([1.0, 0.5]))
     assert intervals.shape == (2, 3, 5)
     assert (intervals[..., 3] <= intervals[..., 1]).all()
+    torch.testing.assert_close(intervals[1], 0.5 * intervals[0])
+
+
+def test_intervals_reach_as_far_as_a_series_errors_do() -> None:
+    error_BH = torch.tensor([[1.0, -1.0], [1.0, torch.nan], [3.0, 3.0]])
+    seen_BH = ~error_BH.isnan()
+    # The mean error is 9 / 5, and eight such stand beside the own.
+    expected = torch.tensor([(3 / 1.8 + 8) / 11, (6 / 1.8 + 8) / 10, 1.0])
+    series_B = torch.tensor([0, 0, 1])
+    torch.testing.assert_close(relative_reach(error_BH, seen_BH, series_B, 3), expected)
+    assert relative_reach(error_BH[:1], seen_BH[:1], series_B[:1], 1).tolist() == [1.0]
+    assert relative_reach(torch.zeros(3, 2), seen_BH, series_B, 2).tolist() == [1.0, 1.0]
 
 
 def test_conformal_intervals_pool_few_errors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -305,6 +306,29 @@ def test_conformal_intervals_of_a_learned_model(tmp_path: Path) -> None:
     assert loaded.conformal
     with pytest.raises(UserError, match="choose quantile or conformal"):
         make(intervals="bayes")
+
+
+def test_conformal_intervals_are_narrow_where_a_series_is_forecast_well(tmp_path: Path) -> None:
+    frame = daily((600, 600))
+    loud = np.random.default_rng(1).normal(0, 3, 600)
+    frame.loc[frame.unique_id == "s1", "y"] += loud
+    forecaster = make("ridge", levels=[80], lookback=14, val_steps=150).fit(frame)
+    got = forecaster.predict()
+    widths = (got["ridge-hi-80"] - got["ridge-lo-80"]).groupby(got["unique_id"]).mean()
+    assert widths["s1"] > 5 * widths["s0"]
+    crossed = forecaster.cross_validation(frame, n_windows=30, step_size=7)
+    inside = crossed["y"].between(crossed["ridge-lo-80"], crossed["ridge-hi-80"])
+    assert inside.groupby(crossed["unique_id"]).mean().between(0.65, 0.92).all()
+    stream = forecaster.stream("s1").forecast()
+    np.testing.assert_allclose(stream["ridge-hi-80"], got["ridge-hi-80"][got.unique_id == "s1"], rtol=1e-5)
+    assert Forecaster.load(forecaster.save(tmp_path / "new")).predict().equals(got)
+    # As saved before series had reaches of their own.
+    before = dataclasses.replace(forecaster._known(), reach_S=None)
+    before.save(tmp_path / "old")
+    old = Forecaster.load(tmp_path / "old").predict()
+    ratio = (old["ridge-hi-80"] - old["ridge"]) / (got["ridge-hi-80"] - got["ridge"])
+    assert (ratio[old.unique_id == "s0"] > 1).all()
+    assert old["ridge"].equals(got["ridge"])
 
 
 def test_cross_validation_forecasts_from_every_cut_what_a_fit_before_it_would() -> None:

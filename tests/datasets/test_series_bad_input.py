@@ -216,7 +216,7 @@ FRAMES: dict[str, tuple[pd.DataFrame, dict[str, Any], tuple[str, str, str]]] = {
     ),
     "missing column": (hourly().rename(columns={"y": "Y "}), {}, ("columns", "no column 'y'", "did you mean 'Y '?")),
     "missing columns": (hourly(), {"past": ["heat"]}, ("columns", "no column 'heat'", "'unique_id', 'ds', 'y'")),
-    "missing id column by name": (hourly(), {"id_col": "shop"}, ("columns", "no column 'shop'", "there is")),
+    "missing id column by name": (hourly(), {"id_col": "shop"}, ("columns", "no column 'shop'", "choose one of 'unique_id'")),
     "column twice": (pd.concat([hourly(), hourly()[["y"]]], axis=1), {}, ("columns", "2 columns", "rename")),
     "column in two roles": (hourly(p=1.0), {"past": ["p"], "future": ["p"]}, ("columns", "two roles", "once")),
     "no rows": (hourly().iloc[:0], {}, ("rows", "at least one row", "add")),

@@ -147,7 +147,7 @@ class Scaler:
         Raises:
             DataError: An id is unknown.
         """
-        rows = self._positions(series)
+        rows = self.positions(series)
         mean, scale = self.y_mean[rows], self.y_scale[rows]
         shape = (-1,) + (1,) * (values.ndim - 1)
         if isinstance(values, np.ndarray):
@@ -163,7 +163,16 @@ class Scaler:
         Returns:
             float64, one a series asked for.
         """
-        return self.y_scale[self._positions(series)]
+        return self.y_scale[self.positions(series)]
+
+    def positions(self, series: Any) -> np.ndarray:
+        """Return where series stand in `ids`: they are given by their ids, or by just that.
+
+        Raises:
+            DataError: An id is unknown.
+        """
+        values = np.asarray(series.cpu() if hasattr(series, "cpu") else series)
+        return self._rows(values.ravel().tolist(), "scaler") if values.dtype.kind in "UO" else values.ravel()
 
     def select(self, ids: Sequence[str | int]) -> Scaler:
         """Return the scaler of some series, in the order asked for, for a set that holds only those."""
@@ -212,10 +221,6 @@ class Scaler:
         shape = (len(arrays["ids"]), len(arrays["x_names"]))
         arrays["x_mean"], arrays["x_scale"] = (arrays[name].reshape(shape) for name in ("x_mean", "x_scale"))
         return cls(**arrays)
-
-    def _positions(self, series: Any) -> np.ndarray:
-        values = np.asarray(series.cpu() if hasattr(series, "cpu") else series)
-        return self._rows(values.ravel().tolist(), "scaler") if values.dtype.kind in "UO" else values.ravel()
 
     def _rows(self, ids: Sequence[str], source: str) -> np.ndarray:
         where = {name: number for number, name in enumerate(self.ids)}
