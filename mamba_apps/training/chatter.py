@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 
-# Each is chatter about a choice that `make_trainer` made on purpose; the message is matched from its beginning.
+# Each is chatter about a choice that `make_trainer` or a recipe made on purpose; the message is matched from its beginning.
 _CHATTER = (
     r"The '\w+' does not have many workers which may be a bottleneck",
     r"Consider setting `persistent_workers=True` in",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r"GPU available but not used",
+    r"This DataLoader will create \d+ worker processes in total",
     r"Total length of `\w+` across ranks is zero",
     r"The `srun` command is available on your system but is not used",
 )
