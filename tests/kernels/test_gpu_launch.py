@@ -110,6 +110,7 @@ def test_time_is_cut_where_that_was_fastest(
         (8, 2048, 2048, 16),  # Programs of all channels fill the GPU.
         (16, 512, 862, 32),  # Half of it: to find the exponentials twice costs more than the wait.
         (8, 1536, 513, 16),
+        (2, 40, 128, 16),  # Two launches more take longer than half of the positions.
     ],
 )
 def test_time_stays_whole_where_cutting_costs_more_than_waiting(shape: tuple[int, int, int, int]) -> None:

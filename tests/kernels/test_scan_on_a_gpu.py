@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs a GPU")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Sizes whose counts have no common divisor, so that 36 cases meet them in all combinations.
 STATES, CHANNELS = (1, 2, 5, 8, 16, 20, 32), (1, 3, 33, 96, 160)
-WHOLE, IN_PARTS = (1, 15, 47, 63), (65, 129, 500, 777)
+WHOLE, IN_PARTS = (1, 15, 47, 63), (195, 257, 500, 777)
 
 
 def hopper_case(case: int, states: int | None = None) -> tuple[Inputs, torch.dtype, dict[str, Any]]:

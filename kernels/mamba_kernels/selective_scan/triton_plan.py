@@ -23,9 +23,11 @@ FORWARD_WARPS = {1: 16, 2: 16, 4: 16, 8: 12, 16: 12, 32: 8}
 BACKWARD_WARPS = {1: 8, 2: 8, 4: 12, 8: 12, 16: 8, 32: 8}
 # Channels of a program of the kernels for one state.
 SINGLE_BLOCK = 32
-# Time is cut so that programs fill up to so many rounds of what runs at once; what a part costs beside its positions.
+# Time is cut so that programs fill up to so many rounds of what runs at once.
 ROUNDS = 6
+# In positions: what a part costs beside its own, and what the two kernels more cost by being launched.
 PART_COST = 16
+CUT_COST = 30
 # More states than a slice has are scanned slice by slice, where enough channels share B and C to fill the lanes.
 SLICE = 32
 SLICED_CHANNELS = 8
@@ -175,7 +177,8 @@ def _parts(shape: Shape, block: int, warps: int, backward: bool) -> int:
         busy = ceil_divide(rest * warps, shape.processors * SCHEDULERS)
         rounds = full + (costs.wait + busy) / (costs.wait + resident / SCHEDULERS) * (rest > 0)
         rounds *= 1 + costs.tail / math.ceil(rounds)
-        return rounds * (length + PART_COST) * (1 + costs.ends * (parts > 1))
+        whole = rounds * (length + PART_COST)
+        return whole if parts == 1 else whole * (1 + costs.ends) + CUT_COST
 
     return min((1, *(max(1, rounds * at_once // programs) for rounds in range(1, ROUNDS + 1))), key=cost)
 
