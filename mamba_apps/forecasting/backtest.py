@@ -86,7 +86,7 @@ def forecast_ahead(fitted: Fitted, past: SeriesSet, futr_df: FutureFrame) -> pd.
             f"{past.source}: series {past.ids[short[0]]!r} has fewer steps than the lookback of {sizes.lookback}",
             "pass a longer past, or fit with a shorter lookback",
         )
-    scaler = fitted.scaler.select(past.ids)
+    scaler = fitted.scaler.select(past.ids, past.source)
     ahead = past.last(sizes.lookback).extend_future(futr_df, sizes.horizon)
     windows = WindowDataset(scaler.transform(ahead), sizes.lookback, sizes.horizon, origins="last")
     values = forecast_windows(fitted, windows, scaler)
@@ -189,7 +189,7 @@ def forecasts_within(fitted: Fitted, part: SeriesSet, step_size: int, past: Seri
         One row a step: id, timestamp, "cutoff", the observed target and the forecasts, by series and then by cut.
     """
     sizes, columns = fitted.network.sizes, part.columns
-    scaler = fitted.scaler.select(part.ids)
+    scaler = fitted.scaler.select(part.ids, part.source)
     windows = WindowDataset(scaler.transform(part), sizes.lookback, sizes.horizon, stride=step_size)
     values_WHV = forecast_windows(fitted, windows, scaler)
     series, origin = windows.locate(np.arange(len(windows)))

@@ -54,10 +54,11 @@ def default_lookback(series_set: SeriesSet, horizon: int, val_steps: int, *, pad
     room = shortest - val_steps - horizon
     if room < 1:
         name = series_set.ids[int(series_set.lengths.argmin())]
+        fewer = ", hold fewer back (val_steps)" if val_steps > horizon else ""
         raise UserError(
             f"{series_set.source}: series {name!r} has {shortest} steps, too few to learn forecasts of {horizon} from "
             f"with {val_steps} held back",
-            "give a shorter horizon, hold fewer back (val_steps), or leave the series out",
+            f"give a shorter horizon{fewer}, or leave the series out",
         )
     room = int(np.median(series_set.lengths)) - val_steps - horizon if padded else room
     season, week = season_of(series_set), long_season_of(series_set)

@@ -22,13 +22,15 @@ def checked_levels(levels: Sequence[float]) -> tuple[float, ...]:
     """Return levels in increasing order.
 
     Raises:
-        UserError: If one is not a percentage between 0 and 100, or stands twice, or they are no sequence.
+        UserError: If one is not a percentage from 1 to 100, or stands twice, or they are no sequence.
     """
     if not isinstance(levels, Sequence):
         raise UserError(f"levels is {levels!r}", "give a list, such as [80, 95]")
     for level in levels:
         if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 100:
             raise UserError(f"level {level!r} is no percentage", "give levels between 0 and 100, such as 80 and 95")
+        if level < 1:
+            raise UserError(f"level {level!r} is less than one per cent", f"give {100 * level:g} for {100 * level:g} %")
     if len(set(levels)) != len(levels):
         raise UserError(f"levels {list(levels)} repeat one", "give each level once")
     return tuple(sorted(levels))

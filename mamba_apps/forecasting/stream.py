@@ -209,5 +209,6 @@ class _Columns:
                 raise DataError(_LABEL, where, expected, nearest(str(value), categories))
             return [float(str(value) == category) for category in categories]
         if isinstance(value, str) or value is None or not math.isfinite(value):
-            raise DataError(_LABEL, where, f"a finite number was expected for {name!r}, found {value!r}", "correct it")
+            remedy = f"pass {name}=" if value is None else "correct it"
+            raise DataError(_LABEL, where, f"a finite number was expected for {name!r}, found {value!r}", remedy)
         return [float(value)]

@@ -201,7 +201,7 @@ def test_levels_quantiles_and_names() -> None:
     assert from_quantiles(values, levels).tolist() == [2, 1, 3, 0, 4]
 
 
-@pytest.mark.parametrize("levels", [[0], [100], [80, 80], ["80"], [True], [-5]])
+@pytest.mark.parametrize("levels", [[0], [100], [80, 80], ["80"], [True], [-5], [0.8]])
 def test_levels_that_are_none_are_refused(levels: list[Any]) -> None:
     with pytest.raises(UserError, match="level"):
         checked_levels(levels)

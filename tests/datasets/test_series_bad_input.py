@@ -387,7 +387,7 @@ def test_path_is_refused(tmp_path: Path) -> None:
 
 
 def test_source_of_another_type_is_refused() -> None:
-    with pytest.raises(DataError, match=r"found builtins\.dict; convert it first"):
+    with pytest.raises(DataError, match=r"found builtins\.dict; make it a frame"):
         read_series({"y": [1]}, freq="D")  # type: ignore[arg-type]
 
 

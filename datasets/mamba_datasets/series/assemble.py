@@ -141,7 +141,11 @@ def grid_steps(
         anchor = f" counted from {one.index[0]}" if frequency.kind != "calendar" or off[0] > 0 else ""
         found = f"a step of {said}{anchor} was expected, found {one.index[off[0]]}"
         known = fits is not None and bool((fits.positions(one.index) >= 0).all())
-        remedy = f"the timestamps fit freq={fits}" if known else "correct the timestamps: they fit no frequency"
+        remedy = (
+            f"the timestamps fit freq={fits}"
+            if known
+            else "correct the timestamps, or round them: they fit no frequency"
+        )
         sink.add(one.place(table, int(off[0])), found, remedy)
         return None
     length = int(steps[-1]) + 1

@@ -102,7 +102,7 @@ def group_rows(
 def _report_unsorted(table: Table, one: SeriesRows, sink: Collector) -> None:
     back = int(np.flatnonzero(one.index[1:] < one.index[:-1])[0]) + 1
     found = f"rows in time order were expected, found {one.index[back]} after {one.index[back - 1]}"
-    remedy = "sort the rows by time, as read_series(sort=True) does"
+    remedy = "sort the rows by time, as frame.sort_values and read_series(sort=True) do"
     if table.id_col is None:
         remedy += f"; {_SEVERAL}"
     sink.add(one.place(table, back), found, remedy)

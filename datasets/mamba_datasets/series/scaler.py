@@ -174,9 +174,17 @@ class Scaler:
         values = np.asarray(series.cpu() if hasattr(series, "cpu") else series)
         return self._rows(values.ravel().tolist(), "scaler") if values.dtype.kind in "UO" else values.ravel()
 
-    def select(self, ids: Sequence[str | int]) -> Scaler:
-        """Return the scaler of some series, in the order asked for, for a set that holds only those."""
-        rows = self._rows([str(name) for name in ids], "scaler")
+    def select(self, ids: Sequence[str | int], source: str = "scaler") -> Scaler:
+        """Return the scaler of some series, in the order asked for, for a set that holds only those.
+
+        Args:
+            ids: Their ids.
+            source: Where they come from, for an error.
+
+        Raises:
+            DataError: An id is unknown.
+        """
+        rows = self._rows([str(name) for name in ids], source)
         return dataclasses.replace(
             self,
             ids=tuple(self.ids[row] for row in rows),
@@ -227,7 +235,9 @@ class Scaler:
         for name in ids:
             if name not in where:
                 found = f"a series of the training data was expected, found {name!r}"
-                raise DataError(source, "id", found, nearest(name, self.ids))
+                raise DataError(
+                    source, "id", found, f"leave it out, or learn from it as well; {nearest(name, self.ids)}"
+                )
         return np.array([where[name] for name in ids], dtype=np.int64)
 
 

@@ -87,7 +87,10 @@ def load_table(
     if not isinstance(source, (str, Path)):
         kind = f"{type(source).__module__}.{type(source).__name__}"
         found = f"a path or a pandas DataFrame was expected, found {kind}"
-        raise DataError("source", "argument", found, "convert it first, such as with to_pandas()")
+        remedy = "convert it first, with to_pandas()"
+        if not hasattr(source, "to_pandas"):
+            remedy = "make it a frame with a row a step and columns such as unique_id, ds, y"
+        raise DataError("source", "argument", found, remedy)
     path = Path(source)
     label, stem = str(source), path.name.split(".")[0] or "series"
     _check_path(path, label)
