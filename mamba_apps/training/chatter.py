@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-# Each is chatter about a choice that `make_trainer` or a recipe made on purpose; the message is matched from its beginning.
+# Each is chatter about a choice that `make_trainer` or a recipe made on purpose, matched from its beginning.
 _CHATTER = (
     r"The '\w+' does not have many workers which may be a bottleneck",
     r"Consider setting `persistent_workers=True` in",
