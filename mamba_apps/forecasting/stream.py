@@ -90,6 +90,8 @@ class SeriesStream:
             DataError: The observation cannot be used; the stream is as it was.
         """
         missing = self._fitted.reading.missing
+        if isinstance(y, str):
+            raise self._refused(f"a number was expected as the target, found {y!r}", "pass a number, or None")
         passed = 0 if ds is None else self._passed(ds)
         seen = y is not None and not math.isnan(y)
         if y is not None and math.isinf(y):

@@ -133,6 +133,7 @@ def test_observations_that_cannot_be_used_leave_the_stream_as_it_was() -> None:
         (lambda: stream.observe(None, **good), "there is no target"),
         (lambda: stream.observe(float("nan"), **good), "there is no target"),
         (lambda: stream.observe(float("inf"), **good), "infinite"),
+        (lambda: stream.observe("1.0", **good), "found '1.0'"),
         (lambda: stream.observe(1.0, "2021-06-13", **good), "2 steps are missing"),
         (lambda: stream.observe(1.0, "2021-06-01", **good), "from 2021-06-11 00:00:00 on"),
         (lambda: stream.observe(1.0, "2021-06-11 07:00", **good), "from 2021-06-11 00:00:00 on"),
