@@ -5,8 +5,9 @@ Importing this package loads nothing heavy: its public names are resolved when t
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_apps.forecasting.baselines import BASELINES, BaselineCandidate, create_baseline
@@ -31,26 +32,19 @@ __all__ = [
     "create_baseline",
 ]
 
-_HOMES = {
-    "Forecaster": "forecaster",
-    "SeriesStream": "stream",
-    "forecast_scores": "scores",
-    "capabilities": "capability",
-    "capability_table": "capability",
-    "ForecastTask": "task",
-    "SeriesData": "data",
-    "WindowData": "data",
-    "BASELINES": "baselines",
-    "BaselineCandidate": "baselines",
-    "create_baseline": "baselines",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "Forecaster": "forecaster",
+        "SeriesStream": "stream",
+        "forecast_scores": "scores",
+        "capabilities": "capability",
+        "capability_table": "capability",
+        "ForecastTask": "task",
+        "SeriesData": "data",
+        "WindowData": "data",
+        "BASELINES": "baselines",
+        "BaselineCandidate": "baselines",
+        "create_baseline": "baselines",
+    },
+)

@@ -5,8 +5,9 @@ Importing this package loads nothing: its public names are resolved when they ar
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_apps.medical.checkpoint import adapt_umamba, load_umamba
@@ -27,23 +28,16 @@ __all__ = [
     "load_umamba",
 ]
 
-_HOMES = {
-    "build_network": "zoo",
-    "network_names": "zoo",
-    "UMamba": "umamba",
-    "MambaLayer": "mamba_layer",
-    "ResidualUNet": "residual_unet",
-    "PlainUNet": "plain_unet",
-    "adapt_umamba": "checkpoint",
-    "load_umamba": "checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "build_network": "zoo",
+        "network_names": "zoo",
+        "UMamba": "umamba",
+        "MambaLayer": "mamba_layer",
+        "ResidualUNet": "residual_unet",
+        "PlainUNet": "plain_unet",
+        "adapt_umamba": "checkpoint",
+        "load_umamba": "checkpoint",
+    },
+)

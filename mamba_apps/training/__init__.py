@@ -5,8 +5,9 @@ Nothing here imports torch or Lightning before it is used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_apps.training.chatter import quiet
@@ -34,29 +35,22 @@ __all__ = [
     "load_weights",
 ]
 
-_HOMES = {
-    "make_trainer": "trainer",
-    "resume_path": "checkpoint",
-    "seed_everything": "seeding",
-    "ResumableLoader": "loader",
-    "ResumableSampler": "loader",
-    "quiet": "chatter",
-    "AtomicCheckpointIO": "checkpoint",
-    "NonFiniteGuard": "guard",
-    "NonFiniteLossError": "guard",
-    "ModelCard": "saved",
-    "save_model": "saved",
-    "saved_folder": "saved",
-    "load_card": "saved",
-    "load_weights": "saved",
-}
-
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "make_trainer": "trainer",
+        "resume_path": "checkpoint",
+        "seed_everything": "seeding",
+        "ResumableLoader": "loader",
+        "ResumableSampler": "loader",
+        "quiet": "chatter",
+        "AtomicCheckpointIO": "checkpoint",
+        "NonFiniteGuard": "guard",
+        "NonFiniteLossError": "guard",
+        "ModelCard": "saved",
+        "save_model": "saved",
+        "saved_folder": "saved",
+        "load_card": "saved",
+        "load_weights": "saved",
+    },
+)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mamba_datasets.audio.read import AudioFile, read_audio
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_datasets.audio.clips import Clip, ClipSet
@@ -39,25 +39,21 @@ __all__ = [
 ]
 
 # What needs torch is imported when it is asked for, so that checking a folder does not wait for it.
-_LAZY = {
-    "resample": "resampling",
-    "Clip": "clips",
-    "Place": "places",
-    "ClipSet": "clips",
-    "open_clips": "layouts.known",
-    "AudioFolder": "folder",
-    "AudioTable": "table",
-    "speech_commands": "layouts.speech_commands",
-    "esc50": "layouts.esc50",
-    "fsdd": "layouts.fsdd",
-    "audioset_segments": "layouts.audioset",
-    "make_folds": "folds",
-    "hold_back": "folds",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name from its module."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "resample": "resampling",
+        "Clip": "clips",
+        "Place": "places",
+        "ClipSet": "clips",
+        "open_clips": "layouts.known",
+        "AudioFolder": "folder",
+        "AudioTable": "table",
+        "speech_commands": "layouts.speech_commands",
+        "esc50": "layouts.esc50",
+        "fsdd": "layouts.fsdd",
+        "audioset_segments": "layouts.audioset",
+        "make_folds": "folds",
+        "hold_back": "folds",
+    },
+)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mamba_datasets.images.read import read_image
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_datasets.images.folder import ImageFolder
@@ -24,18 +24,14 @@ __all__ = [
 ]
 
 # What needs torch or litdata is imported when it is asked for, so that checking a folder does not wait for it.
-_LAZY = {
-    "ImageFolder": "folder",
-    "ImagePairs": "pairs",
-    "read_mask": "masks",
-    "optimize_folder": "streaming",
-    "StreamingImages": "streaming",
-    "StreamingLoader": "streaming",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name from its module."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "ImageFolder": "folder",
+        "ImagePairs": "pairs",
+        "read_mask": "masks",
+        "optimize_folder": "streaming",
+        "StreamingImages": "streaming",
+        "StreamingLoader": "streaming",
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_datasets.volumes.cache import CachedCase, Prepared, preprocess
@@ -25,33 +26,36 @@ if TYPE_CHECKING:
     from mamba_datasets.volumes.volume import Volume
 
 # imported when asked for: readers need nibabel and scipy, which are extras
-_HOME = {
-    "CachedCase": "cache",
-    "Case": "raw",
-    "Fingerprint": "fingerprints",
-    "Geometry": "prepare",
-    "NetworkPlan": "plan",
-    "Normalisation": "plan",
-    "Plan": "plan",
-    "Prepared": "cache",
-    "PreparedCase": "prepare",
-    "RawDataset": "raw",
-    "Resampling": "plan",
-    "Volume": "volume",
-    "fingerprint": "fingerprints",
-    "folds": "splits",
-    "make_plan": "planning",
-    "prepare_case": "prepare",
-    "preprocess": "cache",
-    "read_case": "read",
-    "read_label": "read",
-    "read_volume": "read",
-    "restore_case": "prepare",
-    "restore_probabilities": "prepare",
-    "sample_patch": "patches",
-    "write_mask": "read",
-    "write_synthetic": "synthetic",
-}
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "CachedCase": "cache",
+        "Case": "raw",
+        "Fingerprint": "fingerprints",
+        "Geometry": "prepare",
+        "NetworkPlan": "plan",
+        "Normalisation": "plan",
+        "Plan": "plan",
+        "Prepared": "cache",
+        "PreparedCase": "prepare",
+        "RawDataset": "raw",
+        "Resampling": "plan",
+        "Volume": "volume",
+        "fingerprint": "fingerprints",
+        "folds": "splits",
+        "make_plan": "planning",
+        "prepare_case": "prepare",
+        "preprocess": "cache",
+        "read_case": "read",
+        "read_label": "read",
+        "read_volume": "read",
+        "restore_case": "prepare",
+        "restore_probabilities": "prepare",
+        "sample_patch": "patches",
+        "write_mask": "read",
+        "write_synthetic": "synthetic",
+    },
+)
 
 __all__ = [
     "RawDataset",
@@ -80,10 +84,3 @@ __all__ = [
     "sample_patch",
     "write_synthetic",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name from its module."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

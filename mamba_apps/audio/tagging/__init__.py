@@ -5,8 +5,9 @@ Importing this package loads nothing of its own: its public names are resolved w
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_apps.audio.tagging.data import AudioData
@@ -17,22 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["AudioTagger", "Tags", "BadSoundsError", "LiveTagger", "Timeline", "AudioTask", "AudioData"]
 
-_HOMES = {
-    "AudioTagger": "tagger",
-    "Tags": "tagger",
-    "BadSoundsError": "tagger",
-    "LiveTagger": "live",
-    "Timeline": "timeline",
-    "AudioTask": "task",
-    "AudioData": "data",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "AudioTagger": "tagger",
+        "Tags": "tagger",
+        "BadSoundsError": "tagger",
+        "LiveTagger": "live",
+        "Timeline": "timeline",
+        "AudioTask": "task",
+        "AudioData": "data",
+    },
+)

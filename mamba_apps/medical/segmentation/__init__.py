@@ -5,8 +5,9 @@ Importing this package loads nothing: its public names are resolved when they ar
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_apps.medical.segmentation.data import VolumeData
@@ -15,14 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Segmenter", "VolumeSegmentationTask", "VolumeData"]
 
-_HOMES = {"Segmenter": "segmenter", "VolumeSegmentationTask": "task", "VolumeData": "data"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__, {"Segmenter": "segmenter", "VolumeSegmentationTask": "task", "VolumeData": "data"}
+)

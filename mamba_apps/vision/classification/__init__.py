@@ -5,8 +5,9 @@ Importing this package loads nothing of its own: its public names are resolved w
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_apps.vision.classification.classifier import BadImagesError, ImageClassifier, Prediction
@@ -25,22 +26,15 @@ __all__ = [
     "StreamedImageData",
 ]
 
-_HOMES = {
-    "ImageClassifier": "classifier",
-    "Prediction": "classifier",
-    "BadImagesError": "classifier",
-    "ClassificationTask": "task",
-    "ImageData": "data",
-    "SmallImageData": "small",
-    "StreamedImageData": "streamed",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "ImageClassifier": "classifier",
+        "Prediction": "classifier",
+        "BadImagesError": "classifier",
+        "ClassificationTask": "task",
+        "ImageData": "data",
+        "SmallImageData": "small",
+        "StreamedImageData": "streamed",
+    },
+)

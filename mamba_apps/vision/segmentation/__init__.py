@@ -5,8 +5,9 @@ Importing this package loads nothing beyond the image backbones: its public name
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     from mamba_apps.vision.segmentation.data import SegmentationData
@@ -17,20 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageSegmenter", "SegmentationTask", "SegmentationData", "Segmenter", "UPerNetHead"]
 
-_HOMES = {
-    "ImageSegmenter": "segmenter",
-    "SegmentationTask": "task",
-    "SegmentationData": "data",
-    "Segmenter": "network",
-    "UPerNetHead": "upernet",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "ImageSegmenter": "segmenter",
+        "SegmentationTask": "task",
+        "SegmentationData": "data",
+        "Segmenter": "network",
+        "UPerNetHead": "upernet",
+    },
+)
