@@ -219,7 +219,9 @@ def _compare(value: Any, path: Path) -> CompareBlock:
         known = {"family", "twin", "overrides", "class_path", "init_args"}
         unknown = set(entry) - known
         if unknown:
-            raise UserError(f"{path}: {where}: unknown key {sorted(unknown)[0]!r}", nearest(sorted(unknown)[0], sorted(known)))
+            raise UserError(
+                f"{path}: {where}: unknown key {sorted(unknown)[0]!r}", nearest(sorted(unknown)[0], sorted(known))
+            )
         if entry.get("family", "other") not in FAMILIES:
             raise UserError(f"{path}: {where}.family: unknown {entry['family']!r}", nearest(entry["family"], FAMILIES))
         candidates.append(CandidateSpec(name=name, **entry))

@@ -246,6 +246,7 @@ def test_memory_is_what_the_candidate_took(
         (["--log", "/proc/none/log.txt"], "cannot write to the folder of --log /proc/none"),
         (["--out", "toy.yaml/report.html"], "toy.yaml"),
         (["--out", "/proc/none/report.html"], "cannot write to the folder of --out /proc/none"),
+        (["--out", "new/report.pdf"], "--out new/report.pdf: it is written as HTML; let it end in .html"),
         (["--out", "./toy.yaml"], "--out toy.yaml would overwrite what is read"),
         (["--log", "report.html"], "--log report.html would overwrite what is read"),
         (["--modle.lr", "1"], "unknown setting 'modle.lr'"),
@@ -335,4 +336,4 @@ def test_the_machinery_of_comparisons_knows_no_domain() -> None:
     assert len(sources) > 10
     for path in sources:
         found = re.findall(r"mamba_(?:apps|datasets)\.(\w+)", path.read_text(encoding="utf-8"))
-        assert set(found) <= {"errors", "training"}, path
+        assert set(found) <= {"errors", "report", "training"}, path
