@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import BinaryIO
 
 from mamba_datasets.errors import DataError
 
+_PARTLY = re.compile(r"\d+ requested and \d+ written")
 FULL_DISK = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -58,6 +60,7 @@ def sync_folder(folder: Path) -> None:
 def storage_error(path: Path, error: OSError) -> DataError:
     """Say in one line what the operating system refused, and the remedy."""
     remedy = "check the folder and its permissions, or choose another"
-    if error.errno in FULL_DISK:
+    # NumPy says how much it could write, and not why it was not all
+    if error.errno in FULL_DISK or (error.errno is None and _PARTLY.search(str(error))):
         remedy = "free space on the disk or in your quota, or choose another folder"
     return DataError(path, "file", f"cannot be written: {error.strerror or error}", remedy)

@@ -27,7 +27,7 @@ except ImportError:  # Windows has no fcntl; there an open file cannot be delete
     fcntl = None  # type: ignore[assignment]
 
 _STALE_NAME = re.compile(r"^\..+\.part$")
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
 
 
 def storage_error(action: str, path: Path, error: OSError) -> UserError:
@@ -45,6 +45,8 @@ def storage_error(action: str, path: Path, error: OSError) -> UserError:
     message = f"cannot {action} {path}: {reason}"
     if error.errno in FULL_DISK:
         return UserError(message, f"free space on the disk or the quota of {path.parent}, or choose another folder")
+    if error.errno == errno.EROFS:
+        return UserError(message, "choose another folder")
     if error.errno in _FORBIDDEN:
         return UserError(message, f"give yourself write permission on {path.parent} or choose another folder")
     if error.errno in {errno.ENOTDIR, errno.EEXIST}:
@@ -68,6 +70,23 @@ def make_directory(path: Path, purpose: str) -> None:
             pass
     except OSError as error:
         raise storage_error(f"write to the {purpose}", path, error) from None
+
+
+def check_directory(path: Path, purpose: str) -> None:
+    """Refuse a folder that could not be created or written to, before the work that it is for; it is not left there.
+
+    Args:
+        path: As for `make_directory`.
+        purpose: As for `make_directory`.
+
+    Raises:
+        UserError: It cannot be created or written to.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_directory(path, purpose)
+    with contextlib.suppress(OSError):  # somebody else has put something there
+        for folder in made:
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from mamba_apps.errors import UserError
-from mamba_apps.training.files import folder_to_fill
+from mamba_apps.training.files import check_directory, folder_to_fill, storage_error
+from mamba_datasets import files
 
 
 def work(folder: Path, *files: Path, error: type[BaseException] | None = ValueError) -> None:
@@ -44,3 +46,24 @@ def test_a_file_in_its_place_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write to the folder of masks"):
         work(tmp_path / "file" / "masks")
     assert (tmp_path / "file").is_file()
+
+
+def test_a_folder_is_checked_and_not_left(tmp_path: Path) -> None:
+    check_directory(tmp_path / "a" / "b", "folder of scores")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    check_directory(tmp_path / "old", "folder of scores")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to the folder of scores"):
+        check_directory(tmp_path / "file" / "scores", "folder of scores")
+    assert {path.name for path in tmp_path.iterdir()} == {"old", "file"}
+
+
+def test_permissions_are_not_asked_for_where_nobody_may_write() -> None:
+    refused = OSError(errno.EROFS, "Read-only file system")
+    assert storage_error("write", Path("disk/run"), refused).remedy == "choose another folder"
+
+
+def test_an_array_that_was_written_in_part_filled_the_disk() -> None:
+    refused = OSError("78000 requested and 19424 written")
+    assert files.storage_error(Path("disk/case"), refused).remedy.startswith("free space on the disk")

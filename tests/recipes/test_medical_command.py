@@ -200,6 +200,35 @@ def test_training_stops_at_a_broken_case(ellipsoids: Path, here: Path, capsys: p
     assert "labelsTr has no case_tr_003.nii.gz" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_folder_that_scores_cannot_go_to_is_refused_before_a_case_is_segmented(
+    run: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(VolumeSegmentationTask, "test_step", lambda *_: pytest.fail("a case was segmented"))
+    Path("taken").touch()
+    assert main(["test", str(run), "--model.scores", "taken"]) == 2
+    assert "cannot write to the folder of scores taken/" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_for_prepared_cases_is_asked_for(
+    ellipsoids: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").touch()
+    for plan in ([], ["--data.plan", str(ellipsoids / "tiny.json")]):
+        words = ["--data.root", str(ellipsoids), "--data.cache", "taken/cache", "--trainer.max_steps", "1", *plan]
+        assert main(["fit", "umamba_enc_3d", *words, *ON_CPU, "--out", "run"]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "taken/cache: folder of prepared cases: cannot be written: Not a directory; " in last
+        assert last.endswith("or choose another: --data.cache DIR")
+        assert not Path("run").exists()
+
+
+def test_a_recipe_without_its_volumes_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("umamba_enc_3d", "umamba_bot_2d"):
+        assert main(["fit", name]) == 2
+        assert "name their folder: --data.root DIR" in capsys.readouterr().err
+    assert list(here.iterdir()) == []
+
+
 def test_other_data_than_it_was_trained_on_is_refused(
     run: Path, ellipsoids: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

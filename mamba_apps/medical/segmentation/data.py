@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from mamba_apps.medical.segmentation.patches import Patches
 from mamba_apps.medical.segmentation.saving import load_plan
 from mamba_apps.training import ResumableLoader
 from mamba_apps.training.cores import usable_cores
+from mamba_datasets.errors import DataError
 from mamba_datasets.volumes import Plan, Prepared, RawDataset, Volume, folds, preprocess
 from mamba_datasets.volumes.fingerprints import fingerprint
 from mamba_datasets.volumes.json_files import read_json
@@ -57,7 +60,7 @@ class VolumeData(pl.LightningDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
         *,
         fold: int | None = 0,
         folds: int = 5,
@@ -90,7 +93,7 @@ class VolumeData(pl.LightningDataModule):
             raise UserError(f"workers is {workers}", "give 0 or more")
         self.root, self.fold, self.folds, self.leave_out = root, fold, folds, leave_out
         self.plan_path, self.configuration, self.dim, self.memory_gib = plan, configuration, dim, memory_gib
-        self.cache = Path(root, CACHE) if cache is None else Path(cache)
+        self.cache = Path(root or ".", CACHE) if cache is None else Path(cache)
         self._batch_size, self.steps, self.foreground = batch_size, steps, foreground
         self.augment, self.mirror = augment, mirror
         self.workers = min(usable_cores(), _MOST_WORKERS) if workers is None else workers
@@ -98,18 +101,24 @@ class VolumeData(pl.LightningDataModule):
     @cached_property
     def dataset(self) -> RawDataset:
         """The files."""
+        if self.root is None:
+            named = "name their folder: --data.root DIR, in nnU-Net's raw layout"
+            raise DataError("data.root", "folder", "there are no volumes yet", named)
         return RawDataset(self.root, leave_out=self.leave_out)
 
     @cached_property
     def plan(self) -> Plan:
         """How volumes are prepared and what the network looks like."""
         if self.plan_path is None:
-            return make_plan(fingerprint(self.dataset, self.cache), self.memory_gib, self.dim)
+            dataset = self.dataset
+            with self._caching():
+                found = fingerprint(dataset, self.cache)
+            return make_plan(found, self.memory_gib, self.dim)
         path = Path(self.plan_path)
         if path.is_dir():
             plan = load_plan(path)
         elif "configurations" in read_json(path, "give a plan that was written here, or nnU-Net v2's plans.json"):
-            plan = Plan.from_nnunet(path, self.configuration, Path(self.root, "dataset.json"))
+            plan = Plan.from_nnunet(path, self.configuration, Path(self.root or ".", "dataset.json"))
         else:
             plan = Plan.from_json(path)
         for what, planned, found in (
@@ -130,7 +139,20 @@ class VolumeData(pl.LightningDataModule):
     @cached_property
     def prepared(self) -> Prepared:
         """All cases as the network takes them; each is prepared once."""
-        return preprocess(self.dataset, self.plan, self.cache)
+        plan = self.plan
+        with self._caching():
+            return preprocess(self.dataset, plan, self.cache)
+
+    @contextmanager
+    def _caching(self) -> Iterator[None]:
+        """Where the folder of prepared cases is refused, name the setting that chooses another."""
+        try:
+            yield
+        except DataError as error:
+            if not Path(error.path).is_relative_to(self.cache):
+                raise
+            remedy = f"{error.remedy}: --data.cache DIR"
+            raise DataError(error.path, "folder of prepared cases", error.expected, remedy) from None
 
     @cached_property
     def split(self) -> tuple[list[str], list[str]]:

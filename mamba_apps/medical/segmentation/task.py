@@ -27,6 +27,7 @@ from mamba_apps.medical.segmentation.saving import make_network, plan_digest, se
 from mamba_apps.medical.segmentation.scores import TOLERANCE
 from mamba_apps.medical.segmentation.sliding import OVERLAP
 from mamba_apps.training import ModelCard
+from mamba_apps.training.files import check_directory
 from mamba_apps.training.schedule import budget_spent, poly_factor
 from mamba_datasets.volumes import Plan, Volume
 
@@ -188,8 +189,14 @@ class VolumeSegmentationTask(pl.LightningModule):
                 self._curve.append((self.trainer.global_step, float(mean)))
 
     def on_test_epoch_start(self) -> None:
-        """Forget the cases of an earlier test."""
+        """Forget the cases of an earlier test, and refuse a folder for scores that they could not be written to.
+
+        Raises:
+            UserError: If it is none.
+        """
         self._results = Results(self._plan, self.tolerance)
+        if (folder := self._scores_folder()) is not None:
+            check_directory(folder, "folder of scores")
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Score a held-out case on the grid of its files."""
@@ -203,9 +210,7 @@ class VolumeSegmentationTask(pl.LightningModule):
             self._results.gather()
         for name, value in self._results.means().items():
             self.log(f"test/{name}", value, sync_dist=True)
-        rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.scores is not None and self.trainer.is_global_zero and not rehearsed:
-            folder = Path(self.scores) / self._run_name()
+        if (folder := self._scores_folder()) is not None:
             facts = [self._data.describe(), f"network {self.label}, {self._plan.configuration}"]
             written = self._results.write(folder, f"{self.label} on {self._plan.dataset}", facts, self._look)
             print(f"scores: {written[0]}\npage:   {written[-1]}", file=sys.stderr)
@@ -263,6 +268,13 @@ class VolumeSegmentationTask(pl.LightningModule):
     def _data(self) -> VolumeData:
         data: VolumeData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
+
+    def _scores_folder(self) -> Path | None:
+        """Return where this process writes the test's scores, if it does."""
+        rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.scores is None or not self.trainer.is_global_zero or rehearsed:
+            return None
+        return Path(self.scores) / self._run_name()
 
     def _run_name(self) -> str:
         """Return the name of the run's folder, so that other folds and options of a network do not take its place."""
