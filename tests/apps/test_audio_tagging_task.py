@@ -246,17 +246,27 @@ def test_weights_of_vision_mamba_and_of_runs_start_a_model(folder: Path, tmp_pat
     ("weights", "says"),
     [
         ("none.pth", "there is no such file or folder"),
-        ("text.pth", "cannot be read as weights"),
+        ("text.pth", r"text.pth: cannot be read as weights \(\w+\); give a .safetensors"),
+        ("objects.pth", r"objects.pth: cannot be read as weights \(\w+\); give a .safetensors"),
+        ("vim_tiny_patch16_224", r"'released' of 'vim_tiny_patch16_224' cannot be had .*no network.*weights FILE"),
         ("list.pth", "holds a list, expected a state dict"),
         ("other.pth", "unexpected in the state dict|missing in the state dict"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(weights: str, says: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(
+    weights: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", unreachable)
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "objects.pth")
     (tmp_path / "text.pth").write_text("hello", encoding="utf-8")
     torch.save([1], tmp_path / "list.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match=says):
-        make_network("aum_nano_bibi", {"num_classes": 2, "seconds": 1.0}, str(tmp_path / weights))
+        make_network("aum_nano_bibi", {"num_classes": 2, "seconds": 1.0}, weights)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +293,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], says: str) 
     ("settings", "says"),
     [
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": -1}, "workers is -1"),
         ({"statistics": "esc"}, "statistics is 'esc'"),
         ({"val": 1.5}, "val is 1.5"),
         ({"val": 0.5, "test": 0.6}, "hold back parts that leave something"),
@@ -302,7 +313,7 @@ def test_data_settings_that_mean_nothing_are_refused(settings: dict[str, Any], s
 def test_a_head_that_warms_up_needs_weights_and_data_a_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no weights to start from"):
         run(task_of(linear_probe=True), data_of(folder), tmp_path)
-    with pytest.raises(UserError, match="name their folder"):
+    with pytest.raises(DataError, match="name their folder"):
         _ = AudioData().classes
 
 

@@ -54,7 +54,7 @@ def test_a_folder_as_json(trained: Path, sounds: Path, capsys: pytest.CaptureFix
     document = json.loads(captured.out)
     assert [sound["sound"] for sound in document["sounds"]] == [str(sounds / f"{n}.wav") for n in (0, 1)]
     assert [len(sound["classes"]) for sound in document["sounds"]] == [2, 2]
-    assert "followed by silence up to the 0.5 s that the model hears (2 sounds)" in captured.err
+    assert "followed by silence up to the 0.5 s that the model hears (2 sounds, the first " in captured.err
 
 
 def test_a_timeline_and_its_picture(
@@ -153,10 +153,39 @@ def test_a_page_on_the_test(trained: Path, tmp_path: Path, capsys: pytest.Captur
     assert 'class="matrix"' in text
 
 
-def test_a_recipe_without_its_folder_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["fit", "sound_finetune", "--out", str(tmp_path / "run")]) == 2
-    assert "name their folder: --data.root DIR" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("command", [["fit", "sound_finetune"], ["compare", "fsdd"]])
+def test_a_recipe_without_its_folder_says_so(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "name their folder: --data.root DIR" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_and_predictions_have_their_endings(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["test", "--page", "new/page.txt"], ["predict", "--out", "new/seen.npz"]):
+        command, option, name = words
+        assert main([command, str(trained), option, str(tmp_path / name)]) == 2
+        assert "it is written as " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_said_of_a_folder_names_the_sound(
+    trained: Path, sounds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(sounds / "2.flac", make_sound("tone", 7), 8000)
+    soundfile.write(sounds / "3.aiff", make_sound("tone", 7), 16000)
+    assert main(["classify", str(sounds), "--model", str(trained)]) == 0
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert (
+        lines[0]
+        == f"not heard, as they end in none of .wav .flac .ogg .oga .opus .mp3: 1, the first {sounds / '3.aiff'}"
+    )
+    assert f"{sounds / '2.flac'}: resampled from 8000 Hz to 16000 Hz, and has nothing above 4 kHz" in lines
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from mamba_apps.audio.tagging.store import ClipStore
 from mamba_apps.errors import UserError
 from mamba_apps.training import ResumableLoader
 from mamba_datasets.audio import ClipSet, open_clips
+from mamba_datasets.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +99,8 @@ class AudioData(pl.LightningDataModule):
         for name, count in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if count < 1:
                 raise UserError(f"{name} is {count}", "give at least 1")
+        if workers < 0:
+            raise UserError(f"workers is {workers}", "give 0 or more")
         if isinstance(statistics, str) and statistics not in STATISTICS:
             raise UserError(
                 f"statistics is {statistics!r}", f"give two numbers, none to measure, or {', '.join(STATISTICS)}"
@@ -204,7 +207,8 @@ class AudioData(pl.LightningDataModule):
     @cached_property
     def _source(self) -> ClipSet:
         if self.root is None:
-            raise UserError("there are no sounds yet", "name their folder: --data.root DIR (a folder a class)")
+            named = "name their folder: --data.root DIR (a folder a class)"
+            raise DataError("data.root", "folder", "there are no sounds yet", named)
         clips = open_clips(self.root, rate=self._given.rate, layout=self.layout, channel=self.channel, **self.options)
         for note in clips.notes:
             _log.warning("%s: %s", self.root, note)

@@ -87,9 +87,10 @@ def _read(weights: str) -> Mapping[str, Any]:
     if path.is_file():
         return _read_file(path)
     if timm.is_model(weights):
-        import mamba_apps.vision  # noqa: F401  (registers Vision Mamba)
+        from mamba_apps.vision.weights import RELEASED
+        from mamba_apps.vision.weights import create_model as create_image_model
 
-        return timm.create_model(weights, pretrained=True).state_dict()
+        return create_image_model(weights, {}, RELEASED).state_dict()
     raise UserError(
         f"weights {weights!r}: there is no such file or folder", "give one, or a Vision Mamba by timm's name"
     )
@@ -123,8 +124,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes of no such file lead their readers to
-        text = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: cannot be read as weights ({text})", "give a .pth or .safetensors file") from None
+        # torch's own words advise to unpickle what nobody knows
+        remedy = "give a .safetensors, or a .pth of nothing but tensors"
+        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__})", remedy) from None
     if not isinstance(found, Mapping):
         raise UserError(f"{path}: holds a {type(found).__name__}, expected a state dict", "give a file of weights")
     return found

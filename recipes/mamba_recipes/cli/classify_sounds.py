@@ -7,7 +7,6 @@ import logging
 import re
 import sys
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,8 +64,9 @@ def seconds_of(text: str) -> float:
 
 
 def _tags(tagger: AudioTagger, arguments: Namespace) -> int:
+    _say_others(arguments.path)
     found = tagger.tag_files(arguments.path, top=arguments.top)
-    _say(note for tags in found for note in tags.notes)
+    _say(arguments.path, [(tags.sound, note) for tags in found for note in tags.notes])
     if arguments.json:
         sounds = [
             {"sound": tags.sound, "seconds": tags.seconds, "classes": as_json(tags.classes), "notes": list(tags.notes)}
@@ -88,7 +88,7 @@ def _timeline(tagger: AudioTagger, arguments: Namespace, every: float) -> int:
     picture = out.with_suffix(".png")
     check_target("--out", out, [source])
     timeline = tagger.timeline(source, every=every)
-    _say(timeline.notes)
+    _say(source, [(str(source), note) for note in timeline.notes])
     timeline.to_csv(out)
     timeline.plot(picture)
     if arguments.json:
@@ -112,6 +112,7 @@ def _embeddings(tagger: AudioTagger, arguments: Namespace) -> int:
     from mamba_apps.training.files import storage_error, temporary_beside, writing
 
     out: Path = arguments.embeddings
+    _say_others(arguments.path)
     paths, embedding_ND = tagger.embed_files(arguments.path)
     try:
         with temporary_beside(out) as temporary:
@@ -128,7 +129,25 @@ def _embeddings(tagger: AudioTagger, arguments: Namespace) -> int:
     return DONE
 
 
-def _say(notes: Iterable[str]) -> None:
-    """Write each note once to stderr, with the number of sounds that it holds for where there are several."""
-    for note, count in Counter(notes).items():
-        print(note if count == 1 else f"{note} ({count} sounds)", file=sys.stderr, flush=True)
+def _say(source: Path, notes: Iterable[tuple[str, str]]) -> None:
+    """Write each note of sounds once to stderr; of a folder, with the sound, or how many it holds for and the first."""
+    sounds: dict[str, list[str]] = {}
+    for sound, note in notes:
+        sounds.setdefault(note, []).append(sound)
+    for note, named in sounds.items():
+        if source.is_dir():
+            note = f"{named[0]}: {note}" if len(named) == 1 else f"{note} ({len(named)} sounds, the first {named[0]})"
+        print(note, file=sys.stderr, flush=True)
+
+
+def _say_others(source: Path) -> None:
+    """Write to stderr how many files of a folder have no sound's ending, as these are not heard."""
+    from mamba_datasets.audio.read import SOUND
+
+    if not source.is_dir():
+        return
+    files = (path for path in sorted(source.rglob("*")) if not path.name.startswith(".") and not SOUND.names(path.name))
+    others = [path for path in files if path.is_file()]
+    if others:
+        endings = " ".join(SOUND.suffixes)
+        print(f"not heard, as they end in none of {endings}: {len(others)}, the first {others[0]}", file=sys.stderr)

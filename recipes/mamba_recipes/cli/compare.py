@@ -13,7 +13,7 @@ from mamba_apps.errors import UserError
 from mamba_recipes import recipe as recipes
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, positive, split_overrides
 from mamba_recipes.cli.errors import DONE, FAILED, WRONG_INPUT
-from mamba_recipes.cli.targets import check_target
+from mamba_recipes.cli.targets import PAGE, check_target
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.parallel > 1 and (plan.measure == "speed" or plan.budget.kind == "seconds"):
         raise UserError("--parallel makes candidates share the machine, which times would show", "leave it out")
     command = shlex.join(["mamba-apps", "compare", *argv])
-    check_target("--out", arguments.out, [recipe.path])
+    check_target("--out", arguments.out, [recipe.path], PAGE)
     if arguments.log is not None:
         check_target("--log", arguments.log, [recipe.path, arguments.out])
     with _Bar(plan) as bar:

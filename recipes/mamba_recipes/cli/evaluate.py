@@ -15,7 +15,7 @@ from mamba_recipes import recipe as recipes
 from mamba_recipes import runs
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
 from mamba_recipes.cli.errors import DONE
-from mamba_recipes.cli.targets import check_target
+from mamba_recipes.cli.targets import PAGE, check_target
 
 _WHAT = {
     "validate": "Measure a trained model on its recipe's validation data.",
@@ -33,7 +33,8 @@ def make_parser(command: str) -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     if command == "predict":
-        parser.add_argument("--out", type=Path, default=Path("predictions.safetensors"), metavar="FILE")
+        default = Path("predictions.safetensors")
+        parser.add_argument("--out", type=Path, default=default, metavar="FILE", help=f"the predictions ({default})")
     if command == "test":
         parser.add_argument(
             "--page", type=Path, metavar="FILE.html", help="write a page on the test, where models have one"
@@ -59,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
     config = recipe.with_overrides(overrides)
     out: Any = arguments.out if command == "predict" else getattr(arguments, "page", None)
     if out is not None:
-        check_target("--out" if command == "predict" else "--page", out, [recipe.path, *_kept(source)])
+        option, endings = ("--out", (".safetensors",)) if command == "predict" else ("--page", PAGE)
+        check_target(option, out, [recipe.path, *_kept(source)], endings)
 
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build

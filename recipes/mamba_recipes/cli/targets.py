@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.files import make_directory
 
+PAGE = (".html", ".htm")
 
-def check_target(option: str, path: Path, read: Iterable[Path] = ()) -> None:
+
+def check_target(option: str, path: Path, read: Iterable[Path] = (), endings: Sequence[str] = ()) -> None:
     """Refuse a file that could not be written, or that is read; make its folder.
 
     Args:
         option: What names it, such as "--out".
         path: The file.
         read: What the command reads.
+        endings: Those that the file may have; none for any.
 
     Raises:
         UserError: It is refused.
@@ -24,4 +27,6 @@ def check_target(option: str, path: Path, read: Iterable[Path] = ()) -> None:
         raise UserError(f"{option} {path} is a folder", "give a file")
     if path.resolve() in {one.resolve() for one in read}:
         raise UserError(f"{option} {path} would overwrite what is read", "give another name")
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(f"{option} {path}: it is written as {endings[0][1:].upper()}", f"let it end in {endings[0]}")
     make_directory(path.resolve().parent, f"folder of {option}")

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from mamba_apps.errors import UserError
+from mamba_datasets.errors import DataError
 from mamba_recipes.compare.budget import Budget
 from mamba_recipes.compare.candidate import Panel
 from mamba_recipes.compare.plan import Job
@@ -113,7 +114,10 @@ def run(job: Job, budget: Budget, measure: str, source: str, scratch: str, talk:
     from mamba_recipes.build import build
     from mamba_recipes.setting import data_words, device_words
 
-    built = build(job.config, source)
+    try:
+        built = build(job.config, source)
+    except DataError as error:  # as models are made for their data, readers come first
+        raise DataRefused(_line(error)) from error
     accelerator = str(built.trainer_options.get("accelerator", "auto"))
     talk.setting({"data": data_words(built.data), "device": device_words(accelerator)})
     _touch(built.data)
