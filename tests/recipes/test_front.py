@@ -116,6 +116,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (DataError("f.csv", "row 3", "expected a number", "mend it"), 2, "f.csv: row 3: expected a number; mend it"),
         (FileNotFoundError(2, "No such file or directory", "x.csv"), 2, "x.csv: No such file or directory; check"),
         (OSError(28, "No space left on device", "out/r.html"), 2, "out/r.html: No space left on device; free some"),
+        (OSError(28, "No space left on device"), 2, "the output: No space left on device; free some"),
         (ZeroDivisionError("of\nours"), 1, "mamba-apps: internal error: ZeroDivisionError: of ours; this is not your"),
         (KeyboardInterrupt(), 130, "mamba-apps: interrupted"),
     ],

@@ -62,8 +62,10 @@ def _parser() -> Parser:
         "time and memory against length",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed repeats of a case on the CPU (default: 20)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)")
+    parser.add_argument(
+        "--repeats", type=int, default=20, metavar="N", help="timed repeats of a case on the CPU (default: 20)"
+    )
     parser.add_argument(
         "--only", action="append", default=[], metavar="WORDS",
         help="on a GPU, run the cases whose row has all these words, such as 'selective_scan vim' or '128,768,197'; "
@@ -76,7 +78,7 @@ def _parser() -> Parser:
         help="how much worse than --against a figure may be, such as 0.1 or 10%% (default)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
-    parser.add_argument("--out", type=Path, help="also write the JSON document to this file")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON document to this file")
     return parser
 
 

@@ -23,6 +23,7 @@ _PATH_TROUBLE = {
     errno.ENOSPC: "free some space or choose another place with --out",
     errno.EDQUOT: "free some space or choose another place with --out",
 }
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def exit_code(error: BaseException) -> int:
@@ -42,7 +43,7 @@ def one_line(error: BaseException) -> str:
     if hasattr(error, "remedy"):
         text = str(error)
     elif remedy is not None and isinstance(error, OSError):
-        text = f"{error.filename}: {error.strerror}; {remedy}"
+        text = f"{error.filename or 'the output'}: {error.strerror}; {remedy}"
     else:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return " ".join(text.split())
@@ -64,6 +65,8 @@ def say(error: BaseException, *, debug: bool) -> int:
 
 
 def _path_remedy(error: BaseException) -> str | None:
-    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
-        return _PATH_TROUBLE.get(error.errno)
-    return None
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    if error.filename is None and error.errno not in _FULL:  # a disk is full also for a stream, such as stdout
+        return None
+    return _PATH_TROUBLE.get(error.errno)
