@@ -17,6 +17,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,17 @@ class _Compiled(NamedTuple):
     function: Any
     metadata: Any
     rest: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Standin:
+    """What Triton looks at of a tensor to compile for it, so that the tensor need not be kept meanwhile."""
+
+    dtype: torch.dtype
+    address: int
+
+    def data_ptr(self) -> int:
+        return self.address
 
 
 class Launch:
@@ -65,7 +77,8 @@ class Launch:
     def __call__(self, *tensors: Tensor) -> None:
         """Launch the kernel on tensors, all on the current GPU."""
         if _gathered and (launches := _gathered.get(threading.get_ident())) is not None:
-            launches.append((self, tensors))
+            like = tuple([_Standin(x.dtype, x.data_ptr() % ALIGNMENT) for x in tensors])
+            launches.setdefault((self._kind(), like), (self, tensors[0].device))
             return
         if not self._is_compiled or _is_watched(self.kernel):
             self._through_triton(tensors)
@@ -91,12 +104,16 @@ class Launch:
                 _Compiled(device, dtypes, misaligned, made.run, made.function, made.packed_metadata, rest)
             )
 
-    def compile(self, *tensors: Tensor) -> None:
+    def compile(self, device: torch.device, *tensors: _Standin) -> None:
         """Compile the kernel for tensors like these, without launching it."""
-        device = tensors[0].device
         if self._is_compiled:
             with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 self.kernel.warmup(*tensors, *self.numbers, grid=self.grid, **self.constants)
+
+    def _kind(self) -> tuple[Any, ...]:
+        """Return what Triton compiles a kernel for, but for its tensors."""
+        numbers = tuple((type(x), x == 1, x % ALIGNMENT == 0, abs(x) < 2**31) for x in self.numbers)
+        return (self.kernel, numbers, *self.constants.items())
 
     def _through_triton(self, tensors: tuple[Tensor, ...]) -> Any:
         return self.kernel[self.grid](*tensors, *self.numbers, **self.constants)
@@ -108,8 +125,9 @@ class Launch:
         return (*self.numbers, *(self.constants.get(name, defaults[name].default) for name in names))
 
 
-# What a thread would have launched, by its number, while it goes through launches to compile them.
-_gathered: dict[int, list[tuple[Launch, tuple[Tensor, ...]]]] = {}
+# By threads' numbers, what a thread would have launched while it goes through launches to compile them: by what each is
+# compiled for, a launch and its GPU.
+_gathered: dict[int, dict[tuple[Any, tuple[_Standin, ...]], tuple[Launch, torch.device]]] = {}
 
 
 def compile_together(run: Callable[[], object]) -> None:
@@ -118,14 +136,16 @@ def compile_together(run: Callable[[], object]) -> None:
     Nothing is launched, so that what ``run`` returns here means nothing; it must not read numbers back.
     """
     thread = threading.get_ident()
-    launches = _gathered[thread] = []
+    launches = _gathered[thread] = {}
     try:
         run()
     finally:
         del _gathered[thread]
     if launches:
         with ThreadPoolExecutor(len(launches)) as threads:
-            list(threads.map(lambda gathered: gathered[0].compile(*gathered[1]), launches))
+            compiled = [threads.submit(launch.compile, gpu, *like) for (_, like), (launch, gpu) in launches.items()]
+        for one in compiled:
+            one.result()
 
 
 def _is_watched(kernel: JITFunction) -> bool:

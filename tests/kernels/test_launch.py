@@ -147,24 +147,25 @@ def test_kernels_are_compiled_at_the_same_time_and_none_is_launched(
     gpu: _Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = [Launch(scale, (1,), 64, 0, 0.5, BLOCK=block) for block in (16, 32, 64)]
+    alike = Launch(scale, (3,), 128, 0, 0.25, BLOCK=16)
     all_at_once, compile_one = threading.Barrier(len(launches), timeout=30), Launch.compile
 
-    def compile_at_once(launch: Launch, *tensors: Tensor) -> None:
+    def compile_at_once(launch: Launch, *given: Any) -> None:
         all_at_once.wait()
-        compile_one(launch, *tensors)
+        compile_one(launch, *given)
 
     monkeypatch.setattr(Launch, "compile", compile_at_once)
-    compile_together(lambda: [launch(X[1:], Y) for launch in launches])
+    compile_together(lambda: [launch(X[1:], Y) for launch in (*launches, *launches, alike)])
     assert gpu.launched == []
     with monkeypatch.context() as patched:
         patched.setattr(triton.JITFunction, "_do_compile", None)
-        for launch in launches:
+        for launch in (*launches, alike):
             launch(X[1:], Y)
-    assert len(gpu.launched) == 3
+    assert len(gpu.launched) == 4
     with pytest.raises(ZeroDivisionError):
         compile_together(lambda: 1 / 0)
     launches[0](X[1:], Y)
-    assert len(gpu.launched) == 4
+    assert len(gpu.launched) == 5
 
 
 def test_a_kernel_that_does_not_compile_is_told(gpu: _Driver) -> None:

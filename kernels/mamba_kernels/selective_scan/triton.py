@@ -6,14 +6,14 @@ Large states are scanned a slice at a time, each as a scan of its own: what all 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mamba_kernels.gpu import ceil_divide, on_device_of_inputs, refuse_float64
-from mamba_kernels.launch import Launch
+from mamba_kernels.launch import Launch, compile_together
 from mamba_kernels.layout import empty_in_order
 from mamba_kernels.memo import per_layout
 from mamba_kernels.segments import segment_bits
@@ -31,6 +31,8 @@ from mamba_kernels.selective_scan.triton_plan import checkpoint_distance, checkp
 
 # Bytes of sums and of states between positions that a backward pass makes at a time, if batches allow it.
 WORKSPACE = 2**30
+# Kinds of scans in slices of states whose kernels have been compiled.
+_compiled: set[tuple[Any, ...]] = set()
 
 
 def _strides(x: Tensor) -> Strides:
@@ -178,12 +180,31 @@ def forward(
         _run_forward(tensors, walk, initial_state, out, last_state, checkpoints)
         return out, last_state, checkpoints
     total = _sum_of(out)
-    for states in slices:
-        leaving = _new(u, *last_state[..., states].shape)
-        entering = None if initial_state is None else initial_state[..., states]
-        _run_forward(_of_slice(states, tensors), walk, entering, total, leaving, checkpoints, add=states.start > 0)
-        last_state[..., states] = leaving
+
+    def run() -> None:
+        for states in slices:
+            leaving = _new(u, *last_state[..., states].shape)
+            entering = None if initial_state is None else initial_state[..., states]
+            _run_forward(_of_slice(states, tensors), walk, entering, total, leaving, checkpoints, add=states.start > 0)
+            last_state[..., states] = leaving
+
+    _compile_once(run, tensors, walk, initial_state, out)
+    run()
     return out if total is out else out.copy_(total), last_state, checkpoints
+
+
+def _compile_once(run: Callable[[], object], tensors: Sequence[Any], walk: _Walk, *others: Any) -> None:
+    """Compile what ``run`` launches the first time that there is a scan of its kind.
+
+    Slices need several variants of the same kernels; one after the other these took longer than a first call may.
+    """
+    if not tensors[0].is_cuda or torch.cuda.is_current_stream_capturing():
+        return
+    layouts = [(x.dtype, x.dim(), x.stride(-1) == 1) if isinstance(x, Tensor) else x for x in (*tensors, *others)]
+    kind = (tensors[2].shape[1], walk.softplus, walk.marks is None, walk.reverse, *layouts)
+    if kind not in _compiled:
+        compile_together(run)
+        _compiled.add(kind)
 
 
 def _sum_of(x: Tensor) -> Tensor:
@@ -247,16 +268,22 @@ def backward(
         _run_backward(grad_out, grad_last_state, tensors, walk, initial_state, checkpoints, gradients, dinitial)
     else:
         totals = [_sum_of(gradient) if i in (0, 1, 6) else gradient for i, gradient in enumerate(gradients)]
-        biases = []
-        for states in slices:
-            *into, _ = (u.new_empty(0) if x is None else x for x in _of_slice(states, totals))
-            into.append(gradients[7] if delta_bias is None else _new(u, *delta_bias.shape))
-            starts = _new(u, *dinitial[..., states].shape)
-            last, first = (None if x is None else x[..., states] for x in (grad_last_state, initial_state))
-            part = _of_slice(states, tensors)
-            _run_backward(grad_out, last, part, walk, first, None, into, starts, add=states.start > 0)
-            dinitial[..., states] = starts
-            biases.append(into[7])
+
+        def run() -> list[Tensor]:
+            biases = []
+            for states in slices:
+                *into, _ = (u.new_empty(0) if x is None else x for x in _of_slice(states, totals))
+                into.append(gradients[7] if delta_bias is None else _new(u, *delta_bias.shape))
+                starts = _new(u, *dinitial[..., states].shape)
+                last, first = (None if x is None else x[..., states] for x in (grad_last_state, initial_state))
+                part = _of_slice(states, tensors)
+                _run_backward(grad_out, last, part, walk, first, None, into, starts, add=states.start > 0)
+                dinitial[..., states] = starts
+                biases.append(into[7])
+            return biases
+
+        _compile_once(run, tensors, walk, initial_state, grad_last_state, grad_out, "backward")
+        biases = run()
         for total, gradient in zip(totals, gradients, strict=True):
             if total is not gradient:
                 gradient.copy_(total)
