@@ -142,6 +142,8 @@ def compile_together(run: Callable[[], object]) -> None:
     finally:
         del _gathered[thread]
     if launches:
+        if any(launch._is_compiled for launch, _ in launches.values()):
+            driver.active.get_current_device()  # Or every thread would set Triton up.
         with ThreadPoolExecutor(len(launches)) as threads:
             compiled = [threads.submit(launch.compile, gpu, *like) for (_, like), (launch, gpu) in launches.items()]
         for one in compiled:
