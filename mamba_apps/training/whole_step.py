@@ -129,6 +129,7 @@ class WholeStep:
         groups = self._optimizer.param_groups
         before = [{name: group[name] for name in _SWITCHES} for group in groups]
         captures = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        _count_on_device(self._optimizer)  # as a checkpoint, or a step that was no whole one, may not have left them
         for group, rate in zip(groups, self._rates, strict=True):
             group.update(lr=rate, fused=True, foreach=False, capturable=captures)
         try:
