@@ -144,7 +144,11 @@ def test_colours_and_stacks(tmp_path: Path) -> None:
             "labels, 'ignore': expected the highest value, found 1",
         ),
         ({"file_ending": ".nrrd"}, "file_ending: expected one of .nii .nii.gz .png .* found '.nrrd'; convert them"),
-        ({"file_ending": None}, "file_ending: expected one of"),
+        ({"file_ending": None}, 'file_ending: is missing; state it, such as "file_ending": ".nii.gz"'),
+        (
+            {"file_ending": None, "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "organ"}},
+            "layout: is that of the Medical Segmentation Decathlon and nnU-Net 1, .*nnUNetv2_convert_MSD_dataset",
+        ),
         ({"dataset": {"a": {}}}, "lists of files are not supported; lay them out in imagesTr and labelsTr"),
     ],
 )
@@ -330,6 +334,16 @@ def test_all_problems_at_once_and_leaving_them_out(
     dataset = RawDataset(root, leave_out=out)
     assert [case.name for case in dataset.cases] == ["case_tr_004"]
     assert len(dataset.test_cases) == 2
+
+
+def test_cases_that_did_not_arrive_are_noted(root: Path) -> None:
+    path = root / "dataset.json"
+    content = json.loads(path.read_text())
+    assert not any("states" in note for note in check(root).notes)
+    path.write_text(json.dumps({**content, "numTraining": 260}))
+    assert check(root).notes[0] == "dataset.json states 260 training cases, 5 are here"
+    path.write_text(json.dumps({**content, "numTraining": "many"}))
+    assert check(root).ok
 
 
 def test_single_files_and_copies(root: Path) -> None:

@@ -70,6 +70,8 @@ def check_volumes(path: Path | str) -> Report:
     splits = {case.images[0]: split for split, cases in (("Tr", training), ("Ts", testing)) for case in cases}
     notes = [*_tell(facts), *_tell_labels(facts, description)]
     notes += describe_copies(facts, lambda fact: (splits[fact.path], ""))
+    if description.stated_cases not in (None, len(training)):
+        notes.insert(0, f"dataset.json states {description.stated_cases} training cases, {len(training)} are here")
     counts = {"training case": len(training), "test case": len(testing), "channel": len(description.channel_names)}
     if not testing:
         del counts["test case"]

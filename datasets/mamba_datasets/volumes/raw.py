@@ -22,6 +22,10 @@ from mamba_datasets.volumes.volume import Volume, mismatch
 DESCRIPTION = "dataset.json"
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _LAYOUT = "see nnU-Net's dataset format: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz"
+_CONVERT = (
+    "convert it with nnU-Net's nnUNetv2_convert_MSD_dataset, or by hand: images CASE_0000.nii.gz, and in dataset.json "
+    'channel_names, labels such as {"background": 0, "liver": 1}, and file_ending'
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ class Description:
         channel_names: By their index.
         labels: The value of each label, background 0.
         file_ending: Of images and labels.
+        stated_cases: How many training cases there should be; None where it does not say.
     """
 
     name: str
     channel_names: dict[int, str]
     labels: dict[str, int]
     file_ending: str
+    stated_cases: int | None = None
 
 
 class RawDataset:
@@ -157,6 +163,11 @@ def description_of(content: dict[str, Any], path: str | Path, name: str) -> Desc
     if "dataset" in content:
         raise DataError(path, "dataset", "lists of files are not supported", "lay them out in imagesTr and labelsTr")
     ending = content.get("file_ending")
+    if ending is None and "modality" in content:
+        found = "is that of the Medical Segmentation Decathlon and nnU-Net 1, expected nnU-Net 2's"
+        raise DataError(path, "layout", found, _CONVERT)
+    if ending is None:
+        raise DataError(path, "file_ending", "is missing", 'state it, such as "file_ending": ".nii.gz"')
     if not isinstance(ending, str) or ending not in SUFFIXES:
         raise DataError(path, "file_ending", f"expected one of {' '.join(SUFFIXES)}, found {ending!r}", "convert them")
     return Description(
@@ -164,6 +175,7 @@ def description_of(content: dict[str, Any], path: str | Path, name: str) -> Desc
         _channel_names(content.get("channel_names", content.get("modality")), path),
         _labels(content.get("labels"), path),
         ending,
+        stated if isinstance(stated := content.get("numTraining"), int) else None,
     )
 
 
