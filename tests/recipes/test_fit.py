@@ -180,7 +180,7 @@ def test_weights_of_another_model_are_refused(trained: Path, capsys: pytest.Capt
         (["test", "toy.yaml"], "recipe 'toy' has no trained weights of its own"),
         (["test", "."], "holds no run"),
         (["predict", "run", "--out", "run"], "run is a folder; give a file"),
-        (["predict", "run", "--out", "toy.yaml/x"], "cannot write to the folder of --out"),
+        (["predict", "run", "--out", "toy.yaml/x.safetensors"], "cannot write to the folder of --out"),
         (["predict", "toy.yaml", "--model", "run/last.ckpt", "--out", "run/last.ckpt"], "would overwrite what is read"),
         (["predict", "run", "--out", "run/model/model.safetensors"], "would overwrite what is read"),
         (["predict", "run", "--out", "run/best.ckpt"], "would overwrite what is read"),
