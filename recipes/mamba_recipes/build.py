@@ -21,6 +21,7 @@ from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.trainer import make_trainer
 from mamba_datasets.report import nearest
 from mamba_recipes import safety
+from mamba_recipes.recipe import CONFIGS
 
 # What the commands decide themselves: a recipe's trainer block need not and may not state it.
 _OURS = {"run_dir", "seed", "progress", "resume"}
@@ -124,6 +125,8 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
 
 def _parse(kind: type[_RecipeCLI], config: Mapping[str, Any], source: str | Path) -> _RecipeCLI:
     quiet()
+    if Path(source).resolve().is_relative_to(CONFIGS):  # what is wrong was typed, and not in our file
+        source = f"recipe {Path(source).stem!r}"
     safety.check_class_paths(config, source)
     safety.guard_parser()
     tree = dict(config)

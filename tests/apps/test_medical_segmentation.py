@@ -269,6 +269,16 @@ def test_folds_are_dealt_by_name(dataset: Path, plan_file: Path) -> None:
     assert "4 cases to train on, 2 held out, 2 labels, patch 8 x 8 x 8, batch 2" in data.describe()
 
 
+def test_folds_of_a_file_are_taken(dataset: Path, plan_file: Path, tmp_path: Path) -> None:
+    names = sorted(case.name for case in data_of(dataset, plan_file).dataset.cases)
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": names[2:], "val": names[:2]}, {"train": names[:1], "val": names[1:2]}]))
+    assert data_of(dataset, plan_file, splits=str(path)).split == (names[2:], names[:2])
+    assert data_of(dataset, plan_file, splits=str(path), fold=1).split == (names[:1], names[1:2])
+    with pytest.raises(UserError, match=r"fold is 2, .*splits_final.json has 2; give 0 to 1"):
+        _ = data_of(dataset, plan_file, splits=str(path), fold=2).split
+
+
 def test_batches_follow_the_seed_and_not_the_workers(dataset: Path, plan_file: Path) -> None:
     found = []
     for workers in (0, 1):

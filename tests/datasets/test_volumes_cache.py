@@ -26,6 +26,7 @@ from mamba_datasets.volumes import (
     make_plan,
     prepare_case,
     preprocess,
+    read_folds,
     read_volume,
     sample_patch,
     write_mask,
@@ -377,6 +378,34 @@ def test_locations_are_a_part_of_large_structures(plan: Plan) -> None:
     ignoring = replace(plan, labels={"background": 0, "organ": 1, "ignore": 2})
     assert set(find_locations(label, ignoring)[:, 0]) == {0, 1}
     assert find_locations(np.zeros((3, 3, 3), np.uint8), plan).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is no JSON"),
+        ('{"train": []}', "expected a list of folds"),
+        ("[]", "expected a list of folds"),
+        ('[{"train": ["a"]}]', "fold 0: expected the names of cases under train and val"),
+        ('[{"train": ["a"], "val": [2]}]', "fold 0: expected the names of cases"),
+        ('[{"train": ["a"], "val": ["b"]}, {"train": ["a"], "val": ["x"]}]', "fold 1: there is no training case 'x'"),
+        ('[{"train": ["a", "b"], "val": ["b"]}]', "fold 0: 'b' is on both sides"),
+        ('[{"train": ["a"], "val": []}]', "fold 0: has no case on one side"),
+    ],
+)
+def test_files_that_are_no_folds_are_refused(content: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "splits_final.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=says):
+        read_folds(path, ["a", "b", "c"])
+
+
+def test_folds_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "splits_final.json"
+    path.write_text('[{"train": ["c", "a"], "val": ["b", "gone"]}]', encoding="utf-8")
+    assert read_folds(path, "abcd", lacking=True) == [(["a", "c"], ["b"])]
+    with pytest.raises(DataError, match="cannot be read"):
+        read_folds(tmp_path / "none.json", "abcd")
 
 
 def test_folds() -> None:

@@ -112,6 +112,12 @@ def test_broken_recipes_are_refused_with_their_place(text: str, says: str, tmp_p
     assert says in str(caught.value)
 
 
+def test_what_was_typed_is_not_blamed_on_our_file() -> None:
+    recipe = recipes.load("sounds")
+    with pytest.raises(UserError, match=r"^recipe 'sounds': AudioTask has no setting 'lrr'"):
+        build(recipe.with_overrides({"model.lrr": 1}), recipe.path)
+
+
 def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
     path = tmp_path / "toy.yaml"
     path.write_bytes(b"\xff\xfe\x00\x80")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from mamba_datasets.volumes.raw import Case, RawDataset
     from mamba_datasets.volumes.read import read_case, read_label, read_volume, write_mask
-    from mamba_datasets.volumes.splits import folds
+    from mamba_datasets.volumes.splits import folds, read_folds
     from mamba_datasets.volumes.synthetic import write_synthetic
     from mamba_datasets.volumes.volume import Volume
 
@@ -43,6 +43,7 @@ __getattr__, __dir__ = lazily(
         "Volume": "volume",
         "fingerprint": "fingerprints",
         "folds": "splits",
+        "read_folds": "splits",
         "make_plan": "planning",
         "prepare_case": "prepare",
         "preprocess": "cache",
@@ -81,6 +82,7 @@ __all__ = [
     "Prepared",
     "CachedCase",
     "folds",
+    "read_folds",
     "sample_patch",
     "write_synthetic",
 ]

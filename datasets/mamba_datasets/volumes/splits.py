@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
-from mamba_datasets.errors import DataError
+from mamba_datasets.errors import DataError, check_path
 
 
 def folds(names: Iterable[str], count: int = 5) -> list[tuple[list[str], list[str]]]:
@@ -34,3 +36,44 @@ def folds(names: Iterable[str], count: int = 5) -> list[tuple[list[str], list[st
         )
         for fold in range(count)
     ]
+
+
+def read_folds(path: str | Path, names: Iterable[str], *, lacking: bool = False) -> list[tuple[list[str], list[str]]]:
+    """Read folds that somebody else has dealt, such as nnU-Net's splits_final.json, so that patients stay together.
+
+    Args:
+        path: A JSON list of objects with the names to train on, ``train``, and those to validate on, ``val``.
+        names: Of the cases. Those that a fold does not name are not in it.
+        lacking: Whether the folds may name cases that are not there, which are passed over.
+
+    Returns:
+        As `folds` does, sorted.
+
+    Raises:
+        DataError: The file is none of folds, names a case that is not there, has one on both sides or none on one.
+    """
+    remedy = 'give a list such as nnU-Net\'s splits_final.json: [{"train": ["a", "b"], "val": ["c"]}]'
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(path, "file", f"cannot be read: {error.strerror}", check_path(path)) from None
+    except ValueError as error:
+        raise DataError(path, "file", f"is no JSON ({error})", remedy) from None
+    if not isinstance(content, list) or not content:
+        raise DataError(path, "file", "expected a list of folds", remedy)
+    known, found = set(names), []
+    for number, fold in enumerate(content):
+        where = f"fold {number}"
+        sides = [fold.get(side) if isinstance(fold, dict) else None for side in ("train", "val")]
+        train, val = (set(side) if isinstance(side, list) and set(map(type, side)) <= {str} else None for side in sides)
+        if train is None or val is None:
+            raise DataError(path, where, "expected the names of cases under train and val", remedy)
+        unknown = sorted((train | val) - known)
+        if unknown and not lacking:
+            raise DataError(path, where, f"there is no training case {unknown[0]!r}", "correct the name; see imagesTr")
+        if train & val:
+            raise DataError(path, where, f"{min(train & val)!r} is on both sides", "leave it on one")
+        if not train & known or not val & known:
+            raise DataError(path, where, "has no case on one side", "name cases under train and val")
+        found.append((sorted(train & known), sorted(val & known)))
+    return found

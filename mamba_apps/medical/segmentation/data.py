@@ -20,7 +20,7 @@ from mamba_apps.medical.segmentation.saving import load_plan
 from mamba_apps.training import ResumableLoader
 from mamba_apps.training.cores import usable_cores
 from mamba_datasets.errors import DataError
-from mamba_datasets.volumes import Plan, Prepared, RawDataset, Volume, folds, preprocess
+from mamba_datasets.volumes import Plan, Prepared, RawDataset, Volume, folds, preprocess, read_folds
 from mamba_datasets.volumes.fingerprints import fingerprint
 from mamba_datasets.volumes.json_files import read_json
 from mamba_datasets.volumes.planning import make_plan
@@ -39,6 +39,7 @@ class VolumeData(pl.LightningDataModule):
         root: The folder.
         fold: Which of the folds is held out; None holds none out, and there is no validation or test.
         folds: How many there are.
+        splits: A file of folds that were dealt elsewhere, such as nnU-Net's splits_final.json, in place of ``folds``.
         plan: A plan that was written as JSON, the folder of a model or run that has one, or nnU-Net v2's plans.json;
             None makes one from the data.
         configuration: Which configuration of nnU-Net's plans.
@@ -64,6 +65,7 @@ class VolumeData(pl.LightningDataModule):
         *,
         fold: int | None = 0,
         folds: int = 5,
+        splits: str | None = None,
         plan: str | None = None,
         configuration: str = "3d_fullres",
         dim: int | None = None,
@@ -80,7 +82,7 @@ class VolumeData(pl.LightningDataModule):
         super().__init__()
         if dim not in (None, 2, 3):
             raise UserError(f"dim is {dim}", "give 3 for volumes, or 2 for slices and pictures")
-        if folds < 2 or (fold is not None and not 0 <= fold < folds):
+        if folds < 2 or (fold is not None and (fold < 0 or (splits is None and fold >= folds))):
             raise UserError(f"fold is {fold} of {folds}", f"give 0 to {max(folds, 2) - 1}, or null to train on all")
         for name, count in (("batch_size", batch_size), ("steps", steps)):
             if count is not None and count < 1:
@@ -91,7 +93,7 @@ class VolumeData(pl.LightningDataModule):
             raise UserError(f"foreground is {foreground}", "give a part of a batch, in [0, 1]")
         if workers is not None and workers < 0:
             raise UserError(f"workers is {workers}", "give 0 or more")
-        self.root, self.fold, self.folds, self.leave_out = root, fold, folds, leave_out
+        self.root, self.fold, self.folds, self.splits, self.leave_out = root, fold, folds, splits, leave_out
         self.plan_path, self.configuration, self.dim, self.memory_gib = plan, configuration, dim, memory_gib
         self.cache = Path(root or ".", CACHE) if cache is None else Path(cache)
         self._batch_size, self.steps, self.foreground = batch_size, steps, foreground
@@ -158,7 +160,15 @@ class VolumeData(pl.LightningDataModule):
     def split(self) -> tuple[list[str], list[str]]:
         """The names of the cases to train on, and of those that are held out."""
         names = [case.name for case in self.dataset.cases]
-        return (names, []) if self.fold is None else folds(names, self.folds)[self.fold]
+        if self.fold is None:
+            return names, []
+        if self.splits is None:
+            return folds(names, self.folds)[self.fold]
+        dealt = read_folds(self.splits, names, lacking=self.leave_out is not None)
+        if self.fold >= len(dealt):
+            what = f"fold is {self.fold}, {self.splits} has {len(dealt)}"
+            raise UserError(what, f"give 0 to {len(dealt) - 1}, or null to train on all")
+        return dealt[self.fold]
 
     @property
     def held_out(self) -> list[str]:
