@@ -7,6 +7,7 @@ hand-over. Only what always has the same shapes can be replayed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class ReplayedCall:
     Args:
         function: What to do: takes tensors and returns one.
         inputs: Tensors with the shapes, dtypes and device of those in every call.
-        restore: Undoes what the rehearsals before the capture changed.
+        restore: Undoes what the rehearsals before the capture changed, also where that fails.
 
     Raises:
         BackendError: If it cannot be captured.
@@ -123,6 +124,11 @@ class ReplayedCall:
         random = torch.cuda.get_rng_state()
         graph, beside, here = torch.cuda.CUDAGraph(), torch.cuda.Stream(), torch.cuda.current_stream()
         kind, mixed = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+
+        def go_back() -> None:
+            restore()
+            torch.cuda.set_rng_state(random)
+
         try:
             # Weights cast once and kept would be those of the capture for ever.
             with torch.autocast("cuda", kind, mixed, cache_enabled=False):
@@ -134,13 +140,14 @@ class ReplayedCall:
                 # A capture that fails leaves its stream the current one; the outer context goes back.
                 with uncollected(), torch.cuda.stream(here), torch.cuda.graph(graph, stream=beside):
                     self._output = self._function(*self._inputs)
-        except BackendError:
-            raise
         except RuntimeError as error:
+            with suppress(RuntimeError):  # the GPU may be past computing
+                go_back()
+            if isinstance(error, BackendError):
+                raise
             why = str(error).splitlines()[0]
             raise BackendError(f"the training step cannot be captured in a CUDA graph: {why}", _REMEDY) from error
-        restore()
-        torch.cuda.set_rng_state(random)
+        go_back()
         return graph
 
 

@@ -28,6 +28,7 @@ from mamba_apps.forecasting.ltsf.data import LtsfData
 from mamba_apps.forecasting.ltsf.scores import WindowErrors
 from mamba_apps.forecasting.ltsf.task import LtsfTask
 from mamba_datasets.series.ltsf import LtsfSeries
+from mamba_kernels.gpu import uncollected
 
 _LONG = {"timemachine": {"batch_size": 512, "epochs": 100}}
 _EVAL = 512
@@ -63,7 +64,7 @@ class Step:
                 self._function()
             stream = torch.cuda.current_stream()
             stream.synchronize()
-            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+            with uncollected(), torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                 self._function()
             self._captured = True
             self._reset()

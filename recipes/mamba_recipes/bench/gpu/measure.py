@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_kernels.gpu import uncollected
 from mamba_recipes.bench.gpu.problem import Problem, pick
 
 # Largest difference from the float64 reference, relative to the largest number of the tensor; inputs are of 16 bits.
@@ -31,7 +32,7 @@ def time_on_gpu(run: Callable[[], object]) -> float:
             run()
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with uncollected(), torch.cuda.graph(graph):
         run()
     return time_eagerly(graph.replay)
 

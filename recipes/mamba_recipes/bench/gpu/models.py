@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mamba_apps.vision  # noqa: F401 - registers the models' names
+from mamba_kernels.gpu import uncollected
 from mamba_kernels.graphs import ReplayedTraining
 from mamba_recipes.bench.gpu.each import chosen, measure_each
 from mamba_recipes.bench.gpu.steps import kernel_lines, measure_step, step_times
@@ -107,7 +108,7 @@ def _captured(infer: Callable[[], Tensor]) -> Callable[[], None]:
     """Return a replay of a step in evaluation, which has run before."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with uncollected(), torch.cuda.graph(graph):
         infer()
     return graph.replay
 
