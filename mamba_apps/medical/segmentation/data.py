@@ -114,8 +114,8 @@ class VolumeData(pl.LightningDataModule):
         if self.plan_path is None:
             dataset = self.dataset
             with self._caching():
-                found = fingerprint(dataset, self.cache)
-            return make_plan(found, self.memory_gib, self.dim)
+                looked_at = fingerprint(dataset, self.cache)
+            return make_plan(looked_at, self.memory_gib, self.dim)
         path = Path(self.plan_path)
         if path.is_dir():
             plan = load_plan(path)
