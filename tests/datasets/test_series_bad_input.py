@@ -216,7 +216,11 @@ FRAMES: dict[str, tuple[pd.DataFrame, dict[str, Any], tuple[str, str, str]]] = {
     ),
     "missing column": (hourly().rename(columns={"y": "Y "}), {}, ("columns", "no column 'y'", "did you mean 'Y '?")),
     "missing columns": (hourly(), {"past": ["heat"]}, ("columns", "no column 'heat'", "'unique_id', 'ds', 'y'")),
-    "missing id column by name": (hourly(), {"id_col": "shop"}, ("columns", "no column 'shop'", "choose one of 'unique_id'")),
+    "missing id column by name": (
+        hourly(),
+        {"id_col": "shop"},
+        ("columns", "no column 'shop'", "'unique_id', 'ds', 'y'"),
+    ),
     "column twice": (pd.concat([hourly(), hourly()[["y"]]], axis=1), {}, ("columns", "2 columns", "rename")),
     "column in two roles": (hourly(p=1.0), {"past": ["p"], "future": ["p"]}, ("columns", "two roles", "once")),
     "no rows": (hourly().iloc[:0], {}, ("rows", "at least one row", "add")),
