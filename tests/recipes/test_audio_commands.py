@@ -164,6 +164,18 @@ def test_a_recipe_without_its_folder_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_could_not_be_kept_is_refused_before_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    assert main(["fit", "sounds", "--out", "taken/run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot write to the run folder taken/run: Not a directory" in line
+    assert main(["fit", "sounds", "--data.root", "none", "--out", "a/run"]) == 2
+    assert list(tmp_path.iterdir()) == [Path("taken").resolve()]
+
+
 def test_a_page_and_predictions_have_their_endings(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

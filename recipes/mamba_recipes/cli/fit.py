@@ -49,18 +49,21 @@ def main(argv: Sequence[str]) -> int:
     folder = arguments.resume or runs.new_run(recipe, arguments.out)
 
     from mamba_apps.training.checkpoint import LAST_NAME
+    from mamba_apps.training.files import check_directory
     from mamba_apps.training.saved import MODEL_NAME
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
     from mamba_recipes.cli.training import MonitorCheck, header, load_into, save
 
+    first = runs.is_first_process()
+    if first and arguments.resume is None:
+        check_directory(folder, "run folder")  # before data are read, which may take long
     built = build(config, recipe.path)
     options = dict(built.trainer_options)
     if overrides.get("trainer.monitor") is not None and arguments.resume is None:
         options["callbacks"] = [*(options.get("callbacks") or []), MonitorCheck(options["monitor"])]
         options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 1
     name = recipe.name if arguments.recipe else folder.name
-    first = runs.is_first_process()
     if first:
         header(name, built)
     # only the first process keeps others out: those that train with it are started by it, or beside it
