@@ -170,8 +170,8 @@ class WindowData(pl.LightningDataModule):
     def _placed(self, windows: WindowDataset) -> WindowDataset:
         """Let windows be gathered on the trainer's GPU: assembled on the host they come too slowly for it."""
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        fits = device.type == "cuda" and not self.workers
-        return windows.keep_on(self._columns_on(device) if fits else None)
+        columns = self._columns_on(device) if device.type == "cuda" and not self.workers else None
+        return windows if columns is None else windows.gathered_from(columns)
 
     def _columns_on(self, device: torch.device) -> Columns | None:
         if self._resident is None or self._resident.y.device != device:

@@ -204,7 +204,7 @@ def _begin_with(task: ForecastTask, start: ForecastModel) -> None:
 @torch.no_grad()
 def _with_intervals(found: Fitted, data: WindowData, levels: tuple[float, ...]) -> Fitted:
     errors, seen, series = [], [], []
-    windows = data.val.keep_on(None)
+    windows = data.val
     for numbers in torch.arange(len(windows)).split(data.eval_batch_size):
         batch = windows.batch(numbers)
         errors.append((batch["future_y"] - found.network(batch))[..., 0])

@@ -103,8 +103,8 @@ class ForecastTask(pl.LightningModule):
         with torch.device("cpu"):
             self.prepare_for(data)
             if self.trainer.state.fn == TrainerFn.FITTING:
-                val = _spread(data.val.keep_on(None), _CALIBRATED_ON) if data.val_steps else ()
-                self.network.prepare(_spread(data.train.keep_on(None), _PREPARED_ON), val)
+                val = _spread(data.val, _CALIBRATED_ON) if data.val_steps else ()
+                self.network.prepare(_spread(data.train, _PREPARED_ON), val)
 
     def on_validation_epoch_start(self) -> None:
         """Let the model choose what it chooses on validation windows."""

@@ -345,7 +345,7 @@ def test_a_forecaster_learns_the_same_from_windows_gathered_in_its_step(
         if whole:  # on a CPU too
             resident = Columns.of(windows.scaled)
             monkeypatch.setattr(windows, "_columns_on", resident.to)
-            monkeypatch.setattr(windows, "_placed", lambda part, of=windows: part.keep_on(of._columns_on(of.on)))
+            monkeypatch.setattr(windows, "_placed", lambda part, of=windows: part.gathered_from(of._columns_on(of.on)))
             windows.on = "cuda" if accelerator == "gpu" else "cpu"
         steps = Whole()
         trainer = make_trainer(

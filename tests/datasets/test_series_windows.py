@@ -289,7 +289,8 @@ def test_a_batch_gathered_on_a_device_is_that_of_the_host(four: SeriesSet, devic
     windows = WindowDataset(four, 7, 3, stride=2)
     numbers = [3, 0, len(windows) - 1, 3]
     expected = windows.batch(numbers)
-    got = windows.keep_on(Columns.of(four).to(device)).batch(numbers)
+    there = windows.gathered_from(Columns.of(four).to(device))
+    got = there.batch(numbers)
     assert list(got) == list(expected)
     for name, values in expected.items():
         assert got[name].device.type == device
@@ -298,7 +299,7 @@ def test_a_batch_gathered_on_a_device_is_that_of_the_host(four: SeriesSet, devic
     (where_3B,), structure = pytree.tree_flatten(got)  # all that a captured step is handed
     assert where_3B.shape == (3, 4)
     again = pytree.tree_unflatten([where_3B], structure)
-    moved = windows.batch(numbers).to("meta")
+    moved = there.batch(numbers).to("meta")
     doubled = type(got)({name: values.double() for name, values in got.items()})  # as Lightning casts a batch
     parts, of_parts = pytree.tree_flatten(doubled)
     assert len(parts) == len(doubled) == len(got) == 9
@@ -309,10 +310,13 @@ def test_a_batch_gathered_on_a_device_is_that_of_the_host(four: SeriesSet, devic
     for batch in (got, doubled):
         for name in ("y", "past_z", "present_y", "past_static", "other"):
             assert name not in batch
-    assert pytree.tree_flatten(windows.batch(numbers))[1] == structure
-    part = WindowDataset(four.last(15), 7, 3).keep_on(Columns.of(four).to(device))  # cut from the same columns
+    columns = Columns.of(four).to(device)
+    structures = [pytree.tree_flatten(windows.gathered_from(columns).batch([n]))[1] for n in (0, 1)]
+    assert pytree.tree_flatten(there.batch(numbers))[1] == structure
+    assert structures[0] == structures[1] != structure  # a captured step is for the columns that it was handed
+    part = WindowDataset(four.last(15), 7, 3).gathered_from(Columns.of(four).to(device))  # cut from the same columns
     torch.testing.assert_close(part.batch([4])["past_y"].cpu(), WindowDataset(four.last(15), 7, 3).batch([4])["past_y"])
-    assert windows.keep_on(None).batch([0])["past_y"].device.type == "cpu"
+    assert windows.batch([0])["past_y"].device.type == "cpu"
     assert Columns.of(four).nbytes == sum(getattr(four, name).nbytes for name in ("y", "observed", "x", "static"))
 
 

@@ -9,6 +9,7 @@ Letters: B batch, L lookback, H horizon.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ NAMES = (
 )
 
 
+@dataclass(frozen=True)
 class Source:
     """What windows are gathered from.
 
@@ -41,8 +43,10 @@ class Source:
         past: How many of the covariates are known up to the present only.
     """
 
-    def __init__(self, columns: Columns, lookback: int, horizon: int, past: int) -> None:
-        self.columns, self.lookback, self.horizon, self.past = columns, lookback, horizon, past
+    columns: Columns
+    lookback: int
+    horizon: int
+    past: int
 
 
 class GatheredWindows(Mapping[str, Tensor]):

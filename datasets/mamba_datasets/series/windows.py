@@ -5,6 +5,7 @@ Letters: B batch, L lookback, H horizon, P past covariates, F known-future ones,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -23,7 +24,7 @@ from mamba_datasets.series.gathered import GatheredWindows, Source
 Item = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Columns:
     """The columns of a set of series as tensors, which windows are gathered from.
 
@@ -169,21 +170,15 @@ class WindowDataset(Dataset[Item]):
             "origin": torch.from_numpy(origin),
         }
 
-    def keep_on(self, columns: Columns | None) -> WindowDataset:
-        """Gather batches from columns that lie on a device, so that they are assembled there when they are read.
+    def gathered_from(self, columns: Columns) -> WindowDataset:
+        """Return the same windows, gathered from columns that lie on a device, and there, when they are read.
 
         Args:
-            columns: `Columns.of(series_set).to(device)`, or None for the set's own memory. Sets that are cut from one
-                share their columns.
-
-        Returns:
-            This data set.
+            columns: `Columns.of(series_set).to(device)`. Sets that are cut from one share their columns.
         """
-        if columns is None:
-            self._source = None
-        elif self._source is None or self._source.columns is not columns:
-            self._source = Source(columns, self.lookback, self.horizon, len(self.series_set.past_names))
-        return self
+        there = copy.copy(self)
+        there._source = Source(columns, self.lookback, self.horizon, len(self.series_set.past_names))
+        return there
 
     def _gathered(self, source: Source, series: np.ndarray, origin: np.ndarray, now: np.ndarray) -> GatheredWindows:
         device = source.columns.y.device
