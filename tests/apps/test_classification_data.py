@@ -111,7 +111,7 @@ def test_batches_repeat_with_the_seed() -> None:
     ],
 )
 def test_sources_that_are_refused(options: dict, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+    with pytest.raises((UserError, DataError), match=says):
         _ = SmallImageData(**options).train
 
 

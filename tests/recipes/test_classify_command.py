@@ -85,10 +85,16 @@ def test_wrong_words_are_one_line(
     assert says in captured.err.splitlines()[-1]
 
 
-def test_a_recipe_without_its_folder_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["fit", "finetune", "--out", str(tmp_path / "run")]) == 2
-    assert "name their folder: --data.root DIR" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("command", [["fit", "finetune"], ["compare", "cifar10"], ["fit", "segmentation"]])
+def test_a_recipe_without_its_images_says_so(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there are no images yet" in line
+    assert "--data.root DIR" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_swept_models_have_the_families_of_their_candidates() -> None:

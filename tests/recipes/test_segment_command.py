@@ -233,7 +233,7 @@ def test_training_stops_at_a_broken_pair(
 ) -> None:
     shutil.copytree(shapes, "data")
     damage(here / "data/masks/007.png")
-    assert main(["fit", "segmentation", *QUICK, "--trainer.max_steps", "4", "--out", "run"]) == 2
+    assert main(["fit", "segmentation", *QUICK, "--data.root", "data", "--trainer.max_steps", "4", "--out", "run"]) == 2
     assert says in capsys.readouterr().err.splitlines()[-1]
     assert not Path("run/model").exists()
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from mamba_apps.errors import UserError
+from mamba_datasets.errors import DataError
 from mamba_datasets.images import read_image
 from mamba_datasets.samples import load_digits
 
@@ -54,12 +55,13 @@ def open_images(
 
     Raises:
         UserError: If there is no such source.
-        DataError: If the folder does not hold what it should.
+        DataError: If no folder is named, or it does not hold what it should.
     """
     if dataset is not None:
         return TimmImages(dataset, root, split)
     if root is None:
-        raise UserError("there are no images yet", "name their folder: --data.root DIR (a folder a class)")
+        named = "name their folder: --data.root DIR (a folder a class)"
+        raise DataError("data.root", "folder", "there are no images yet", named)
     if root in SAMPLES and not Path(root).exists():
         if split is not None:
             raise UserError(f"the sample {root!r} has no part {split!r}", "give train null, and val and test as 0.1")

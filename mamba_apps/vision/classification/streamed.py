@@ -9,6 +9,7 @@ import torch
 
 from mamba_apps.errors import UserError
 from mamba_apps.vision.classification.data import ImageData, Part
+from mamba_datasets.errors import DataError
 
 if TYPE_CHECKING:
     from mamba_datasets.images import StreamingImages, StreamingLoader
@@ -58,7 +59,8 @@ class StreamedImageData(ImageData):
         from mamba_datasets.images import StreamingImages
 
         if self.root is None:
-            raise UserError("there are no images yet", "name the folder of their chunks: --data.root DIR")
+            named = "name the folder of their chunks: --data.root DIR"
+            raise DataError("data.root", "folder", "there are no images yet", named)
         if self.dataset is not None or self.leave_out is not None:
             raise UserError("a stream has neither dataset nor leave_out", "leave them out when the chunks are written")
         if self.repeats > 1:

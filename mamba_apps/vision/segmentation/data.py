@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from mamba_apps.errors import UserError
 from mamba_apps.training import ResumableLoader
 from mamba_apps.vision.segmentation.augment import IGNORED, training_transform
+from mamba_datasets.errors import DataError
 from mamba_datasets.images import ImagePairs
 
 
@@ -28,7 +29,7 @@ class SegmentationData(pl.LightningDataModule):
     name, beginning with the first, and the validation part every ``val_every``-th of those that are left.
 
     Args:
-        root: The folder; see `ImagePairs` for its layouts.
+        root: The folder; see `ImagePairs` for its layouts. None is refused when its pictures are first asked for.
         labels: Names of the classes in the order of their numbers; the background is one of them.
         train_split: The folder of the training part; None where there are no such folders.
         val_split: The folder of the validation part; None takes it from the training part.
@@ -56,7 +57,7 @@ class SegmentationData(pl.LightningDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | None,
         labels: Sequence[str],
         *,
         train_split: str | None = None,
@@ -135,7 +136,7 @@ class SegmentationData(pl.LightningDataModule):
     def describe(self) -> str:
         """Return one line on the data."""
         sizes = ", ".join(f"{len(part)} {name}" for name, part in self._parts.items())
-        return f"{Path(self.root).name}: {sizes} pictures, {len(self.labels)} classes"
+        return f"{Path(self._folder).name}: {sizes} pictures, {len(self.labels)} classes"
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the training batches (B, 3, h, w) and (B, h, w), in an order and with crops that follow the seed."""
@@ -167,14 +168,21 @@ class SegmentationData(pl.LightningDataModule):
         """Return the test pictures."""
         return self.test_dataloader()
 
+    @property
+    def _folder(self) -> str:
+        if self.root is None:
+            named = "name the folder of images and masks: --data.root DIR"
+            raise DataError("data.root", "folder", "there are no images yet", named)
+        return self.root
+
     @cached_property
     def _parts(self) -> dict[str, MaskedPictures]:
-        pairs = ImagePairs(self.root, split=self.splits["train"], **self._reading)
+        pairs = ImagePairs(self._folder, split=self.splits["train"], **self._reading)
         left = list(range(len(pairs)))
         parts = {}
         for name, every in (("test", self.test_every), ("val", self.val_every)):
             if self.splits[name] is not None:
-                own = ImagePairs(self.root, split=self.splits[name], **self._reading)
+                own = ImagePairs(self._folder, split=self.splits[name], **self._reading)
                 parts[name] = MaskedPictures(own, range(len(own)))
             else:
                 parts[name] = MaskedPictures(pairs, left[::every])
