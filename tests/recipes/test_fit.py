@@ -257,14 +257,15 @@ def test_the_next_command_is_one_that_a_shell_understands(toy_recipe: Path, caps
     assert capsys.readouterr().err.splitlines()[-1] == "next:  mamba-apps test 'my run'"
 
 
-def test_an_interrupt_ends_with_130_and_can_be_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_can_be_resumed(
+    sent: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = write_recipe(tmp_path, TOY_RECIPE.replace("lr: 5e-2", "lr: 5e-2, pause: 0.05"))
-    code = "import sys, toy_candidates; from mamba_recipes.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys, toy_candidates; from mamba_recipes.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "fit", str(path), "--out", "run", "--trainer.max_epochs", "1000"],
+        [sys.executable, "-c", program, "fit", str(path), "--out", "run", "--trainer.max_epochs", "1000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -276,11 +277,12 @@ def test_an_interrupt_ends_with_130_and_can_be_resumed(
         time.sleep(0.05)
     assert main(["fit", "--resume", "run"]) == 2
     assert "another process trains in run; wait until it has ended" in capsys.readouterr().err
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert out == ""
-    assert err.splitlines()[-2:] == ["continue with: mamba-apps fit --resume run", "mamba-apps: interrupted"]
+    assert "continue with: mamba-apps fit --resume run" in err.splitlines()[-2:]
+    assert (err.splitlines()[-1] == "mamba-apps: interrupted") == (sent == signal.SIGINT)
     assert not Path("run/model").exists()
     leftovers = [
         p.name for p in Path("run").iterdir() if p.name.startswith(".") or p.name.endswith((".part", ".partial"))

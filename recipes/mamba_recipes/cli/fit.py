@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
         except BaseException as error:
             if first and arguments.resume is None:
                 runs.forget(folder)
-            if isinstance(error, KeyboardInterrupt) and (folder / LAST_NAME).exists():
+            stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # Ctrl-C, SIGTERM
+            if first and stopped and (folder / LAST_NAME).exists():
                 print(f"continue with: mamba-apps fit --resume {shlex.quote(str(folder))}", file=sys.stderr)
             raise
         if not first:
