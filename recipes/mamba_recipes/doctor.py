@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,6 +12,9 @@ from typing import cast
 from mamba_apps.training.cores import usable_cores
 from mamba_recipes import environment
 from mamba_recipes.cli.arguments import Parser
+
+# The extras of pyproject.toml that are for people, and what each installs.
+EXTRAS = {"compare": ("sktime",), "scale": ("litdata",), "medical": ("monai", "nibabel", "scipy")}
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,20 @@ def _packages() -> list[Finding]:
     return found
 
 
+def _extras() -> list[Finding]:
+    """Which extras are here; none of them is needed."""
+    found = []
+    for name, packages in EXTRAS.items():
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            todo = f"without {', '.join(missing)}: pip install 'mamba-apps[{name}]'"
+            found.append(Finding(f"[{name}]", "note", todo))
+        else:
+            versions = [f"{package} {importlib.metadata.version(package)}" for package in packages]
+            found.append(Finding(f"[{name}]", "ok", ", ".join(versions)))
+    return found
+
+
 def _devices() -> list[Finding]:
     """Which devices there are, and what runs the operators on them."""
     import torch
@@ -52,7 +70,7 @@ def _devices() -> list[Finding]:
 
 
 def _scan() -> list[Finding]:
-    """Whether the CPU scan agrees with its reference on this machine, forward and backward."""
+    """Whether the scan's kernels agree with the reference on this machine, forward and backward."""
     import torch
 
     from mamba_kernels import selective_scan
@@ -65,16 +83,26 @@ def _scan() -> list[Finding]:
         torch.randn(2, 4, 33),
         torch.randn(2, 4, 33),
     )
-    results = []
-    for backend in ("cpu", "reference"):
-        leaves = [t.clone().requires_grad_() for t in inputs]
+
+    def results(backend: str, device: str) -> list[torch.Tensor]:
+        leaves = [t.to(device, copy=True).requires_grad_() for t in inputs]
         u, delta, A, B, C = leaves
         y = cast(torch.Tensor, selective_scan(u, delta, A, B, C, delta_softplus=True, backend=backend))
-        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
-    worst = max(float((fast - true).abs().max() / true.abs().max()) for fast, true in zip(*results, strict=True))
-    if worst > 1e-4:
-        return [Finding("selective scan", "problem", f"differs from its reference by {worst:.1e}; please report this")]
-    return [Finding("selective scan", "ok", f"CPU kernel within {worst:.1e} of the reference, gradients included")]
+        return [x.cpu() for x in (y.detach(), *torch.autograd.grad(y.square().sum(), leaves))]
+
+    wanted, found = results("reference", "cpu"), []
+    for backend, device, kernel in (("cpu", "cpu", "CPU kernel"), ("triton", "cuda", "GPU kernels")):
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        got = results(backend, device)
+        worst = max(float((fast - true).abs().max() / true.abs().max()) for fast, true in zip(got, wanted, strict=True))
+        if worst > 1e-4:
+            detail = f"{kernel} {worst:.1e} off the reference; please report this"
+            found.append(Finding("selective scan", "problem", detail))
+        else:
+            detail = f"{kernel} within {worst:.1e} of the reference, gradients included"
+            found.append(Finding("selective scan", "ok", detail))
+    return found
 
 
 def _sample() -> list[Finding]:
@@ -87,7 +115,7 @@ def _sample() -> list[Finding]:
     return [Finding("traffic sample", "ok", f"{path.stat().st_size // 1024} KiB")]
 
 
-CHECKS: tuple[Callable[[], list[Finding]], ...] = (_packages, _devices, _scan, _sample)
+CHECKS: tuple[Callable[[], list[Finding]], ...] = (_packages, _extras, _devices, _scan, _sample)
 
 
 def run() -> list[Finding]:
