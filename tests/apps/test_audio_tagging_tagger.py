@@ -128,6 +128,9 @@ def _bad_files(folder: Path) -> dict[str, str]:
     soundfile.write(folder / "e_none.wav", np.zeros(0), RATE)
     soundfile.write(folder / "f_short.wav", noise(0.01), RATE)
     (folder / "g_header.wav").write_bytes(b"RIFF\x10\x00\x00\x00WAVEjunk\xff\xff\xff\xff")
+    late = np.tile(noise(1.0), 150)
+    late[-1] = np.nan  # many windows are heard before
+    soundfile.write(folder / "h_late.wav", late, RATE, subtype="FLOAT")
     return {
         "a_nan.wav": "expected finite numbers, found nan",
         "b_text.wav": "is no sound: expected WAV, FLAC, OGG or MP3, found text",
@@ -136,6 +139,7 @@ def _bad_files(folder: Path) -> dict[str, str]:
         "e_none.wav": "0 frames",
         "f_short.wav": "expected 0.025 s of sound at least, found 0.01 s",
         "g_header.wav": "is damaged",
+        "h_late.wav": "expected finite numbers, found nan",
     }
 
 

@@ -234,7 +234,8 @@ class AudioTagger(metaclass=Trained):
             for window, out_X in zip(batch, out_BX, strict=True):
                 sums[window.number] = sums.get(window.number, 0) + out_X
                 counts[window.number] = counts.get(window.number, 0) + 1
-        return [(sums[number] / counts[number], hearings[number]) for number in sums]
+        # a sound may break off behind its first windows
+        return [(sums[number] / counts[number], hearing) for number, hearing in hearings.items()]
 
     def _windows(
         self,
