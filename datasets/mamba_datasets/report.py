@@ -111,7 +111,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
     Returns:
         "did you mean 'x' or 'y'?", or a list of what there is.
     """
-    names = [str(other) for other in known]
+    names = list(dict.fromkeys(str(other) for other in known))
     by_lower = {other.lower().strip(): other for other in names}
     close = difflib.get_close_matches(str(name).lower().strip(), by_lower, n=3, cutoff=0.6)
     if close:

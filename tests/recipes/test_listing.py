@@ -84,6 +84,8 @@ def test_one_model_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None
 def test_an_unknown_model_gets_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "pathc"]) == 2
     assert "there is no model or domain 'pathc'; did you mean 'patch'" in capsys.readouterr().err
+    assert main(["models", "nosuch"]) == 2
+    assert capsys.readouterr().err.count("'smamba'") == 1  # which two domains have
 
 
 def test_check_says_that_a_good_file_is_good(
