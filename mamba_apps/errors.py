@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mamba_datasets.errors import DataError
+
 
 class UserError(ValueError):
     """The user's input, option or file cannot be used.
@@ -15,3 +17,8 @@ class UserError(ValueError):
         super().__init__(f"{message}; {remedy}")
         self.message = message
         self.remedy = remedy
+
+
+def no_data(things: str, remedy: str) -> DataError:
+    """Return the refusal of a recipe whose data nobody has named, such as its "images"."""
+    return DataError("data.root", "folder", f"there are no {things} yet", remedy)

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -82,11 +82,7 @@ def check_directory(path: Path, purpose: str) -> None:
     Raises:
         UserError: It cannot be created or written to.
     """
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    make_directory(path, purpose)
-    with contextlib.suppress(OSError):  # somebody else has put something there
-        for folder in made:
-            folder.rmdir()
+    _remove_empty(_make_missing(path, purpose))
 
 
 @contextlib.contextmanager
@@ -100,15 +96,25 @@ def folder_to_fill(path: Path, purpose: str) -> Iterator[None]:
     Raises:
         UserError: It cannot be created or written to.
     """
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    make_directory(path, purpose)
+    made = _make_missing(path, purpose)
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # one is not empty
-            for folder in made:
-                folder.rmdir()
+        _remove_empty(made)
         raise
+
+
+def _make_missing(path: Path, purpose: str) -> list[Path]:
+    """Create a folder, and return it and those of its parents that were not there, the innermost first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_directory(path, purpose)
+    return missing
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):  # something was put into one, by us or by somebody else
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -153,17 +153,6 @@ def test_a_page_on_the_test(trained: Path, tmp_path: Path, capsys: pytest.Captur
     assert 'class="matrix"' in text
 
 
-@pytest.mark.parametrize("command", [["fit", "sound_finetune"], ["compare", "fsdd"]])
-def test_a_recipe_without_its_folder_says_so(
-    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(command) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "name their folder: --data.root DIR" in line
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_run_that_could_not_be_kept_is_refused_before_data_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,18 +85,6 @@ def test_wrong_words_are_one_line(
     assert says in captured.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", [["fit", "finetune"], ["compare", "cifar10"], ["fit", "segmentation"]])
-def test_a_recipe_without_its_images_says_so(
-    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(command) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "there are no images yet" in line
-    assert "--data.root DIR" in line
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_swept_models_have_the_families_of_their_candidates() -> None:
     names = ["vim_nano_patch2_8", "deit_nano_patch2_8", "resnet18"]
     plan = make_plan(recipes.load("digits"), sweeps=["model=" + ",".join(names)])

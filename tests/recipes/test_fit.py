@@ -257,6 +257,28 @@ def test_the_next_command_is_one_that_a_shell_understands(toy_recipe: Path, caps
     assert capsys.readouterr().err.splitlines()[-1] == "next:  mamba-apps test 'my run'"
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("fit finetune", "there are no images yet; name their folder: --data.root DIR"),
+        ("compare cifar10", "there are no images yet; name their folder: --data.root DIR"),
+        ("fit segmentation", "there are no images yet; name the folder of images and masks: --data.root DIR"),
+        ("fit sound_finetune", "there are no sounds yet; name their folder: --data.root DIR"),
+        ("compare fsdd", "there are no sounds yet; name their folder: --data.root DIR"),
+        ("fit umamba_enc_3d", "there are no volumes yet; name their folder: --data.root DIR"),
+        ("fit umamba_bot_2d", "there are no volumes yet; name their folder: --data.root DIR"),
+    ],
+)
+def test_a_recipe_without_its_data_says_so(
+    command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_stopped_can_be_resumed(
     sent: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -222,13 +222,6 @@ def test_a_folder_for_prepared_cases_is_asked_for(
         assert not Path("run").exists()
 
 
-def test_a_recipe_without_its_volumes_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("umamba_enc_3d", "umamba_bot_2d"):
-        assert main(["fit", name]) == 2
-        assert "name their folder: --data.root DIR" in capsys.readouterr().err
-    assert list(here.iterdir()) == []
-
-
 def test_other_data_than_it_was_trained_on_is_refused(
     run: Path, ellipsoids: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

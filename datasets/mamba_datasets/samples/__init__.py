@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from mamba_datasets.lazy import lazily
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,8 +63,5 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
 
 
-def __getattr__(name: str) -> Any:
-    """Import what makes sounds when it is asked for: it needs soundfile."""
-    if name not in ("sounds_path", "write_sounds"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("mamba_datasets.samples.sounds"), name)
+# What makes sounds needs soundfile.
+__getattr__, __dir__ = lazily(__name__, {"sounds_path": "sounds", "write_sounds": "sounds"})

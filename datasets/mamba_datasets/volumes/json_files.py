@@ -9,14 +9,19 @@ from typing import Any
 from mamba_datasets.errors import DataError, check_path
 
 
-def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
-    """Read a JSON file that holds an object, or raise a `DataError` with this remedy."""
+def read_any_json(path: str | Path, remedy: str) -> Any:
+    """Read a JSON file, or raise a `DataError` with this remedy."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(path, "file", f"cannot be read: {error.strerror}", check_path(path)) from None
     except ValueError as error:
         raise DataError(path, "file", f"is no JSON ({error})", remedy) from None
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object, or raise a `DataError` with this remedy."""
+    content = read_any_json(path, remedy)
     if not isinstance(content, dict):
         raise DataError(path, "file", f"expected a JSON object, found a {type(content).__name__}", remedy)
     return content

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from mamba_datasets.errors import DataError, check_path
+from mamba_datasets.errors import DataError
+from mamba_datasets.volumes.json_files import read_any_json
 
 
 def folds(names: Iterable[str], count: int = 5) -> list[tuple[list[str], list[str]]]:
@@ -53,12 +53,7 @@ def read_folds(path: str | Path, names: Iterable[str], *, lacking: bool = False)
         DataError: The file is none of folds, names a case that is not there, has one on both sides or none on one.
     """
     remedy = 'give a list such as nnU-Net\'s splits_final.json: [{"train": ["a", "b"], "val": ["c"]}]'
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(path, "file", f"cannot be read: {error.strerror}", check_path(path)) from None
-    except ValueError as error:
-        raise DataError(path, "file", f"is no JSON ({error})", remedy) from None
+    content = read_any_json(path, remedy)
     if not isinstance(content, list) or not content:
         raise DataError(path, "file", "expected a list of folds", remedy)
     known, found = set(names), []

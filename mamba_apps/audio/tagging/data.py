@@ -19,10 +19,9 @@ from mamba_apps.audio.tagging.parts import divide
 from mamba_apps.audio.tagging.policy import ClipPolicy, SoundBatch
 from mamba_apps.audio.tagging.statistics import MOST_SECONDS, measure_seconds, measure_statistics
 from mamba_apps.audio.tagging.store import ClipStore
-from mamba_apps.errors import UserError
+from mamba_apps.errors import UserError, no_data
 from mamba_apps.training import ResumableLoader
 from mamba_datasets.audio import ClipSet, open_clips
-from mamba_datasets.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -207,8 +206,7 @@ class AudioData(pl.LightningDataModule):
     @cached_property
     def _source(self) -> ClipSet:
         if self.root is None:
-            named = "name their folder: --data.root DIR (a folder a class)"
-            raise DataError("data.root", "folder", "there are no sounds yet", named)
+            raise no_data("sounds", "name their folder: --data.root DIR (a folder a class)")
         clips = open_clips(self.root, rate=self._given.rate, layout=self.layout, channel=self.channel, **self.options)
         for note in clips.notes:
             _log.warning("%s: %s", self.root, note)

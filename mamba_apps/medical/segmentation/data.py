@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from mamba_apps.errors import UserError
+from mamba_apps.errors import UserError, no_data
 from mamba_apps.medical.segmentation.augment import Augmentation
 from mamba_apps.medical.segmentation.patches import Patches
 from mamba_apps.medical.segmentation.saving import load_plan
@@ -104,8 +104,7 @@ class VolumeData(pl.LightningDataModule):
     def dataset(self) -> RawDataset:
         """The files."""
         if self.root is None:
-            named = "name their folder: --data.root DIR, in nnU-Net's raw layout"
-            raise DataError("data.root", "folder", "there are no volumes yet", named)
+            raise no_data("volumes", "name their folder: --data.root DIR, in nnU-Net's raw layout")
         return RawDataset(self.root, leave_out=self.leave_out)
 
     @cached_property

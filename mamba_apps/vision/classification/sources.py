@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mamba_apps.errors import UserError
-from mamba_datasets.errors import DataError
+from mamba_apps.errors import UserError, no_data
 from mamba_datasets.images import read_image
 from mamba_datasets.samples import load_digits
 
@@ -60,8 +59,7 @@ def open_images(
     if dataset is not None:
         return TimmImages(dataset, root, split)
     if root is None:
-        named = "name their folder: --data.root DIR (a folder a class)"
-        raise DataError("data.root", "folder", "there are no images yet", named)
+        raise no_data("images", "name their folder: --data.root DIR (a folder a class)")
     if root in SAMPLES and not Path(root).exists():
         if split is not None:
             raise UserError(f"the sample {root!r} has no part {split!r}", "give train null, and val and test as 0.1")

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mamba_apps.errors import UserError
+from mamba_apps.errors import UserError, no_data
 from mamba_apps.vision.classification.data import ImageData, Part
-from mamba_datasets.errors import DataError
 
 if TYPE_CHECKING:
     from mamba_datasets.images import StreamingImages, StreamingLoader
@@ -59,8 +58,7 @@ class StreamedImageData(ImageData):
         from mamba_datasets.images import StreamingImages
 
         if self.root is None:
-            named = "name the folder of their chunks: --data.root DIR"
-            raise DataError("data.root", "folder", "there are no images yet", named)
+            raise no_data("images", "name the folder of their chunks: --data.root DIR")
         if self.dataset is not None or self.leave_out is not None:
             raise UserError("a stream has neither dataset nor leave_out", "leave them out when the chunks are written")
         if self.repeats > 1:

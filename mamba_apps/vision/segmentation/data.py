@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from mamba_apps.errors import UserError
+from mamba_apps.errors import UserError, no_data
 from mamba_apps.training import ResumableLoader
 from mamba_apps.vision.segmentation.augment import IGNORED, training_transform
-from mamba_datasets.errors import DataError
 from mamba_datasets.images import ImagePairs
 
 
@@ -171,8 +170,7 @@ class SegmentationData(pl.LightningDataModule):
     @property
     def _folder(self) -> str:
         if self.root is None:
-            named = "name the folder of images and masks: --data.root DIR"
-            raise DataError("data.root", "folder", "there are no images yet", named)
+            raise no_data("images", "name the folder of images and masks: --data.root DIR")
         return self.root
 
     @cached_property
