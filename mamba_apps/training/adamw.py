@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
 from mamba_apps.mixers import no_weight_decay
-from mamba_apps.training.schedule import budget_spent, rate_factor
+from mamba_apps.training.schedule import over_budget, rate_factor
 
 
 def adamw(
@@ -34,12 +34,7 @@ def adamw(
         betas: Of the moments.
     """
     optimizer = make_adamw(parameter_groups(network, weight_decay), lr=lr, betas=betas)
-
-    def factor(step: int) -> float:
-        return rate_factor(budget_spent(task.trainer, step), warmup)
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    return over_budget(task.trainer, optimizer, lambda spent: rate_factor(spent, warmup))
 
 
 def make_adamw(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +12,11 @@ from torch import nn
 from mamba_apps.errors import UserError
 from mamba_apps.training.adamw import make_adamw
 from mamba_apps.training.muon import Muon, hidden_weights
-from mamba_apps.training.schedule import budget_spent, rate_factor
+from mamba_apps.training.schedule import Rate, over_budget, rate_factor
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
-
-Rate = Callable[[float], float]
 
 OPTIMISERS = ("adamw", "lamb", "muon")
 """LAMB is timm's, which also clips the norm of all gradients at 1."""
@@ -47,9 +45,23 @@ def check_rates(*, lr: float, weight_decay: float, layer_decay: float, **parts: 
         raise UserError(f"weight_decay is {weight_decay}", "give 0 for none, or more")
 
 
+def head_of(network: nn.Module) -> nn.Module:
+    """Return a network's classifier, which gives a score for each class."""
+    ask = getattr(network, "get_classifier", None)
+    head = ask() if callable(ask) else None
+    if not isinstance(head, nn.Module):
+        raise UserError(f"{type(network).__name__} does not tell its classifier", "use a model with get_classifier()")
+    return head
+
+
+def freeze_all_but_head(network: nn.Module) -> None:
+    """Let nothing but a network's classifier learn."""
+    network.requires_grad_(requires_grad=False)
+    head_of(network).requires_grad_(requires_grad=True)
+
+
 def make_optimiser(
     network: nn.Module,
-    head: nn.Module,
     *,
     lr: float,
     weight_decay: float,
@@ -63,8 +75,7 @@ def make_optimiser(
     of the layer after it (BEiT, arXiv 2106.08254), by the model's own ``group_matcher``.
 
     Args:
-        network: A timm model.
-        head: Its classifier.
+        network: A timm model, or one with timm's protocol.
         lr: The head's rate.
         weight_decay: Of matrices.
         layer_decay: In (0, 1]; 1 gives all layers one rate.
@@ -72,6 +83,7 @@ def make_optimiser(
         name: "adamw"; "lamb" for large batches (arXiv 1904.00962); or "muon", whose steps of matrices are orthogonal,
             for as good a model in fewer of them.
     """
+    head = head_of(network)
     spared: set[str] = getattr(network, "no_weight_decay", set)()
     own = {id(parameter) for parameter in head.parameters()}
     turned = {id(weight) for weight in hidden_weights(network, head)} if name == "muon" else set()
@@ -143,11 +155,5 @@ def with_rates(
         warmup: The part of the budget in which rates rise.
         head_warmup: The part of the budget in which the head learns alone.
     """
-
-    def by_step(rate: Rate) -> Callable[[int], float]:
-        return lambda step: rate(budget_spent(trainer, step))
-
     head, backbone = head_rate(warmup), backbone_rate(warmup, head_warmup)
-    factors = [by_step(head if is_head else backbone) for is_head in are_head]
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
-    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    return over_budget(trainer, optimiser, [head if is_head else backbone for is_head in are_head])

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+Rate = Callable[[float], float]
+"""What a rate is multiplied by, over the part of the budget that is spent."""
 
 
 def budget_spent(trainer: pl.Trainer, step: int) -> float:
@@ -23,6 +29,25 @@ def budget_spent(trainer: pl.Trainer, step: int) -> float:
         return 0.0
     elapsed = timer.time_elapsed()
     return min(elapsed / max(elapsed + left, 1e-9), 1.0)
+
+
+def over_budget(
+    trainer: pl.Trainer, optimiser: torch.optim.Optimizer, rates: Rate | Sequence[Rate]
+) -> OptimizerLRScheduler:
+    """Return an optimiser whose rates follow the run's budget, as Lightning takes them.
+
+    Args:
+        trainer: Whose budget it is.
+        optimiser: The optimiser.
+        rates: Of all of its groups, or of each.
+    """
+
+    def by_step(rate: Rate) -> Callable[[int], float]:
+        return lambda step: rate(budget_spent(trainer, step))
+
+    factors = by_step(rates) if callable(rates) else [by_step(rate) for rate in rates]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factors)
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def rate_factor(spent: float, warmup: float, floor: float = 1e-3) -> float:

@@ -21,10 +21,9 @@ from mamba_apps.errors import UserError
 from mamba_apps.training import load_card, make_trainer, save_model
 from mamba_apps.training.ema import follow
 from mamba_apps.training.muon import Muon
-from mamba_apps.training.optimiser import backbone_rate, make_optimiser
+from mamba_apps.training.optimiser import backbone_rate, head_of, make_optimiser
 from mamba_apps.training.schedule import rate_factor
 from mamba_apps.vision.classification import ClassificationTask, SmallImageData
-from mamba_apps.vision.classification.network import head_of
 from mamba_apps.vision.weights import create_model
 
 MODEL = "deit_nano_patch2_8"
@@ -83,7 +82,7 @@ def test_mixed_targets_are_timm_s() -> None:
 def test_layers_learn_at_their_rates(name: str) -> None:
     network = create_model(name, {"num_classes": 10})
     head = head_of(network)
-    optimiser, are_head = make_optimiser(network, head, lr=1.0, weight_decay=0.1, layer_decay=0.5, betas=(0.9, 0.999))
+    optimiser, are_head = make_optimiser(network, lr=1.0, weight_decay=0.1, layer_decay=0.5, betas=(0.9, 0.999))
     groups = optimiser.param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
     own = {id(parameter) for parameter in head.parameters()}
@@ -102,9 +101,7 @@ def test_layers_learn_at_their_rates(name: str) -> None:
 
 def test_layers_of_one_rate_are_one_group() -> None:
     network = create_model("vmamba_nano_8", {"num_classes": 10})
-    optimiser, are_head = make_optimiser(
-        network, head_of(network), lr=1e-3, weight_decay=0.1, layer_decay=1.0, betas=(0.9, 0.999)
-    )
+    optimiser, are_head = make_optimiser(network, lr=1e-3, weight_decay=0.1, layer_decay=1.0, betas=(0.9, 0.999))
     settings = [
         (group["weight_decay"], is_head) for group, is_head in zip(optimiser.param_groups, are_head, strict=True)
     ]

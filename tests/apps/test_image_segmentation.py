@@ -104,7 +104,7 @@ def test_backbones_start_from_a_file_or_a_classifier(name: str, tmp_path: Path) 
     torch.manual_seed(3)
     task = ClassificationTask(name, classes=4, size=8)
     trained = {key: value.clone() for key, value in task.network.state_dict().items()}
-    card = ModelCard("classification", "image", name, arguments=task.options or {}, labels=list("abcd"))
+    card = ModelCard("classification", "image", name, arguments=task.arguments or {}, labels=list("abcd"))
     folder = save_model(tmp_path / "classifier", task, card)
     # A file does not say how many classes it has: those of the release, which the small models count as ten.
     released = create_model(name, {"num_classes": 10}).state_dict()

@@ -22,9 +22,7 @@ def train(name: str, dtype: torch.dtype, device: str, *, steps: int, batch: int)
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).to(device).train()
     _, size, _ = model.default_cfg["input_size"]
-    optimiser, _ = make_optimiser(
-        model, model.get_classifier(), lr=RATE, weight_decay=0.1, layer_decay=1.0, betas=(0.9, 0.999)
-    )
+    optimiser, _ = make_optimiser(model, lr=RATE, weight_decay=0.1, layer_decay=1.0, betas=(0.9, 0.999))
     rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min((step + 1) / WARMUP, 1.0))
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     if device == "cuda":

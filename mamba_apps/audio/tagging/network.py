@@ -69,17 +69,6 @@ def saved_weights(folder: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix(_PREFIX): value for name, value in found.items() if name.startswith(_PREFIX)}
 
 
-def head_of(network: AudioModel) -> nn.Module:
-    """Return the layers that give the classes' scores."""
-    return network.backbone.get_classifier()
-
-
-def freeze_all_but_head(network: AudioModel) -> None:
-    """Let nothing but the classifier learn."""
-    network.requires_grad_(requires_grad=False)
-    head_of(network).requires_grad_(requires_grad=True)
-
-
 def _read(weights: str) -> Mapping[str, Any]:
     path = Path(weights)
     if path.is_dir():

@@ -19,7 +19,7 @@ from mamba_apps.audio.filterbank import FilterBank
 from mamba_apps.audio.model import AudioModel
 from mamba_apps.audio.tagging.augment import SoundAugment
 from mamba_apps.audio.tagging.data import AudioData
-from mamba_apps.audio.tagging.network import check_name, freeze_all_but_head, head_of, make_network
+from mamba_apps.audio.tagging.network import check_name, make_network
 from mamba_apps.audio.tagging.page import make_page
 from mamba_apps.audio.tagging.policy import SoundBatch, by_clip
 from mamba_apps.audio.tagging.scores import ClipScores, clip_loss, one_hot
@@ -27,7 +27,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
 from mamba_apps.training.curve import CurvePanel, learning_curve
 from mamba_apps.training.ema import Ema
-from mamba_apps.training.optimiser import check_rates, make_optimiser, with_rates
+from mamba_apps.training.optimiser import check_rates, freeze_all_but_head, make_optimiser, with_rates
 
 # So many windows at once when scored: a sound of hours has thousands.
 _AT_ONCE = 256
@@ -206,7 +206,6 @@ class AudioTask(pl.LightningModule):
         """Return AdamW, and each group's rate over the run's budget."""
         optimiser, are_head = make_optimiser(
             self.network.backbone,
-            head_of(self.network),
             lr=self.lr,
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
@@ -283,7 +282,7 @@ class AudioTask(pl.LightningModule):
         if self.multilabel and not self.binary:
             raise UserError("loss is cross_entropy, but sounds have several classes", "give binary")
         if self.linear_probe:
-            freeze_all_but_head(self.network)
+            freeze_all_but_head(self.network.backbone)
         self.scores = ClipScores(data.classes, multilabel=data.multilabel)
 
     def _loss(self, logits_BK: Tensor, target_BK: Tensor) -> Tensor:

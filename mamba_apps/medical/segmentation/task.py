@@ -28,7 +28,7 @@ from mamba_apps.medical.segmentation.scores import TOLERANCE
 from mamba_apps.medical.segmentation.sliding import OVERLAP
 from mamba_apps.training import ModelCard
 from mamba_apps.training.files import check_directory
-from mamba_apps.training.schedule import budget_spent, poly_factor
+from mamba_apps.training.schedule import over_budget, poly_factor
 from mamba_datasets.volumes import Plan, Volume
 
 
@@ -224,12 +224,7 @@ class VolumeSegmentationTask(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser, and its rate over the run's budget."""
         optimizer = make_optimiser(self.network, self.optimiser, self.lr, self.weight_decay)
-
-        def factor(step: int) -> float:
-            return poly_factor(budget_spent(self.trainer, step), self.warmup, POWER)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return over_budget(self.trainer, optimizer, lambda spent: poly_factor(spent, self.warmup, POWER))
 
     def model_card(self, data: VolumeData, metrics: Mapping[str, float]) -> ModelCard:
         """Return the card of the trained model, by which `Segmenter.load` reads its weights."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
+import timm
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.data import Mixup
 from torch import Tensor, nn
@@ -18,10 +19,15 @@ from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
 from mamba_apps.training.curve import CurvePanel, learning_curve
 from mamba_apps.training.ema import Ema
-from mamba_apps.training.optimiser import OPTIMISERS, check_rates, make_optimiser, with_rates
+from mamba_apps.training.optimiser import (
+    OPTIMISERS,
+    check_rates,
+    freeze_all_but_head,
+    make_optimiser,
+    with_rates,
+)
 from mamba_apps.training.schedule import budget_spent
 from mamba_apps.vision.classification.data import ImageData
-from mamba_apps.vision.classification.network import freeze_all_but, head_of, network_options
 from mamba_apps.vision.weights import check_name, create_model
 
 
@@ -113,7 +119,7 @@ class ClassificationTask(pl.LightningModule):
             Ema(ema)  # refuses what is out of range
         self.ema = ema
         self._curve: list[tuple[float, float]] = []
-        self.options: dict[str, Any] | None = None
+        self.arguments: dict[str, Any] | None = None
         self.network: nn.Module
         if classes is not None:
             self._make_network(classes, size)
@@ -125,11 +131,11 @@ class ClassificationTask(pl.LightningModule):
             UserError: If it was made for other classes.
         """
         count = len(data.classes)
-        if self.options is None:
+        if self.arguments is None:
             self._make_network(count, data.preprocessing.size)
-        elif self.options["num_classes"] != count:
+        elif self.arguments["num_classes"] != count:
             raise UserError(
-                f"the model was made for {self.options['num_classes']} classes, the data has {count}",
+                f"the model was made for {self.arguments['num_classes']} classes, the data has {count}",
                 "leave classes out, or give the data they belong to",
             )
 
@@ -138,7 +144,7 @@ class ClassificationTask(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
             self.prepare_for(data)
-        elif self.options is None:
+        elif self.arguments is None:
             raise UserError("the classes are not known", "train with ImageData, or give classes")
         if stage == "fit" and self.weights is None and (self.linear_probe or self.head_warmup):
             what = "a linear probe" if self.linear_probe else "a warm-up of the head"
@@ -199,7 +205,6 @@ class ClassificationTask(pl.LightningModule):
         """Return the optimiser, and each group's rate over the run's budget."""
         optimiser, are_head = make_optimiser(
             self.network,
-            head_of(self.network),
             lr=self.lr,
             weight_decay=self.weight_decay,
             layer_decay=self.layer_decay,
@@ -218,7 +223,7 @@ class ClassificationTask(pl.LightningModule):
             task="classification",
             domain="image",
             model=self.model_name,
-            arguments=dict(self.options or {}),
+            arguments=dict(self.arguments or {}),
             preprocessing=asdict(data.preprocessing),
             labels=list(data.classes),
             metrics=dict(metrics),
@@ -232,10 +237,13 @@ class ClassificationTask(pl.LightningModule):
     def _make_network(self, classes: int, size: int) -> None:
         if classes < 2:
             raise UserError(f"there is {classes} class", "give images of at least two classes")
-        self.options = network_options(self.model_name, classes, size, self.model_options)
-        self.network = create_model(self.model_name, self.options, self.weights)
+        config = timm.models.get_pretrained_cfg(self.model_name)
+        # Models without position embeddings or windows take any size, and no argument for it.
+        fixed = {"img_size": size} if config is not None and config.fixed_input_size else {}
+        self.arguments = {**fixed, **self.model_options, "num_classes": classes}
+        self.network = create_model(self.model_name, self.arguments, self.weights)
         if self.linear_probe:
-            freeze_all_but(self.network, head_of(self.network))
+            freeze_all_but_head(self.network)
         self._mix = None
         if self.mixup or self.cutmix:
             self._mix = Mixup(

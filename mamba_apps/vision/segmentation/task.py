@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
 from mamba_apps.training.adamw import make_adamw
-from mamba_apps.training.schedule import budget_spent, poly_factor
+from mamba_apps.training.schedule import over_budget, poly_factor
 from mamba_apps.vision.segmentation.augment import IGNORED
 from mamba_apps.vision.segmentation.data import SegmentationData
 from mamba_apps.vision.segmentation.losses import cross_entropy, dice
@@ -175,12 +175,7 @@ class SegmentationTask(pl.LightningModule):
         """Return AdamW, and its rate over the run's budget."""
         groups = parameter_groups(self.network, self.lr, self.weight_decay, self.layer_decay)
         optimizer = make_adamw(groups, lr=self.lr, betas=self.betas)
-
-        def factor(step: int) -> float:
-            return poly_factor(budget_spent(self.trainer, step), self.warmup, self.power)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return over_budget(self.trainer, optimizer, lambda spent: poly_factor(spent, self.warmup, self.power))
 
     def model_card(self, data: SegmentationData, metrics: Mapping[str, float]) -> ModelCard:
         """Return the card of the trained model, by which `ImageSegmenter.load` reads its weights."""
