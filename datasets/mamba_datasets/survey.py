@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from mamba_datasets.cores import usable_cores
 from mamba_datasets.errors import DataError
 from mamba_datasets.report import Collector, Finding, Report
 from mamba_datasets.tree import SPLITS, ClassTree, Medium, files_below, folders_in, loose_files, scan_classes
@@ -142,7 +143,7 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
     """Yield what the work makes of each item, in order, with a progress bar where stderr is a terminal."""
 
     def results() -> Iterator[Result]:
-        with ThreadPool(min(32, os.cpu_count() or 1)) as pool:
+        with ThreadPool(min(32, usable_cores())) as pool:
             for start in range(0, len(items), _BLOCK):  # a block at a time: no more than that waits in memory
                 yield from pool.map(work, items[start : start + _BLOCK], chunksize=_CHUNK)
 

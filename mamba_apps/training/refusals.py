@@ -10,7 +10,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import StrategyRegistry
 
 from mamba_apps.errors import UserError
-from mamba_apps.training.cores import usable_cores
+from mamba_datasets.cores import usable_cores
 from mamba_datasets.report import nearest
 
 if TYPE_CHECKING:

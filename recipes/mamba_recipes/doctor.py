@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import cast
 
-from mamba_apps.training.cores import usable_cores
+from mamba_datasets.cores import usable_cores
 from mamba_recipes import environment
 from mamba_recipes.cli.arguments import Parser
 

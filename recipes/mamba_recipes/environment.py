@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from mamba_apps.training.cores import usable_cores
+from mamba_datasets.cores import usable_cores
 
 PACKAGES = (
     "mamba-apps",

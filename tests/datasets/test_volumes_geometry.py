@@ -360,7 +360,7 @@ def test_large_volumes_are_resampled_alike_by_several_threads(order: int, monkey
     values = np.random.default_rng(2).normal(size=(9, 7, 11)).astype(np.float32)
     alone = resample(values, (13, 5, 20), (1, 1, 1), (1, 1, 1), Resampling(order))
     monkeypatch.setattr("mamba_datasets.volumes.resample._LARGE", 1)
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("mamba_datasets.volumes.resample.usable_cores", lambda: 3)
     threads = resample(values, (13, 5, 20), (1, 1, 1), (1, 1, 1), Resampling(order))
     assert np.array_equal(alone, threads)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,8 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
+
+from mamba_datasets.cores import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,12 +29,12 @@ def in_turn(
         work: What to do with an item; runs in threads, as reading and resampling leave Python's lock alone.
         items: The items.
         doing: What the bar says.
-        workers: How many at a time; None takes 4, or as many as there are cores.
+        workers: How many at a time; None takes 4, or as many as there are cores for this process.
 
     Yields:
         The results.
     """
-    executor = ThreadPoolExecutor(workers or min(_WORKERS, os.cpu_count() or 1))
+    executor = ThreadPoolExecutor(workers or min(_WORKERS, usable_cores()))
     hidden = not sys.stderr.isatty()
     try:
         results = executor.map(work, items)

@@ -5,12 +5,12 @@ Voxels are boxes that fill the volume: both grids cover the same space, and beyo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from mamba_datasets.cores import usable_cores
 from mamba_datasets.errors import DataError
 from mamba_datasets.volumes.plan import Resampling
 
@@ -137,7 +137,7 @@ def _along(array: np.ndarray, axis: int, size: int, order: int) -> np.ndarray:
                 total = total + source.take(index, within) * (weight[:, None] if within == 0 else weight)
             targets[place][...] = total
 
-    threads = min(_THREADS, os.cpu_count() or 1) if result.size >= _LARGE else 1
+    threads = min(_THREADS, usable_cores()) if result.size >= _LARGE else 1
     if threads == 1:
         fill(range(len(sources)))
         return result

@@ -5,7 +5,6 @@ Dimensions in names: N clips, B windows, S samples of a window, T samples of all
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from mamba_apps.audio.tagging.policy import ClipPolicy
 from mamba_apps.errors import UserError
 from mamba_datasets.audio import ClipSet
+from mamba_datasets.cores import usable_cores
 
 # Of the GPU's free memory, what sounds may take; the model needs the rest.
 _SHARE = 0.25
@@ -35,7 +35,7 @@ class ClipStore:
     def __init__(self, clips: ClipSet, limit_gib: float) -> None:
         waves: list[Tensor] = []
         count = 0
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoders leave Python's lock
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # decoders leave Python's lock
             for start in range(0, len(clips), _TOGETHER):
                 found = pool.map(clips.__getitem__, range(start, min(start + _TOGETHER, len(clips))))
                 for clip in found:

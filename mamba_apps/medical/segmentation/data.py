@@ -18,7 +18,7 @@ from mamba_apps.medical.segmentation.augment import Augmentation
 from mamba_apps.medical.segmentation.patches import Patches
 from mamba_apps.medical.segmentation.saving import load_plan
 from mamba_apps.training import ResumableLoader
-from mamba_apps.training.cores import usable_cores
+from mamba_datasets.cores import usable_cores
 from mamba_datasets.errors import DataError
 from mamba_datasets.volumes import Plan, Prepared, RawDataset, Volume, folds, preprocess, read_folds
 from mamba_datasets.volumes.fingerprints import fingerprint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 from mamba_apps.vision.classification.augment import BatchAugment
 from mamba_apps.vision.classification.data import ImageData
 from mamba_apps.vision.classification.sources import ImageSource
+from mamba_datasets.cores import usable_cores
 
 # Images that a thread reads at a time.
 _BLOCK = 256
@@ -125,7 +125,7 @@ class InMemory(Dataset[tuple[Tensor, Tensor]]):
             return torch.stack([transform(image) for image, _ in found]), [label for _, label in found]
 
         blocks = [range(len(images))[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)]
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # decoders leave Python's lock
+        with ThreadPoolExecutor(min(16, usable_cores())) as pool:  # decoders leave Python's lock
             found = list(pool.map(read, blocks))
         self.images_NCHW = torch.cat([images_NCHW for images_NCHW, _ in found])
         self.labels_N = torch.tensor([label for _, labels in found for label in labels])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mamba_apps.errors import UserError
-from mamba_apps.training.cores import usable_cores
+from mamba_datasets.cores import usable_cores
 from mamba_recipes import environment
 from mamba_recipes.compare.plan import Job, Plan
 from mamba_recipes.compare.result import Comparison, Row
