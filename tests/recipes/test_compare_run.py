@@ -336,4 +336,4 @@ def test_the_machinery_of_comparisons_knows_no_domain() -> None:
     assert len(sources) > 10
     for path in sources:
         found = re.findall(r"mamba_(?:apps|datasets)\.(\w+)", path.read_text(encoding="utf-8"))
-        assert set(found) <= {"errors", "report", "training"}, path
+        assert set(found) <= {"cores", "errors", "report", "training"}, path
