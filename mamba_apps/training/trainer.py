@@ -59,6 +59,7 @@ def make_trainer(
     graph: bool = False,
     tf32: bool = False,
     callbacks: list[Callback] | None = None,
+    test_dir: str | Path | None = None,
     **lightning_options: Any,
 ) -> pl.Trainer:
     """Make a Lightning Trainer whose runs survive: atomic checkpoints, exact resume, a stop at a non-finite loss.
@@ -87,6 +88,7 @@ def make_trainer(
         tf32: On a GPU, multiply float32 matrices in TF32, as convolutions are anyway: what bf16 autocast does not reach
             takes less time, with about three decimal digits a factor.
         callbacks: Further callbacks.
+        test_dir: Folder for the tables and pictures that some tasks write when they are tested; None is `run_dir`.
         **lightning_options: Further options of `lightning.Trainer` (gradient_clip_val, deterministic,
             accumulate_grad_batches, val_check_interval, ...); `logger=False` writes no metrics.csv; `strategy` may be
             "ddp", or "fsdp" to shard the model (see `FullyShardedStrategy`).
@@ -135,6 +137,7 @@ def make_trainer(
         trainer = RunTrainer(
             checkpoints=checkpoints,
             resume=resume,
+            test_dir=run_dir if test_dir is None else Path(test_dir),
             accelerator=accelerator,
             devices=devices,
             precision=precision,
@@ -160,13 +163,14 @@ class RunTrainer(pl.Trainer):
     Args:
         checkpoints: Saves the run.
         resume: Let `fit` continue from the run folder's checkpoint.
+        test_dir: Folder for what a task writes when it is tested.
         **options: Options of `lightning.Trainer`.
     """
 
-    def __init__(self, *, checkpoints: RunCheckpoints, resume: bool, **options: Any) -> None:
+    def __init__(self, *, checkpoints: RunCheckpoints, resume: bool, test_dir: Path, **options: Any) -> None:
         super().__init__(**options)
         self.run_checkpoints = checkpoints
-        self.resume = resume
+        self.resume, self.test_dir = resume, test_dir
         before = self.fit_loop
         self.fit_loop = SafeFitLoop(self, checkpoints, before.min_epochs, before.max_epochs)
         self.fit_loop.epoch_loop = SafeEpochLoop(self, checkpoints, before.min_steps, before.max_steps)

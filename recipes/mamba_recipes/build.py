@@ -24,7 +24,7 @@ from mamba_recipes import safety
 from mamba_recipes.recipe import CONFIGS
 
 # What the commands decide themselves: a recipe's trainer block need not and may not state it.
-_OURS = {"run_dir", "seed", "progress", "resume"}
+_OURS = {"run_dir", "seed", "progress", "resume", "test_dir"}
 # Lightning's options that make_trainer has under another name or settles for good.
 _SETTLED = {"max_time", "min_time", "default_root_dir", "plugins", "enable_progress_bar", "enable_model_summary"}
 

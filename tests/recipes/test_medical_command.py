@@ -69,7 +69,7 @@ def test_a_test_writes_a_table_a_page_and_pictures(
     kinds = [f"{kind}{label}" for kind in ("dice", "nsd", "hd95") for label in ("", "_organ", "_lesion")]
     assert set(metrics) == {f"test/{kind}" for kind in kinds}
     assert metrics["test/dice_organ"] > 0.5
-    folder = here / "scores/plain_unet-fold0-seed1"
+    folder = run / "scores"
     assert sorted(path.name for path in folder.iterdir()) == [
         "best.png", "index.html", "median.png", "scores.csv", "worst.png"
     ]  # fmt: skip
@@ -90,7 +90,8 @@ def test_a_test_writes_a_table_a_page_and_pictures(
     assert "no medical device" in page
     assert page.count("data:image/png;base64,") == 3
     assert "worst of 2" in page
-    assert "page:   scores/plain_unet-fold0-seed1/index.html" in captured.err
+    assert f"page:   {folder}/index.html" in captured.err
+    assert not list(here.iterdir())
 
 
 def test_a_file_becomes_a_mask_on_its_own_grid(
@@ -206,7 +207,9 @@ def test_a_folder_that_scores_cannot_go_to_is_refused_before_a_case_is_segmented
     monkeypatch.setattr(VolumeSegmentationTask, "test_step", lambda *_: pytest.fail("a case was segmented"))
     Path("taken").touch()
     assert main(["test", str(run), "--model.scores", "taken"]) == 2
-    assert "cannot write to the folder of scores taken/" in capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot write to the folder of scores taken: " in last
+    assert last.endswith("choose another folder: --model.scores DIR, or null for none")
 
 
 def test_a_folder_for_prepared_cases_is_asked_for(
@@ -242,7 +245,7 @@ def test_hippocampus_candidates_are_compared(ellipsoids: Path, here: Path, capsy
     for row in rows:
         assert 0 <= row["dice"] <= 1
         assert row["samples_per_second"] > 0
-        assert Path(f"scores/{row['model']}-fold0-seed1/scores.csv").is_file()
+        assert Path(f"report/{row['model']}-seed1/scores/scores.csv").is_file()
 
 
 @pytest.fixture
@@ -283,7 +286,7 @@ def test_the_readmes_commands_train_umamba_on_volumes_of_monai_within_two_minute
     for line in lines:
         assert main(line + smaller if line[0] == "fit" else line) == 0
     assert time.process_time() - start < 120
-    with Path("scores/umamba_enc-fold0-seed1/scores.csv").open(encoding="utf-8") as file:
+    with Path("runs/hippo/scores/scores.csv").open(encoding="utf-8") as file:
         scores = [float(row["dice"]) for row in csv.DictReader(file)]
     assert np.nanmean(scores) > 0.75
     truth, mask = read_label(f"hippocampus/labelsTr/{held_out}.nii.gz"), read_label("mask.nii.gz")

@@ -5,10 +5,8 @@ Dimensions in names: B batch, K classes, z, y, x the axes in the plan's order.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,7 +25,7 @@ from mamba_apps.medical.segmentation.saving import make_network, plan_digest, se
 from mamba_apps.medical.segmentation.scores import TOLERANCE
 from mamba_apps.medical.segmentation.sliding import OVERLAP
 from mamba_apps.training import ModelCard
-from mamba_apps.training.files import check_directory
+from mamba_apps.training.outputs import output_folder
 from mamba_apps.training.schedule import over_budget, poly_factor
 from mamba_datasets.volumes import Plan, Volume
 
@@ -50,8 +48,8 @@ class VolumeSegmentationTask(pl.LightningModule):
         overlap: The part of a window that the next one covers again.
         mirror: Whether the test averages over mirrored windows, where training mirrors too.
         tolerance: Up to which distance in mm surfaces agree, for the normalised surface Dice.
-        scores: The folder for the test's table, page and pictures, in one named by network, its options, fold and seed;
-            None writes none.
+        scores: Where the test's table, page and pictures go: True for scores/ in the trainer's folder, a folder, or
+            None for none.
         compile: Whether torch compiles the network.
 
     Raises:
@@ -74,7 +72,7 @@ class VolumeSegmentationTask(pl.LightningModule):
         overlap: float = OVERLAP,
         mirror: bool = True,
         tolerance: float = TOLERANCE,
-        scores: str | None = "scores",
+        scores: str | bool | None = True,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -195,8 +193,7 @@ class VolumeSegmentationTask(pl.LightningModule):
             UserError: If it is none.
         """
         self._results = Results(self._plan, self.tolerance)
-        if (folder := self._scores_folder()) is not None:
-            check_directory(folder, "folder of scores")
+        self._folder = output_folder(self.trainer, "scores", self.scores)
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
         """Score a held-out case on the grid of its files."""
@@ -210,9 +207,9 @@ class VolumeSegmentationTask(pl.LightningModule):
             self._results.gather()
         for name, value in self._results.means().items():
             self.log(f"test/{name}", value, sync_dist=True)
-        if (folder := self._scores_folder()) is not None:
+        if self._folder is not None:
             facts = [self._data.describe(), f"network {self.label}, {self._plan.configuration}"]
-            written = self._results.write(folder, f"{self.label} on {self._plan.dataset}", facts, self._look)
+            written = self._results.write(self._folder, f"{self.label} on {self._plan.dataset}", facts, self._look)
             print(f"scores: {written[0]}\npage:   {written[-1]}", file=sys.stderr)
 
     def predict_step(self, batch: Tensor, batch_idx: int) -> dict[str, Tensor]:
@@ -263,19 +260,6 @@ class VolumeSegmentationTask(pl.LightningModule):
     def _data(self) -> VolumeData:
         data: VolumeData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
-
-    def _scores_folder(self) -> Path | None:
-        """Return where this process writes the test's scores, if it does."""
-        rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.scores is None or not self.trainer.is_global_zero or rehearsed:
-            return None
-        return Path(self.scores) / self._run_name()
-
-    def _run_name(self) -> str:
-        """Return the name of the run's folder, so that other folds and options of a network do not take its place."""
-        options = [f"{key}={value}" for key, value in sorted(self.network_options.items())]
-        words = [self.label, *options, f"fold{self._data.fold}", f"seed{torch.initial_seed()}"]
-        return re.sub(r"[^\w.=-]+", "_", "-".join(words))
 
     def _look(self, case: str) -> tuple[Volume, np.ndarray, np.ndarray]:
         image, truth = self._data.held_out_files(case)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
 from mamba_apps.training.adamw import make_adamw
+from mamba_apps.training.outputs import output_folder
 from mamba_apps.training.schedule import over_budget, poly_factor
 from mamba_apps.vision.segmentation.augment import IGNORED
 from mamba_apps.vision.segmentation.data import SegmentationData
@@ -47,7 +48,8 @@ class SegmentationTask(pl.LightningModule):
         power: ... as this power of the budget that is left.
         betas: AdamW's.
         overlap: The part of a window that the next one covers again.
-        overlays: The folder for pictures of the best, the median and the worst test picture; None draws none.
+        overlays: Where pictures of the best, the median and the worst test picture go: True for overlays/ in the
+            trainer's folder, a folder, or None for none.
         compile: Whether torch compiles the backbone.
 
     Raises:
@@ -70,7 +72,7 @@ class SegmentationTask(pl.LightningModule):
         power: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999),
         overlap: float = OVERLAP,
-        overlays: str | None = "overlays",
+        overlays: str | bool | None = True,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -147,8 +149,13 @@ class SegmentationTask(pl.LightningModule):
         self._score(batch)
 
     def on_test_epoch_start(self) -> None:
-        """Forget the pictures of an earlier test."""
+        """Forget the pictures of an earlier test, and refuse a folder for overlays that they could not be written to.
+
+        Raises:
+            UserError: If it is none.
+        """
         self._scored: list[tuple[float, int]] = []
+        self._overlays = output_folder(self.trainer, "overlays", self.overlays)
 
     def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         """Score a picture of the test part."""
@@ -167,9 +174,8 @@ class SegmentationTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log test/miou, test/accuracy and test/iou_<label>, and draw pictures."""
         self._log_scores("test")
-        rehearsed = self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.overlays is not None and self.trainer.is_global_zero and not rehearsed:
-            self._draw(Path(self.overlays))
+        if self._overlays is not None:
+            self._draw(self._overlays)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, and its rate over the run's budget."""

@@ -76,10 +76,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--parallel makes candidates share the machine, which times would show", "leave it out")
     command = shlex.join(["mamba-apps", "compare", *argv])
     check_target("--out", arguments.out, [recipe.path], PAGE)
+    drawn = arguments.out.with_suffix("")
     if arguments.log is not None:
         check_target("--log", arguments.log, [recipe.path, arguments.out])
     with _Bar(plan) as bar:
-        comparison = run_plan(plan, command, bar, arguments.log, arguments.parallel)
+        comparison = run_plan(plan, command, bar, drawn, arguments.log, arguments.parallel)
     _refuse_what_all_refused(comparison)
     unwritten: UserError | None = None
     try:
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
         print_table(comparison)
     if unwritten is not None:
         raise unwritten
-    _last_lines(comparison, arguments.out)
+    _last_lines(comparison, arguments.out, drawn)
     return _exit_code(comparison)
 
 
@@ -104,13 +105,16 @@ def _refuse_what_all_refused(comparison: Comparison) -> None:
         raise UserError(message, remedy)
 
 
-def _last_lines(comparison: Comparison, out: Path) -> None:
+def _last_lines(comparison: Comparison, out: Path, drawn: Path) -> None:
     from mamba_recipes.compare.words import verdict
 
     print(file=sys.stderr)
     for line in verdict(comparison):
         print(line, file=sys.stderr)
-    print(f"report: {out} ({comparison.seconds:.0f} s in all)\nnext:   {_next(comparison)}", file=sys.stderr)
+    print(f"report: {out} ({comparison.seconds:.0f} s in all)", file=sys.stderr)
+    if drawn.is_dir():
+        print(f"tests:  {drawn}/, tables and pictures of each", file=sys.stderr)
+    print(f"next:   {_next(comparison)}", file=sys.stderr)
 
 
 def _next(comparison: Comparison) -> str:

@@ -75,7 +75,9 @@ def main(argv: Sequence[str]) -> int:
     header(path.name if in_folder else recipe.name, built)
     options = {**built.trainer_options, "monitor": None, "patience": None, "logger": False}
     with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
-        trainer = make_trainer(run_dir=folder, seed=built.seed, progress=True, **options)
+        # what a task writes about its test lies beside the weights that were tested
+        beside = source if source.is_dir() else source.parent
+        trainer = make_trainer(run_dir=folder, test_dir=beside, seed=built.seed, progress=True, **options)
         if command == "predict":
             found = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
             return _write_predictions(found, out, as_json=arguments.json)

@@ -29,6 +29,7 @@ class LightningCandidate:
         source: Where they come from, for errors.
         scratch: A folder for checkpoints; what lies there is removed with the candidate.
         on_progress: Called after each training step with the fraction of the budget that is spent.
+        drawn: Folder for the tables and pictures that some tasks write when they are tested; None keeps none.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class LightningCandidate:
         source: str,
         scratch: str,
         on_progress: Callable[[float], None] | None = None,
+        drawn: str | None = None,
     ) -> None:
         self._config = dict(config)
-        self._source = source
+        self._source, self._drawn = source, drawn
         self._on_progress = on_progress or (lambda fraction: None)
         self._folder = tempfile.TemporaryDirectory(dir=scratch)
         self.parameters = 0
@@ -58,7 +60,7 @@ class LightningCandidate:
         """Train within ``budget``."""
         built = self._build(seed)
         meter = _Meter(budget, self._on_progress)
-        self._fitted = self._trainer(built, seed, [meter], "fit", **budget.trainer_options())
+        self._fitted = self._trainer(built, seed, [meter], "fit", test_dir=self._drawn, **budget.trainer_options())
         self._model, self._data = built.model, data
         start = time.perf_counter()
         self._fitted.fit(built.model, datamodule=data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import signal
 import sys
 import tempfile
@@ -42,7 +43,7 @@ class Listener(Protocol):
 
 
 def run_plan(
-    plan: Plan, command: str, listener: Listener, log_path: Path | None = None, parallel: int = 1
+    plan: Plan, command: str, listener: Listener, drawn: Path, log_path: Path | None = None, parallel: int = 1
 ) -> Comparison:
     """Run every job of ``plan``; a job that fails becomes a failed row.
 
@@ -50,6 +51,7 @@ def run_plan(
         plan: What to run.
         command: The command that repeats it, for the report.
         listener: Told about progress.
+        drawn: The folder that gets one of each row, where its test writes tables or pictures.
         log_path: Where everything that the candidates' libraries print goes; None for a temporary file.
         parallel: So many candidates run at a time. With more than one, how long each took says nothing of it,
             and the rows leave it out.
@@ -72,7 +74,9 @@ def run_plan(
                 while waiting and len(running) < parallel:
                     place, job = waiting.pop()
                     listener.started(job, place)
-                    running.append(_Run(context, plan, place, job, Path(folder), log, parallel))
+                    running.append(
+                        _Run(context, plan, place, job, Path(folder), drawn / _folder_name(job), log, parallel)
+                    )
                 wait([source for run in running for source in run.sources()])
                 for run in list(running):
                     run.listen(listener, setting)
@@ -134,13 +138,16 @@ def _check(context: Any, plan: Plan, scratch: str, log: Path) -> None:
 class _Run:
     """One candidate's process and what it says; ``row`` is None until it has ended."""
 
-    def __init__(self, context: Any, plan: Plan, place: int, job: Job, scratch: Path, log: Path, parallel: int) -> None:
+    def __init__(
+        self, context: Any, plan: Plan, place: int, job: Job, scratch: Path, drawn: Path, log: Path, parallel: int
+    ) -> None:
         self.place = place
         self.row: Row | None = None
         self._job = job
         self._receiver, sender = context.Pipe(duplex=False)
         threads = max(1, usable_cores() // parallel) if parallel > 1 else None
-        arguments = (job, plan.budget, plan.measure, str(plan.recipe.path), str(scratch), str(log), sender, threads)
+        folders = (str(plan.recipe.path), str(scratch), str(drawn.absolute()), str(log))
+        arguments = (job, plan.budget, plan.measure, *folders, sender, threads)
         # Not a daemon, which could not start processes to load data; whatever happens, `end` ends it.
         self._process = context.Process(target=run_in_process, args=arguments)
         self._process.start()
@@ -191,6 +198,11 @@ class _Run:
             self._process.kill()
         self._process.join()
         self._receiver.close()
+
+
+def _folder_name(job: Job) -> str:
+    name = re.sub(r"[^\w.=]+", "-", job.model).strip("-")
+    return f"{name}-seed{job.seed}"
 
 
 def _untimed(row: Row) -> Row:

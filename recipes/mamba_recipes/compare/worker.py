@@ -41,6 +41,7 @@ def run_in_process(
     measure: str,
     source: str,
     scratch: str,
+    drawn: str,
     log_path: str,
     pipe: Connection,
     threads: int | None = None,
@@ -49,8 +50,8 @@ def run_in_process(
 
     The last one is ("done", result), ("failed", what), or ("refused", why) where the data is to blame. Whatever the
     libraries print goes to ``log_path``; the comparison's own output stays clean. Checkpoints lie in the folder
-    ``scratch``, which the comparison removes however this process ends. ``threads`` limits the threads of PyTorch where
-    other candidates run beside this one.
+    ``scratch``, which the comparison removes however this process ends; what a test writes besides its scores stays in
+    the folder ``drawn``. ``threads`` limits the threads of PyTorch where other candidates run beside this one.
     """
     if not _begin(scratch):
         return
@@ -63,7 +64,7 @@ def run_in_process(
 
                 torch.set_num_threads(threads)
             talk = Talk(_throttled(pipe), lambda setting: pipe.send(("setting", setting)))
-            pipe.send(("done", run(job, budget, measure, source, scratch, talk)))
+            pipe.send(("done", run(job, budget, measure, source, scratch, drawn, talk)))
         except (KeyboardInterrupt, BrokenPipeError):
             raise  # interrupted, or the comparison itself has gone: nobody is listening
         except DataRefused as error:
@@ -109,7 +110,7 @@ def _line(error: BaseException) -> str:
     return " ".join((str(error) or type(error).__name__).split())
 
 
-def run(job: Job, budget: Budget, measure: str, source: str, scratch: str, talk: Talk) -> dict[str, Any]:
+def run(job: Job, budget: Budget, measure: str, source: str, scratch: str, drawn: str, talk: Talk) -> dict[str, Any]:
     """Run ``job`` in this process and return its figures, metrics and panels."""
     from mamba_recipes.build import build
     from mamba_recipes.setting import data_words, device_words
@@ -123,7 +124,7 @@ def run(job: Job, budget: Budget, measure: str, source: str, scratch: str, talk:
     _touch(built.data)
     if measure == "speed":
         return _speed(job, budget, source, scratch, talk, built)
-    candidate = _make(job, source, scratch, talk)
+    candidate = _make(job, source, scratch, drawn, talk)
     rehearse = getattr(candidate, "rehearse", None)
     if callable(rehearse):
         rehearse(built.data, job.seed)
@@ -187,11 +188,11 @@ def _speed(job: Job, budget: Budget, source: str, scratch: str, talk: Talk, buil
     }
 
 
-def _make(job: Job, source: str, scratch: str, talk: Talk) -> Any:
+def _make(job: Job, source: str, scratch: str, drawn: str, talk: Talk) -> Any:
     if job.class_path is None:
         from mamba_recipes.compare.lightning_candidate import LightningCandidate
 
-        return LightningCandidate(job.config, source, scratch, talk.progress)
+        return LightningCandidate(job.config, source, scratch, talk.progress, drawn)
     if not is_allowed(job.class_path):
         raise UserError(f"{source}: {job.class_path!r} is outside what a recipe may name", "see docs/command.md")
     module, _, name = job.class_path.rpartition(".")
