@@ -64,6 +64,20 @@ def test_repeated_images_are_augmented_anew(folder: Path) -> None:
         ImageData(str(folder), repeats=0)
 
 
+@pytest.mark.parametrize("kind", [ImageData, SmallImageData])
+def test_predicted_images_are_named(kind: type[ImageData], folder: Path) -> None:
+    options: dict[str, Any] = {"size": 8, "eval_batch_size": 5, **({"workers": 0} if kind is ImageData else {})}
+    whole = kind(str(folder), val=None, test="val", **options)
+    held = kind(str(folder), val=0.3, test=0.3, **options)
+    for data, part in ((whole, "val"), (held, "train")):
+        names = data.predicted_names()
+        labels = [int(label) for _, labels_B in data.predict_dataloader() for label in labels_B]
+        assert [Path(name).parent.name for name in names] == [data.classes[label] for label in labels]
+        assert {Path(name).parent.parent for name in names} == {folder / part}
+    assert kind(str(folder)).predicted_names() == []
+    assert kind("digits", train=None, val=None, test=0.2, size=8).predicted_names() == []
+
+
 def test_parts_that_are_not_named_are_told(folder: Path) -> None:
     with pytest.raises(UserError, match=r"holds parts, no classes: train, val; name them: --data\.train, --data\.val"):
         _ = ImageData(str(folder), train=None, val=0.2).classes

@@ -66,6 +66,7 @@ def test_every_column_is_read(root: Path) -> None:
     torch.testing.assert_close(part.samples_S, whole[RATE // 2 : 3 * RATE // 2], rtol=0, atol=0)
     assert (part.start_s, part.end_s) == (0.5, 1.5)
     assert data.read(0, 0.25, 10.0).end_s == 0.75
+    assert [Path(place.name).name for place in data.places[:2]] == ["a.wav, 0.25 to 0.75 s", "a.wav, from 0.75 s"]
 
 
 def test_clips_are_chosen_by_split_and_fold(root: Path) -> None:

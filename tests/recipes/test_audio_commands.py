@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import soundfile
 from PIL import Image
+from safetensors import safe_open
 
+from mamba_apps.audio.tagging import AudioTagger
 from mamba_apps.errors import UserError
 from mamba_datasets.samples.sounds import SOUNDS, make_sound
 from mamba_recipes.cli import main
@@ -151,6 +153,19 @@ def test_a_page_on_the_test(trained: Path, tmp_path: Path, capsys: pytest.Captur
     text = page.read_text(encoding="utf-8")
     assert text.count("<img") == 12
     assert 'class="matrix"' in text
+
+
+def test_predictions_name_their_sounds_and_classes(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "seen.safetensors"
+    assert main(["predict", str(trained), "--out", str(out)]) == 0
+    with safe_open(out, "pt") as file:
+        names, classes = (json.loads(file.metadata()[key]) for key in ("names", "classes"))
+        probability_NK, target_N = file.get_tensor("probability"), file.get_tensor("class")
+    assert probability_NK.shape == (len(names), len(classes))
+    assert [Path(name).parent.name for name in names] == [classes[number] for number in target_N]
+    found = AudioTagger.load(trained, device="cpu").tag_files(names[:2])
+    for tags, expected_K in zip(found, probability_NK, strict=False):
+        assert tags.probabilities[0] == pytest.approx(float(expected_K.max()), abs=1e-4)
 
 
 def test_a_run_that_could_not_be_kept_is_refused_before_data_are_read(

@@ -42,6 +42,13 @@ class Place:
     group: str | None = None
     where: str = ""
 
+    @property
+    def name(self) -> str:
+        """The file, and where the clip is a part of it, which seconds."""
+        if self.end_s is None:
+            return f"{self.path}, from {self.start_s:g} s" if self.start_s else self.path
+        return f"{self.path}, {self.start_s:g} to {self.end_s:g} s"
+
 
 @dataclass
 class Scan:

@@ -188,6 +188,10 @@ class AudioData(pl.LightningDataModule):
         """Return the test batches."""
         return self._evaluation("test")
 
+    def predicted_names(self) -> list[str]:
+        """Return the names of the sounds that `predict_dataloader` gives, in its order."""
+        return [place.name for place in self.parts["test"].places] if "test" in self.parts else []
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> SoundBatch:
         """Cut the windows of sounds that are kept in memory, on the device."""
         if isinstance(batch, SoundBatch):

@@ -170,6 +170,12 @@ class ImageData(pl.LightningDataModule):
         """Return the test batches."""
         return self.test_dataloader()
 
+    def predicted_names(self) -> list[str]:
+        """Return the files of the images that `predict_dataloader` gives, in its order; none where it has no files."""
+        if self.test_part is None:
+            return []
+        return [str(path) for path in getattr(self._part("test", self.test_part), "paths", [])]
+
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Turn bytes into a model's input, on the device; training's batches are augmented."""
         x_BCHW, labels_B = batch[0].float(), batch[1]
@@ -247,6 +253,11 @@ class _Some:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self._source[self._indices[index]]
+
+    @property
+    def paths(self) -> list[str]:
+        found = getattr(self._source, "paths", None)
+        return [] if found is None else [str(found[index]) for index in self._indices]
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):

@@ -48,6 +48,10 @@ class StreamedImageData(ImageData):
         """Return the test batches; none where there is no test part."""
         return self._evaluation("test", self.test_part)
 
+    def predicted_names(self) -> list[str]:
+        """Return nothing: chunks do not keep the names of the files that they were written from."""
+        return []
+
     def _evaluation(self, name: str, part: Part) -> StreamingLoader | list[Any]:
         if part is None:
             return []

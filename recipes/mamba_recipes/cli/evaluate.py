@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         trainer = make_trainer(run_dir=folder, test_dir=beside, seed=built.seed, progress=True, **options)
         if command == "predict":
             found = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
-            return _write_predictions(found, out, as_json=arguments.json)
+            return _write_predictions(found, out, _notes(built.data), as_json=arguments.json)
         run = getattr(trainer, command)
         found = run_interruptibly(trainer, lambda: run(built.model, datamodule=built.data, verbose=False))
         metrics = {key: float(value) for part in found for key, value in part.items()}
@@ -108,7 +108,16 @@ def _kept(source: Path) -> list[Path]:
     return [source, *source.glob("*.ckpt"), *(one / name for one in folders for name in (CARD_NAME, WEIGHTS_NAME))]
 
 
-def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:
+def _notes(data: Any) -> dict[str, str]:
+    """Return what the file of predictions says beside them, as JSON: the names of their rows, and those of classes."""
+    names_of = getattr(data, "predicted_names", None)
+    if names_of is None:
+        return {}
+    notes = {"names": names_of(), "classes": list(data.classes)}
+    return {key: json.dumps(words) for key, words in notes.items() if words}
+
+
+def _write_predictions(found: list[Any], out: Path, notes: dict[str, str], *, as_json: bool) -> int:
     import torch
     from safetensors.torch import save
 
@@ -121,7 +130,7 @@ def _write_predictions(found: list[Any], out: Path, *, as_json: bool) -> int:
     if not columns:
         raise UserError("the model predicted nothing", "check that the recipe's data has a predict part")
     tensors = {key: torch.cat(values).contiguous() for key, values in columns.items()}
-    write_whole(out, lambda file: file.write(save(tensors)))
+    write_whole(out, lambda file: file.write(save(tensors, notes or None)))
     shapes = {key: list(value.shape) for key, value in tensors.items()}
     if as_json:
         print(json.dumps({"predictions": str(out), "shapes": shapes}, indent=1))
