@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = split_overrides(make_parser(), argv)
     if (arguments.recipe is None) == (arguments.resume is None):
         raise UserError("fit needs a recipe or --resume DIR, and only one of them", "see mamba-apps fit --help")
+    if arguments.resume and arguments.out:
+        raise UserError("--resume goes on in the run's own folder, and --out names another", "leave one of them out")
     recipe = runs.load_run(arguments.resume) if arguments.resume else recipes.load(arguments.recipe)
     if arguments.seed is not None:
         overrides["seed_everything"] = arguments.seed
@@ -53,13 +55,17 @@ def main(argv: Sequence[str]) -> int:
     from mamba_apps.training.saved import MODEL_NAME
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
-    from mamba_recipes.cli.training import MonitorCheck, header, load_into, save
+    from mamba_recipes.cli.training import AtStart, MonitorCheck, header, load_into, save
 
     first = runs.is_first_process()
     if first and arguments.resume is None:
         check_directory(folder, "run folder")  # before data are read, which may take long
     built = build(config, recipe.path)
     options = dict(built.trainer_options)
+    if arguments.resume and first:
+        # a checkpoint that these settings do not fit is refused before this, and the run stays as it is
+        keep = AtStart(lambda: runs.write_recipe(folder, recipe, config))
+        options["callbacks"] = [*(options.get("callbacks") or []), keep]
     if overrides.get("trainer.monitor") is not None and arguments.resume is None:
         options["callbacks"] = [*(options.get("callbacks") or []), MonitorCheck(options["monitor"])]
         options["num_sanity_val_steps"] = options.get("num_sanity_val_steps") or 1
@@ -76,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
                 resume=arguments.resume is not None,
                 **options,
             )
-            if first:
+            if first and arguments.resume is None:
                 runs.write_recipe(folder, recipe, config)
             trainer.fit(built.model, datamodule=built.data)
         except BaseException as error:

@@ -31,6 +31,21 @@ def _label(built: Built) -> str:
     return str(getattr(built.model, "label", type(built.model).__name__))
 
 
+class AtStart(Callback):
+    """Does something once a training begins: its data are there, and a checkpoint that it goes on from is loaded.
+
+    Args:
+        work: What it does.
+    """
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do it."""
+        self._work()
+
+
 class MonitorCheck(Callback):
     """Refuses a monitored metric that a rehearsed batch of validation does not log, before a long epoch is trained.
 

@@ -1,0 +1,31 @@
+"""The folder of a run: what it is not given for, and that a command that is refused leaves a run as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mamba_recipes.cli import main
+
+
+@pytest.fixture
+def trained(toy_recipe: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main(["fit", str(toy_recipe), "--out", "run", "--trainer.max_epochs", "1"]) == 0
+    capsys.readouterr()
+    return Path("run")
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    assert main(["fit", "--resume", "run", "--model.width", "8", "--trainer.max_epochs", "2"]) == 2
+    assert "belongs to another model" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+    assert main(["fit", "--resume", "run", "--trainer.max_epochs", "2", "--model.lr", "0.01"]) == 0
+    assert "lr: 0.01" in (trained / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_a_resumed_run_has_no_other_folder(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--resume", "run", "--out", "other"]) == 2
+    assert "--out names another; leave one of them out" in capsys.readouterr().err
+    assert not Path("other").exists()
