@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mamba_apps.errors import UserError
 from mamba_datasets.cores import usable_cores
 from mamba_datasets.report import nearest
-
-if TYPE_CHECKING:
-    import lightning.pytorch as pl
 
 FSDP = "fsdp"
 _SHOWN_KEYS = 3
@@ -22,6 +22,34 @@ _SHOWN_KEYS = 3
 _FEW_PROCESSES = 4
 # Lightning's strategies that cut a model's weights into shards, which they write and read by themselves.
 _SHARDED = ("fsdp", "deepspeed", "modelparallel")
+_BUDGETS = ("max_epochs", "max_steps", "max_seconds")
+# what Lightning raises for options that it does not take
+NOT_TAKEN = (MisconfigurationException, TypeError, ValueError)
+
+
+def check_early(options: Mapping[str, Any]) -> None:
+    """Refuse what `make_trainer` would, of options that need no run: before data are read, which may take long.
+
+    Args:
+        options: Some of its arguments; a budget may come later.
+
+    Raises:
+        UserError: One of them is out of range, or nothing that this machine has.
+    """
+    budgets = {name: options.get(name) for name in _BUDGETS}
+    if any(value is not None for value in budgets.values()):
+        check_budget(**budgets)
+    named = ("accelerator", "devices", "precision", "strategy")
+    machine = {"devices": 1, **{name: options[name] for name in named if name in options}}
+    graph = bool(options.get("graph"))
+    check_strategy(machine.get("strategy"), machine.get("precision", ""), graph)
+    if machine.get("strategy") == FSDP:
+        del machine["strategy"]  # the trainer is given ours
+    try:
+        trainer = pl.Trainer(**machine, barebones=True)
+    except NOT_TAKEN as error:
+        raise not_taken(error) from error
+    check_processes(trainer, graph)
 
 
 def check_budget(**budgets: float | None) -> None:
@@ -75,6 +103,11 @@ def check_strategy(strategy: Any, precision: str, graph: bool) -> None:
             f"the strategy {name} shards the model and saves it by its own means; checkpoints here are one whole file",
             f'use strategy "{FSDP}", which shards too, or "ddp"',
         )
+
+
+def not_taken(error: Exception) -> UserError:
+    """Return the refusal of options that Lightning does not take."""
+    return UserError(f"these trainer options do not work: {one_line(error)}", "change or drop that option")
 
 
 def of_another_run(error: Exception, ckpt_path: str | Path) -> UserError | None:

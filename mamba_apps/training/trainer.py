@@ -22,12 +22,13 @@ from mamba_apps.training.progress import RunProgress
 from mamba_apps.training.progress_lines import ProgressLines
 from mamba_apps.training.refusals import (
     FSDP,
+    NOT_TAKEN,
     check_budget,
     check_processes,
     check_strategy,
     check_watching,
+    not_taken,
     of_another_run,
-    one_line,
 )
 from mamba_apps.training.run_checkpoints import RunCheckpoints
 from mamba_apps.training.seeding import seed_everything
@@ -149,10 +150,8 @@ def make_trainer(
             enable_progress_bar=draws,
             **lightning_options,
         )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise UserError(
-            f"these trainer options do not work: {one_line(error)}", "change or drop that option"
-        ) from error
+    except NOT_TAKEN as error:
+        raise not_taken(error) from error
     check_processes(trainer, graph)
     return trainer
 

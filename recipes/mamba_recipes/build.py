@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from mamba_apps.errors import UserError
 from mamba_apps.training.chatter import quiet
+from mamba_apps.training.refusals import check_early
 from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.trainer import make_trainer
 from mamba_datasets.report import nearest
@@ -116,6 +117,7 @@ def build(config: Mapping[str, Any], source: str | Path) -> Built:
     cli = _parse(_RecipeCLI, config, source)
     given = set(config.get("trainer") or {})
     options = {key: value for key, value in _plain(cli.config_init["trainer"]).items() if key in given}
+    check_early(options)
     # A model whose shape the data decides is made now, so that its size is known and weights can be loaded into it.
     prepare = getattr(cli.model, "prepare_for", None)
     if callable(prepare):

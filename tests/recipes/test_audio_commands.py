@@ -180,6 +180,34 @@ def test_a_run_that_could_not_be_kept_is_refused_before_data_are_read(
     assert list(tmp_path.iterdir()) == [Path("taken").resolve()]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["precision", "17-true"], "these trainer options do not work: Precision '17-true' is invalid"),
+        (["accelerator", "abacus"], "these trainer options do not work: You selected an invalid accelerator name"),
+        (["devices", "99"], "99 devices were asked of a CPU"),
+        (["strategy", "dpd"], "unknown strategy 'dpd'"),
+        (["max_epochs", "0"], "max_epochs is 0"),
+    ],
+)
+def test_what_no_trainer_takes_is_refused_before_data_are_read(
+    words: list[str],
+    says: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    option, value = words
+    monkeypatch.setattr("mamba_apps.audio.tagging.AudioData.parts", property(lambda _: pytest.fail("data were read")))
+    for command in (["fit", "sounds"], ["test", str(trained)]):
+        assert main([*command, f"--trainer.{option}", value]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_page_and_predictions_have_their_endings(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
