@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import track
-
 from mamba_datasets.cores import usable_cores
 from mamba_datasets.errors import DataError
+from mamba_datasets.progress import followed
 from mamba_datasets.report import Collector, Finding, Report
 from mamba_datasets.tree import SPLITS, ClassTree, Medium, files_below, folders_in, loose_files, scan_classes
 
@@ -140,15 +137,14 @@ def describe_counts(noun: str, counts: Mapping[str, int]) -> list[str]:
 
 
 def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Yield what the work makes of each item, in order, with a progress bar where stderr is a terminal."""
+    """Yield what the work makes of each item, in order, and say on stderr how far that is."""
 
     def results() -> Iterator[Result]:
         with ThreadPool(min(32, usable_cores())) as pool:
             for start in range(0, len(items), _BLOCK):  # a block at a time: no more than that waits in memory
                 yield from pool.map(work, items[start : start + _BLOCK], chunksize=_CHUNK)
 
-    hidden = not sys.stderr.isatty()
-    yield from track(results(), "checking", len(items), console=Console(stderr=True), transient=True, disable=hidden)
+    yield from followed(results(), "checking", len(items))
 
 
 def describe_copies(facts: Iterable[AFact], group: Callable[[AFact], tuple[str, str]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from mamba_apps.training.progress import batches, planned_steps
+from mamba_datasets.progress import clock
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -66,6 +67,4 @@ class ProgressLines(Callback):
 
     def _say(self, what: str, *parts: str) -> None:
         self._said = time.monotonic()
-        seconds = round(self._said - self._began)
-        spent = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        print(f"{what}: {' · '.join([*parts, spent])}", file=sys.stderr, flush=True)
+        print(f"{what}: {' · '.join([*parts, clock(self._said - self._began)])}", file=sys.stderr, flush=True)
