@@ -5,6 +5,7 @@ Dimensions in names: N clips, B windows, S samples of a window, T samples of all
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from mamba_apps.audio.tagging.policy import ClipPolicy
 from mamba_apps.errors import UserError
-from mamba_datasets.audio import ClipSet
+from mamba_datasets.audio import Clip, ClipSet
 from mamba_datasets.cores import usable_cores
+from mamba_datasets.progress import followed
 
 # Of the GPU's free memory, what sounds may take; the model needs the rest.
 _SHARE = 0.25
@@ -35,18 +37,15 @@ class ClipStore:
     def __init__(self, clips: ClipSet, limit_gib: float) -> None:
         waves: list[Tensor] = []
         count = 0
-        with ThreadPoolExecutor(min(8, usable_cores())) as pool:  # decoders leave Python's lock
-            for start in range(0, len(clips), _TOGETHER):
-                found = pool.map(clips.__getitem__, range(start, min(start + _TOGETHER, len(clips))))
-                for clip in found:
-                    waves.append(clip.samples_S)
-                    count += len(clip.samples_S)
-                if count * 4 > limit_gib * 2**30:
-                    raise UserError(
-                        f"{clips.source}: {len(waves):,} of its {len(clips):,} sounds fill the {limit_gib:g} GiB that "
-                        "sounds may take",
-                        "read them from the disk: --data.in_memory false, or allow more: --data.memory_gib",
-                    )
+        for clip in followed(_decoded(clips), "reading sounds", len(clips)):
+            waves.append(clip.samples_S)
+            count += len(clip.samples_S)
+            if count * 4 > limit_gib * 2**30:
+                raise UserError(
+                    f"{clips.source}: {len(waves):,} of its {len(clips):,} sounds fill the {limit_gib:g} GiB that "
+                    "sounds may take",
+                    "read them from the disk: --data.in_memory false, or allow more: --data.memory_gib",
+                )
         self.lengths_N = torch.tensor([len(wave) for wave in waves])
         self.offsets_N = self.lengths_N.cumsum(0) - self.lengths_N
         self.wave_T = torch.cat(waves) if waves else torch.zeros(0)
@@ -99,3 +98,10 @@ class ClipStore:
         if policy.short == "repeat":
             return wave_BS, torch.full_like(own_B, policy.samples)
         return wave_BS.masked_fill(at_S >= own_B[:, None], 0.0), own_B
+
+
+def _decoded(clips: ClipSet) -> Iterator[Clip]:
+    """Yield all clips; some threads decode, which leaves Python's lock, and few wait in memory to be taken."""
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+        for start in range(0, len(clips), _TOGETHER):
+            yield from pool.map(clips.__getitem__, range(start, min(start + _TOGETHER, len(clips))))
