@@ -25,6 +25,7 @@ from mamba_apps.medical.segmentation.saving import make_network, plan_digest, se
 from mamba_apps.medical.segmentation.scores import TOLERANCE
 from mamba_apps.medical.segmentation.sliding import OVERLAP
 from mamba_apps.training import ModelCard
+from mamba_apps.training.curve import CurvePanel, learning_curve
 from mamba_apps.training.outputs import output_folder
 from mamba_apps.training.schedule import over_budget, poly_factor
 from mamba_datasets.volumes import Plan, Volume
@@ -234,16 +235,9 @@ class VolumeSegmentationTask(pl.LightningModule):
             metrics=metrics,
         )
 
-    def plots(self, data: VolumeData) -> list[Any]:
-        """Return the learning curve of the training that was run, for a comparison's report."""
-        if len(self._curve) < 2:
-            return []
-        from mamba_apps.training.curve import CurvePanel
-
-        steps, dice = zip(*self._curve, strict=True)
-        return [
-            CurvePanel("Learning curve", steps, "optimiser steps", "mean Dice of held-out cases", {self.label: dice})
-        ]
+    def plots(self, data: VolumeData) -> list[CurvePanel]:
+        """Return the learning curve of the training that was run."""
+        return learning_curve(self.label, self._curve, "mean Dice")
 
     @property
     def _plan(self) -> Plan:
