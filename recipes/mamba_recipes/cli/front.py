@@ -11,6 +11,7 @@ from mamba_apps import __version__
 from mamba_apps.errors import UserError
 from mamba_datasets.report import nearest
 from mamba_recipes.cli.errors import DONE, INTERRUPTED, say
+from mamba_recipes.cli.termination import TERMINATED, terminable
 
 # command -> (module with main(argv) -> exit code, what it does). Modules import torch only once they work.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -41,7 +42,7 @@ _NAMED = {"validate", "test", "predict", "recipes", "models"}  # one module serv
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 2 wrong input, 1 our failure, 130 interrupted.
+    """Run the command and return its exit code: 0 done, 2 wrong input, 1 our failure, 130 interrupted, 143 terminated.
 
     Args:
         argv: The words after the command's name; None for the process's own.
@@ -50,8 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        with terminable():
+            return _dispatch(words)
     except SystemExit as stop:  # argparse leaves this way after --help, and bench and doctor after a usage error
+        if stop.code == TERMINATED:
+            print("mamba-apps: terminated", file=sys.stderr, flush=True)
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else 2
     except BrokenPipeError:
         # The reader of our stdout has left (`| head`); keep the interpreter from complaining when it flushes.

@@ -14,6 +14,7 @@ from mamba_apps.training.checkpoint import AtomicCheckpointIO
 from mamba_apps.training.run_checkpoints import not_logged
 from mamba_apps.training.saved import ModelCard, load_weights, save_model, saved_folder
 from mamba_recipes.build import Built
+from mamba_recipes.cli.termination import TERMINATED, stop_at_once
 from mamba_recipes.recipe import Recipe
 from mamba_recipes.setting import data_words, device_words, parameter_words
 
@@ -62,12 +63,26 @@ class MonitorCheck(Callback):
             raise not_logged(self._monitor, trainer.callback_metrics)
 
 
+class _StopsAtOnce(Callback):
+    """Lets SIGTERM end a measurement where it is, as there is nothing to save."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_at_once()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_at_once()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stop_at_once()
+
+
 def run_interruptibly(trainer: Trainer, work: Callable[[], Any]) -> Any:
-    """Call ``work``; Lightning turns an interrupt into a failure, and this turns it back."""
+    """Call ``work``, which measures; Lightning makes a failure of an interrupt, and this makes it one again."""
+    trainer.callbacks.append(_StopsAtOnce())  # type: ignore[attr-defined]
     try:
         return work()
-    except SystemExit:
-        if trainer.interrupted:
+    except SystemExit as stop:
+        if trainer.interrupted and stop.code != TERMINATED:
             raise KeyboardInterrupt from None
         raise
 
