@@ -104,6 +104,12 @@ def test_sounds_from_the_disk_are_cut_as_those_in_memory(seconds: float, folder:
     assert len(disk.on_after_batch_transfer(next(iter(disk.train_dataloader())), 0).wave_BS) == 4
 
 
+def test_more_sounds_than_memory_may_take_are_refused(folder: Path) -> None:
+    data = data_of(folder, memory_gib=1e-5)
+    with pytest.raises(UserError, match=r"of its \d+ sounds fill the 1e-05 GiB .*--data.in_memory false"):
+        data.train_dataloader()
+
+
 def test_a_multi_label_table_is_ranked_and_a_class_without_a_sound_is_said(
     table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

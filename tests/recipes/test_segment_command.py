@@ -260,5 +260,6 @@ def test_backbones_are_swept_with_data_loaded_by_processes(
     assert main(["compare", "segmentation", *QUICK, *words]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert 0 < row["miou"] < 1
+    assert "Learning curve" in Path("report.html").read_text(encoding="utf-8")
     drawn = Path("report/segmentation-backbone=test_convnext-seed1/overlays")
     assert len(list(drawn.iterdir())) == 3

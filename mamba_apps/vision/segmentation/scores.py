@@ -24,9 +24,9 @@ class MaskScores(MulticlassConfusionMatrix):
 
     def scores(self) -> dict[str, Tensor]:
         """Return "miou" (the mean over classes that occur), "accuracy", and "iou_<label>" of each that occurs."""
-        iou = intersection_over_union(self.compute())
-        occurs = ~iou.isnan()
         matrix = self.compute().double()
+        iou = intersection_over_union(matrix)
+        occurs = ~iou.isnan()
         found = {"miou": iou[occurs].mean(), "accuracy": matrix.trace() / matrix.sum()}
         for label, value, there in zip(self.labels, iou, occurs, strict=True):
             if there:

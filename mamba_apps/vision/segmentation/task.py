@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mamba_apps.errors import UserError
 from mamba_apps.training import ModelCard
 from mamba_apps.training.adamw import make_adamw
+from mamba_apps.training.curve import CurvePanel, learning_curve
 from mamba_apps.training.outputs import output_folder
 from mamba_apps.training.schedule import over_budget, poly_factor
 from mamba_apps.vision.segmentation.augment import IGNORED
@@ -95,6 +96,7 @@ class SegmentationTask(pl.LightningModule):
         self.short_side: int | None = None
         self.network: Segmenter
         self.scores: MaskScores
+        self._curve: list[tuple[float, float]] = []
 
     def prepare_for(self, data: SegmentationData) -> None:
         """Make the network for the data's classes and crops, or check that it was made for them.
@@ -169,7 +171,9 @@ class SegmentationTask(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log val/miou, val/accuracy and val/iou_<label>."""
-        self._log_scores("val")
+        found = self._log_scores("val")
+        if self.trainer.state.fn == "fit":
+            self._curve.append((self.trainer.global_step, float(found["miou"])))
 
     def on_test_epoch_end(self) -> None:
         """Log test/miou, test/accuracy and test/iou_<label>, and draw pictures."""
@@ -182,6 +186,10 @@ class SegmentationTask(pl.LightningModule):
         groups = parameter_groups(self.network, self.lr, self.weight_decay, self.layer_decay)
         optimizer = make_adamw(groups, lr=self.lr, betas=self.betas)
         return over_budget(self.trainer, optimizer, lambda spent: poly_factor(spent, self.warmup, self.power))
+
+    def plots(self, data: SegmentationData) -> list[CurvePanel]:
+        """Return the learning curve of the training that was run."""
+        return learning_curve(self.label, self._curve, "mean IoU")
 
     def model_card(self, data: SegmentationData, metrics: Mapping[str, float]) -> ModelCard:
         """Return the card of the trained model, by which `ImageSegmenter.load` reads its weights."""
@@ -207,10 +215,12 @@ class SegmentationTask(pl.LightningModule):
         self.scores.update(predicted.long(), batch[1][0])
         return predicted
 
-    def _log_scores(self, part: str) -> None:
-        for name, value in self.scores.scores().items():
-            self.log(f"{part}/{name}", value.float(), sync_dist=True)
+    def _log_scores(self, part: str) -> dict[str, Tensor]:
+        found = self.scores.scores()
         self.scores.reset()
+        for name, value in found.items():
+            self.log(f"{part}/{name}", value.float(), sync_dist=True)
+        return found
 
     def _draw(self, folder: Path) -> None:
         """Draw the best, the median and the worst picture of the test."""
