@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import re
 import struct
 import tracemalloc
@@ -77,6 +78,14 @@ def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.flac", tone()).rename(tmp_path / "a.wav")
     with AudioFile(path) as file:
         assert file.format == "FLAC"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text there")
+@pytest.mark.parametrize("suffix", LOSS)
+def test_a_name_that_is_no_text_is_read(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"plain.{suffix}", tone())
+    path = path.rename(tmp_path / os.fsdecode(b"caf\xe9." + suffix.encode()))
+    assert read_audio(path)[0].shape == tone().shape
 
 
 @pytest.mark.parametrize("channels", [2, 6])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import mamba_apps
 from mamba_apps.errors import UserError
@@ -119,6 +120,26 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (OSError(28, "No space left on device"), 2, "the output: No space left on device; free some"),
         (ZeroDivisionError("of\nours"), 1, "mamba-apps: internal error: ZeroDivisionError: of ours; this is not your"),
         (KeyboardInterrupt(), 130, "mamba-apps: interrupted"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of"),
+            2,
+            "mamba-apps: error: out of memory (20.00 GiB more were needed); make the batches (--data.batch_size), the",
+        ),
+        (
+            RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error"),
+            2,
+            "mamba-apps: error: out of memory (64 bytes more were needed); make the batches",
+        ),
+        (MemoryError(), 2, "mamba-apps: error: out of memory; make the batches"),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+                "workers are out of shared memory. Please try to raise your shared memory limit."
+            ),
+            2,
+            "have too little shared memory (/dev/shm); read in this one (--data.workers 0)",
+        ),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 2, "use fewer of them (--data.work"),
     ],
 )
 def test_errors_become_one_line(
@@ -148,3 +169,14 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         timeout=60,
     )
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
+def test_any_name_can_be_printed(encoding: str, tmp_path: Path) -> None:
+    code = "import os, sys; from mamba_recipes.cli import front; front._dispatch = lambda words: print(words[0]); "
+    code += "front.main(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    name = b"caf\xe9-\xc3\xa9"
+    result = subprocess.run([sys.executable, "-c", code, name], capture_output=True, env=environment, timeout=60)
+    assert result.stderr == b""
+    assert result.stdout in (b"caf\\udce9-\xc3\xa9\n", b"caf\\udce9-\\xe9\n")

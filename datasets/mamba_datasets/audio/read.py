@@ -59,6 +59,11 @@ class _Steady(soundfile.SoundFile):
         return False
 
 
+def _name(path: str | Path) -> str | bytes:
+    """Return a file's name as soundfile takes it, which refuses one that holds bytes that are no text."""
+    return os.fsencode(path) if os.name == "posix" else os.fspath(path)
+
+
 class AudioFile:
     """An open sound file; a context manager.
 
@@ -75,7 +80,7 @@ class AudioFile:
         self.path = path
         _check_file(path)
         try:
-            self._file = _Steady(path)
+            self._file = _Steady(_name(path))
         except soundfile.LibsndfileError as error:
             raise _no_sound(path, error) from None
         self.format: str = self._file.format
@@ -237,7 +242,7 @@ def _decodable(path: str | Path) -> int:
 def _decoded(path: str, size: int, changed: int) -> int:
     """Decode once for as long as a file stays as it is."""
     count = 0
-    with _Steady(path) as file:
+    with _Steady(_name(path)) as file:
         try:
             while found := len(file.read(_FEW, dtype="float32")):
                 count += found

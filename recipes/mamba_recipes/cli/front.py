@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # names of files may hold bytes that are no text, and a terminal may lack a label's letters; JSON reads these as
+        # the same names again
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with terminable():
             return _dispatch(words)
