@@ -50,7 +50,7 @@ def draw(
             shade: dict[str, Any] = {"color": "#0b8a6f", "alpha": min(0.16 * (1 + place), 0.6), "linewidth": 0}
             axis.fill_between(rows[time_col], low, high, label=f"{level:g} %", **shade)
         axis.plot(rows[time_col], rows[name], color="#0b8a6f", linewidth=1.8, label=name)
-        axis.set_title(str(one), loc="left", fontsize=10)
+        axis.set_title(str(one), loc="left", fontsize=10, parse_math=False)  # a name may hold $
         axis.grid(visible=True, color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
         if isinstance(series.index, pd.DatetimeIndex):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import resource
 import struct
 import time
@@ -225,6 +227,14 @@ def test_a_timeline_has_a_row_for_each_time(tagger: AudioTagger, every: float, r
     timeline.plot(tmp_path / "timeline.png")
     with Image.open(tmp_path / "timeline.png") as picture:
         assert picture.width > 800
+
+
+def test_a_timeline_of_any_name_is_drawn(tagger: AudioTagger, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"$_{$ caf\xe9.wav")
+    soundfile.write(os.fsencode(path), noise(0.7), RATE, format="WAV")
+    timeline = dataclasses.replace(tagger.timeline(path, every=0.5), labels=("US$", "$_{", "$^$"))
+    timeline.plot(tmp_path / "timeline.png")
+    assert (tmp_path / "timeline.png").is_file()
 
 
 def test_a_row_of_days_is_the_whole_sound(tagger: AudioTagger) -> None:

@@ -222,6 +222,12 @@ def test_a_damaged_model_is_refused(name: str, sales: Path, capsys: pytest.Captu
     assert name in capsys.readouterr().err
 
 
+def test_a_name_with_dollars_is_drawn_as_it_is(sales: Path) -> None:
+    Path("sales.csv").write_text("unique_id,ds,y\n" + series_text("US$ and $_{", 120), encoding="utf-8")
+    assert main(["forecast", "sales.csv", "--horizon", "2", "--model", "repeat_last", "--plot", "p.svg"]) == 0
+    assert "US$ and $_{" in Path("p.svg").read_text(encoding="utf-8")
+
+
 def a_file_of_somebody() -> str:
     """Days and shops side by side, semicolons, decimal commas, the newest first."""
     days = pd.date_range("2024-01-01", periods=120, freq="D")[::-1]

@@ -101,11 +101,12 @@ class Timeline:
         upper.imshow(self.spectrogram_FX, origin="lower", aspect="auto", extent=(0, end, 0, 1), cmap="magma")
         upper.set_yticks([])
         upper.set_ylabel("mel bands")
-        upper.set_title(Path(self.sound).name or "sound")
+        name = Path(self.sound).name.encode(errors="backslashreplace").decode()  # it may hold bytes that are no text
+        upper.set_title(name or "sound", parse_math=False)
         edges_R = np.append(self.start_R, self.end_R[-1:]) / scale
         rows = np.arange(len(shown) + 1)
         mesh = lower.pcolormesh(edges_R, rows, self.probability_RK[:, shown].T, vmin=0, vmax=1, cmap="viridis")
-        lower.set_yticks(rows[:-1] + 0.5, [self.labels[number] for number in shown])
+        lower.set_yticks(rows[:-1] + 0.5, [self.labels[number] for number in shown], parse_math=False)
         lower.invert_yaxis()
         lower.set_xlim(0, end)
         lower.set_xlabel(f"time, {unit}")
