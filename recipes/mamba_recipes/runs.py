@@ -33,11 +33,17 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
-def new_run(recipe: Recipe, out: Path | None) -> Path:
+def new_run(recipe: Recipe, out: Path | None, data: object = None) -> Path:
     """Return the folder of a new run: ``out``, or ``runs/<name>-<time>``; other processes get that of the first.
 
+    Args:
+        recipe: What is trained.
+        out: The folder that was asked for.
+        data: The folder of the data, if there is one.
+
     Raises:
-        UserError: If it already holds a run, or another process cannot know it.
+        UserError: If it already holds a run, or what one would write over, or the data, or another process cannot know
+            it.
     """
     if not is_first_process():
         told = os.environ.get(_SHARED) or out
@@ -46,6 +52,7 @@ def new_run(recipe: Recipe, out: Path | None) -> Path:
         return Path(told)
     folder = out or RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     _refuse_run(folder)
+    _refuse_others(folder, data)
     os.environ[_SHARED] = str(folder)
     return folder
 
@@ -124,6 +131,21 @@ def _refuse_run(folder: Path) -> None:
     if is_run(folder):
         resume = f"continue it with --resume {shlex.quote(str(folder))}"
         raise UserError(f"{folder} already holds a run", f"{resume}, or choose another --out")
+
+
+def _refuse_others(folder: Path, data: object) -> None:
+    if not folder.is_dir():
+        return
+    if isinstance(data, str) and folder.resolve() == Path(data).resolve():
+        raise UserError(
+            f"{folder} is the folder of the data", "choose another --out"
+        )
+    from mamba_apps.training.metrics_file import METRICS_NAME
+    from mamba_apps.training.saved import MODEL_NAME
+
+    for name in (METRICS_NAME, MODEL_NAME):
+        if (folder / name).exists():
+            raise UserError(f"{folder / name} is no run's, and would be written over", "choose another --out")
 
 
 def _take(file: IO[bytes], folder: Path) -> None:

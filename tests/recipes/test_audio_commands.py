@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors import safe_open
 
 from mamba_apps.audio.tagging import AudioTagger
 from mamba_apps.errors import UserError
-from mamba_datasets.samples.sounds import SOUNDS, make_sound
+from mamba_datasets.samples.sounds import SOUNDS, make_sound, write_sounds
 from mamba_recipes.cli import main
 from mamba_recipes.cli.classify_sounds import seconds_of
 
@@ -57,6 +58,22 @@ def test_a_folder_as_json(trained: Path, sounds: Path, capsys: pytest.CaptureFix
     assert [sound["sound"] for sound in document["sounds"]] == [str(sounds / f"{n}.wav") for n in (0, 1)]
     assert [len(sound["classes"]) for sound in document["sounds"]] == [2, 2]
     assert "followed by silence up to the 0.5 s that the model hears (2 sounds, the first " in captured.err
+
+
+def test_data_without_a_test_part_have_no_test(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sounds("own")
+    shutil.rmtree("own/test")
+    assert main(["test", str(trained), "--data.root", "own", "--page", "page.html"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == (
+        "mamba-apps: error: sounds: its data has no test part to test; name a folder of it (--data.test NAME), or hold "
+        "one back before training (--data.test 0.1)"
+    )
+    assert captured.out == ""
+    assert not Path("page.html").exists()
 
 
 def test_a_timeline_and_its_picture(

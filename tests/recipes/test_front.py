@@ -61,6 +61,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (["comprae"], "there is no command 'comprae'; did you mean 'compare'"),
+        (["fit", "digits", "--out", ""], "the word after '--out' is empty; give its value"),
+        (["test", ""], "the word after 'test' is empty"),
+        ([""], "the word after 'mamba-apps' is empty"),
         (["train", "digits"], "there is no command 'train'; use 'fit'"),
         (["fit", "digits", "--epochs", "3"], "unrecognized arguments: --epochs 3; settings of the recipe are dotted"),
         (["--halp"], "there is no option '--halp' here; give a command first"),

@@ -157,6 +157,7 @@ def test_a_folder_goes_on_past_a_broken_file(
         (["good.nii.gz", "--out", "empty.nii.gz"], "--out empty.nii.gz is a folder"),
         (["good.nii.gz", "--out", "empty"], "empty is a folder; name a file, such as empty/good_mask.nii.gz"),
         (["good.nii.gz", "--out", "good.nii.gz"], "good.nii.gz would overwrite an image"),
+        (["cuts", "--out", "cuts/"], "--out cuts is the folder that is read, where masks would pass for images"),
         (["channels"], "the model reads 1 channel, good has _0000, _0001"),
         (["cut.nii.gz"], "cut.nii.gz: "),
         (["cut.nii.gz", "--out", "new/masks/mask.nii.gz"], "cut.nii.gz: "),

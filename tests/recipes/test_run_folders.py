@@ -29,3 +29,26 @@ def test_a_resumed_run_has_no_other_folder(trained: Path, capsys: pytest.Capture
     assert main(["fit", "--resume", "run", "--out", "other"]) == 2
     assert "--out names another; leave one of them out" in capsys.readouterr().err
     assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "model/weights.bin"])
+def test_what_somebody_else_keeps_is_not_written_over(
+    name: str, toy_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path("work", name)
+    path.parent.mkdir(parents=True)
+    path.write_text("mine", encoding="utf-8")
+    assert main(["fit", str(toy_recipe), "--out", "work"]) == 2
+    assert "is no run's, and would be written over; choose another --out" in capsys.readouterr().err
+    assert [found for found in Path("work").rglob("*") if found.is_file()] == [path]
+    assert path.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_run_is_not_put_among_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos/cat").mkdir(parents=True)
+    assert main(["fit", "finetune", "--data.root", "photos", "--out", "./photos/"]) == 2
+    assert "photos is the folder of the data; choose another --out" in capsys.readouterr().err
+    assert list(Path("photos").iterdir()) == [Path("photos/cat")]

@@ -166,7 +166,7 @@ def test_a_folder_becomes_a_folder_of_masks(
         (["good.png", "--out", "empty.png"], "--out empty.png is a folder"),
         (["good.png", "--out", "good.png"], "good.png would overwrite what belongs to good.png"),
         (["twins"], "twins_masks/a.png would overwrite what belongs to twins/a.bmp"),
-        (["twins", "--out", "twins"], "twins/a.png would overwrite what belongs to"),
+        (["twins", "--out", "./twins"], "--out twins is the folder that is read, where masks would pass for images"),
         (["good.png", "--model", "nowhere"], "no saved model in nowhere"),
         (["good.png", "--model", "forecaster"], "forecaster holds a model for forecasting"),
         (["good.png", "--model", "clouds"], "clouds segments the domain 'cloud'; give a model of image or volume"),

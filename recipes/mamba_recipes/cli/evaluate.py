@@ -84,13 +84,17 @@ def main(argv: Sequence[str]) -> int:
         run = getattr(trainer, command)
         found = run_interruptibly(trainer, lambda: run(built.model, datamodule=built.data, verbose=False))
         metrics = {key: float(value) for part in found for key, value in part.items()}
+        if not metrics:
+            part = {"validate": "val", "test": "test"}[command]
+            raise UserError(
+                f"{recipe.name}: its data has no {part} part to {command}",
+                f"name a folder of it (--data.{part} NAME), or hold one back before training (--data.{part} 0.1)",
+            )
         if out is not None:
             predicted = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
             text = draw(built.data, predicted, metrics)
             write_whole(out, lambda file: file.write(text.encode()))
             print(f"page:   {out}", file=sys.stderr)
-    if not metrics:
-        raise UserError(f"{recipe.name}: its data has nothing to {command}", "use another recipe or command")
     if arguments.json:
         print(json.dumps({"model": str(source), "metrics": metrics}, indent=1))
     else:

@@ -16,6 +16,7 @@ from mamba_recipes import recipe as recipes
 from mamba_recipes import runs
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
 from mamba_recipes.cli.errors import DONE
+from mamba_recipes.settings import lookup
 
 
 def make_parser() -> Parser:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.show_config:
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120), end="")
         return DONE
-    folder = arguments.resume or runs.new_run(recipe, arguments.out)
+    folder = arguments.resume or runs.new_run(recipe, arguments.out, lookup(config, "data.root"))
 
     from mamba_apps.training.checkpoint import LAST_NAME
     from mamba_apps.training.files import check_directory

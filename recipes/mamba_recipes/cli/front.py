@@ -80,6 +80,9 @@ def _dispatch(words: list[str]) -> int:
         print(f"mamba-apps {__version__}")
         return DONE
     command = words[0]
+    if "" in words:  # as a path it would mean the working folder, which nobody types like that
+        before = words[words.index("") - 1] if words[0] else "mamba-apps"
+        raise UserError(f"the word after {before!r} is empty", "give its value; a variable of the shell may be unset")
     if command not in COMMANDS:
         if command.startswith("-"):
             raise UserError(f"there is no option {command!r} here", "give a command first; see mamba-apps --help")

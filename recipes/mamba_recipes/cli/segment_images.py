@@ -18,6 +18,7 @@ from mamba_apps.training.files import folder_to_fill, storage_error, temporary_b
 from mamba_datasets.images import read_image
 from mamba_datasets.images.read import IMAGE
 from mamba_recipes.cli.errors import DONE
+from mamba_recipes.cli.targets import folder_of_masks
 
 if TYPE_CHECKING:
     from mamba_apps.vision.segmentation import ImageSegmenter
@@ -85,7 +86,7 @@ def _jobs(arguments: Namespace) -> list[_Job]:
         images = sorted(path for path in source.iterdir() if path.is_file() and IMAGE.names(path.name))
         if not images:
             raise UserError(f"{source}: holds no image", "give an image or a folder of images")
-        out = arguments.out or Path(f"{source.resolve().name}_masks")
+        out = folder_of_masks(source, arguments.out)
         masks = [out / f"{image.stem}.png" for image in images]
     else:
         images = [source]

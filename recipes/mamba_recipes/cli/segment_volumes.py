@@ -19,6 +19,7 @@ from mamba_apps.errors import UserError
 from mamba_apps.training.files import folder_to_fill, storage_error, temporary_beside
 from mamba_datasets.errors import DataError
 from mamba_recipes.cli.errors import DONE, one_line
+from mamba_recipes.cli.targets import folder_of_masks
 
 if TYPE_CHECKING:
     from mamba_apps.medical.segmentation import Segmenter
@@ -93,7 +94,7 @@ def _jobs(arguments: Namespace, segmenter: Segmenter) -> list[_Job]:
     source: Path = arguments.input
     cases = find_cases(source, segmenter.plan)
     if source.is_dir():
-        out = arguments.out or Path(f"{source.resolve().name}_masks")
+        out = folder_of_masks(source, arguments.out)
         masks = [out / f"{name}{ending_of(images[0])}" for name, images in cases.items()]
     else:
         name, images = next(iter(cases.items()))

@@ -30,3 +30,15 @@ def check_target(option: str, path: Path, read: Iterable[Path] = (), endings: Se
     if endings and path.suffix.lower() not in endings:
         raise UserError(f"{option} {path}: it is written as {endings[0][1:].upper()}", f"let it end in {endings[0]}")
     make_directory(path.resolve().parent, f"folder of {option}")
+
+
+def folder_of_masks(source: Path, out: Path | None) -> Path:
+    """Return the folder for the masks of a folder: ``out``, or one in the working folder.
+
+    Raises:
+        UserError: It is the folder itself, where they would be taken for images later.
+    """
+    folder = out or Path(f"{source.resolve().name}_masks")
+    if folder.resolve() == source.resolve():
+        raise UserError(f"--out {folder} is the folder that is read, where masks would pass for images", "name another")
+    return folder
