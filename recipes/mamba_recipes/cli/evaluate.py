@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         )
     if not source.exists():
         raise UserError(f"{source}: there is no such file or folder", "give a run's folder, a saved model or a .ckpt")
-    config = recipe.with_overrides(overrides)
+    config = _on_one_device(recipe.with_overrides(overrides), overrides)
     out: Any = arguments.out if command == "predict" else getattr(arguments, "page", None)
     if out is not None:
         option, endings = ("--out", (".safetensors",)) if command == "predict" else ("--page", PAGE)
@@ -72,12 +72,16 @@ def main(argv: Sequence[str]) -> int:
     if command != "predict" and out is not None and not callable(draw):
         raise UserError(f"a {type(built.model).__name__} draws no page on its test", "leave --page out")
     load_into(built.model, source)
-    header(path.name if in_folder else recipe.name, built)
+    first = runs.is_first_process()
+    if first:
+        header(path.name if in_folder else recipe.name, built)
     options = {**built.trainer_options, "monitor": None, "patience": None, "logger": False}
     with tempfile.TemporaryDirectory(prefix="mamba-apps-") as folder:
         # what a task writes about its test lies beside the weights that were tested
         beside = source if source.is_dir() else source.parent
         trainer = make_trainer(run_dir=folder, test_dir=beside, seed=built.seed, progress=True, **options)
+        if trainer.world_size > 1 and (command == "predict" or out is not None):
+            raise UserError("several devices were asked for, and one process writes", "leave out --trainer.devices")
         if command == "predict":
             found = run_interruptibly(trainer, lambda: trainer.predict(built.model, datamodule=built.data))
             return _write_predictions(found, out, _notes(built.data), as_json=arguments.json)
@@ -95,6 +99,8 @@ def main(argv: Sequence[str]) -> int:
             text = draw(built.data, predicted, metrics)
             write_whole(out, lambda file: file.write(text.encode()))
             print(f"page:   {out}", file=sys.stderr)
+    if not first:
+        return DONE
     if arguments.json:
         print(json.dumps({"model": str(source), "metrics": metrics}, indent=1))
     else:
@@ -102,6 +108,18 @@ def main(argv: Sequence[str]) -> int:
         for key, value in metrics.items():
             print(f"{key:<{width}}  {value:.6g}")
     return DONE
+
+
+def _on_one_device(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without the devices that trained, unless a person names some for this as well."""
+    trainer = dict(config["trainer"])
+    if "trainer.devices" not in overrides:
+        devices = trainer.get("devices")
+        trainer["devices"] = devices if isinstance(devices, list) and len(devices) == 1 else 1
+        for name in ("strategy", "num_nodes"):
+            if f"trainer.{name}" not in overrides:
+                trainer.pop(name, None)
+    return {**config, "trainer": trainer}
 
 
 def _kept(source: Path) -> list[Path]:
