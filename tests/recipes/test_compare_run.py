@@ -153,6 +153,13 @@ def test_a_setting_that_a_model_refuses_fails_that_row_alone(
     assert "unknown mixer 'mamba9'" in rows[1]["error"]
 
 
+def test_several_devices_are_refused(toy_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--candidates", "toy[mamba1]"]
+    assert main(["compare", str(toy_recipe), *words]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "mamba-apps: error: a candidate of a comparison trains on one device; leave out trainer.devices"
+
+
 def test_seeds_give_spreads_and_paired_differences(toy_recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(toy_recipe), "--seeds", "3", "--candidates", "toy[mamba1],toy[attention]"]) == 0
     captured = capsys.readouterr()

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from mamba_apps.errors import UserError
 from mamba_apps.training.seeding import seed_everything
 from mamba_apps.training.trainer import make_trainer
 from mamba_recipes.build import Built, build
@@ -110,7 +111,10 @@ class LightningCandidate:
         options["patience"] = None  # one budget for all: nobody stops early
         seed_everything(seed)
         run_dir = Path(self._folder.name) / folder
-        return make_trainer(run_dir=run_dir, seed=seed, progress=False, callbacks=callbacks, **options)
+        trainer = make_trainer(run_dir=run_dir, seed=seed, progress=False, callbacks=callbacks, **options)
+        if trainer.world_size > 1:
+            raise UserError("a candidate of a comparison trains on one device", "leave out trainer.devices")
+        return trainer
 
 
 class _Meter(pl.Callback):
