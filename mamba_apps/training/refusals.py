@@ -23,8 +23,8 @@ _FEW_PROCESSES = 4
 # Lightning's strategies that cut a model's weights into shards, which they write and read by themselves.
 _SHARDED = ("fsdp", "deepspeed", "modelparallel")
 _BUDGETS = ("max_epochs", "max_steps", "max_seconds")
-# what Lightning raises for options that it does not take
-NOT_TAKEN = (MisconfigurationException, TypeError, ValueError)
+# what Lightning raises for options that it does not take, or needs a package for that is not there (a TPU's)
+NOT_TAKEN = (MisconfigurationException, TypeError, ValueError, ImportError)
 
 
 def check_early(options: Mapping[str, Any]) -> None:

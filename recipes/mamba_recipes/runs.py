@@ -87,12 +87,19 @@ def training_in(folder: Path, *, resume: bool) -> Iterator[None]:
         raise
 
 
-def forget(folder: Path) -> None:
-    """Remove what a training that failed wrote, if it kept no checkpoint, so that it can begin again."""
+def forget(folder: Path, *, untrained: bool) -> None:
+    """Remove what a training that failed wrote, if it kept no checkpoint, so that it can begin again.
+
+    Args:
+        folder: The run's folder.
+        untrained: Not one step was taken, so that a first checkpoint counts for nothing.
+    """
+    from mamba_apps.training.checkpoint import LAST_NAME
     from mamba_apps.training.metrics_file import METRICS_NAME
 
-    if not any(folder.glob("*.ckpt")):
-        for name in (RECIPE_NAME, METRICS_NAME):
+    kept = {path.name for path in folder.glob("*.ckpt")}
+    if not kept or (untrained and kept == {LAST_NAME}):
+        for name in (RECIPE_NAME, METRICS_NAME, LAST_NAME, f"{LAST_NAME}.sha256"):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -137,9 +144,7 @@ def _refuse_others(folder: Path, data: object) -> None:
     if not folder.is_dir():
         return
     if isinstance(data, str) and folder.resolve() == Path(data).resolve():
-        raise UserError(
-            f"{folder} is the folder of the data", "choose another --out"
-        )
+        raise UserError(f"{folder} is the folder of the data", "choose another --out")
     from mamba_apps.training.metrics_file import METRICS_NAME
     from mamba_apps.training.saved import MODEL_NAME
 

@@ -202,6 +202,7 @@ def test_a_run_that_could_not_be_kept_is_refused_before_data_are_read(
     [
         (["precision", "17-true"], "these trainer options do not work: Precision '17-true' is invalid"),
         (["accelerator", "abacus"], "these trainer options do not work: You selected an invalid accelerator name"),
+        (["accelerator", "tpu"], "these trainer options do not work: "),
         (["devices", "99"], "99 devices were asked of a CPU"),
         (["strategy", "dpd"], "unknown strategy 'dpd'"),
         (["max_epochs", "0"], "max_epochs is 0"),
@@ -223,6 +224,16 @@ def test_what_no_trainer_takes_is_refused_before_data_are_read(
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_that_the_model_does_not_compute_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "sounds", "--trainer.precision", "bf16-true"]) == 2
+    says = "mamba-apps: error: this model does not compute in bf16-true; use bf16-mixed or 32-true"
+    assert capsys.readouterr().err.splitlines()[-1] == says
+    assert list(Path("runs").iterdir()) == []
 
 
 def test_a_page_and_predictions_have_their_endings(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from mamba_recipes.cli import main
 
@@ -52,3 +53,17 @@ def test_a_run_is_not_put_among_its_data(
     assert main(["fit", "finetune", "--data.root", "photos", "--out", "./photos/"]) == 2
     assert "photos is the folder of the data; choose another --out" in capsys.readouterr().err
     assert list(Path("photos").iterdir()) == [Path("photos/cat")]
+
+
+def test_a_first_step_that_fails_leaves_the_folder_free(
+    toy_recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def step(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("toy_candidates.ToyModule.training_step", step)
+        assert main(["fit", str(toy_recipe), "--out", "run"]) == 2
+    assert "out of memory (20.00 GiB more were needed); make the batches" in capsys.readouterr().err
+    assert not Path("run").exists()
+    assert main(["fit", str(toy_recipe), "--out", "run", "--data.batch_size", "8"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from mamba_recipes import runs
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
 from mamba_recipes.cli.errors import DONE
 from mamba_recipes.settings import lookup
+
+# Whole models in another precision, which only some tasks bring their data to.
+_TRUE = ("16-true", "bf16-true", "64-true")
 
 
 def make_parser() -> Parser:
@@ -75,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
         header(name, built)
     # only the first process keeps others out: those that train with it are started by it, or beside it
     with runs.training_in(folder, resume=arguments.resume is not None) if first else contextlib.nullcontext():
+        trainer = None
         try:
             trainer = make_trainer(
                 run_dir=folder,
@@ -87,11 +92,14 @@ def main(argv: Sequence[str]) -> int:
                 runs.write_recipe(folder, recipe, config)
             trainer.fit(built.model, datamodule=built.data)
         except BaseException as error:
-            if first and arguments.resume is None:
-                runs.forget(folder)
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # Ctrl-C, SIGTERM
+            if first and arguments.resume is None:
+                runs.forget(folder, untrained=not stopped and trainer is not None and trainer.global_step == 0)
             if first and stopped and (folder / LAST_NAME).exists():
                 print(f"continue with: mamba-apps fit --resume {shlex.quote(str(folder))}", file=sys.stderr)
+            precision = str(options.get("precision", ""))
+            if isinstance(error, RuntimeError) and precision in _TRUE and re.search(r"dtype|[Ii]nput type", str(error)):
+                raise UserError(f"this model does not compute in {precision}", "use bf16-mixed or 32-true") from error
             raise
         if not first:
             return DONE
