@@ -26,6 +26,12 @@ from mamba_recipes.recipe import CONFIGS
 
 # What the commands decide themselves: a recipe's trainer block need not and may not state it.
 _OURS = {"run_dir", "seed", "progress", "resume", "test_dir"}
+# What the parser says of a value that is of none of several plain types.
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[((?:<class '[\w.]+'>(?:, )?)+)\] Errors: "
+    r"(?:- Expected a <class '[\w.]+'> )+Given value type: <class '[\w.]+'> Given value: (.+?)"
+    r"(?= - Expected a <class| Given value type|$)"
+)
 # Lightning's options that make_trainer has under another name or settles for good.
 _SETTLED = {"max_time", "min_time", "default_root_dir", "plugins", "enable_progress_bar", "enable_model_summary"}
 
@@ -195,11 +201,26 @@ def _setting_error(error: ArgumentError, source: str | Path) -> UserError:
         return UserError(
             f"{source}: {path.rpartition('.')[2]} has no setting {option!r}", nearest(option, _settings_of(path))
         )
+    text = _UNION.sub(_either, text)
     if wrong := re.search(r"class_path '([\w.]+)': (Parser key .*?)(?: - Expected a <class 'NoneType'>|$)", text):
         text = f"{wrong.group(1).rpartition('.')[2]}: {wrong.group(2)}"
     text = text.replace("Parser key ", "").replace("<class '", "").replace("'>", "")
-    several = re.search(r"Expected a (tuple|list|collections\.abc\.Sequence)", text)
-    return UserError(f"{source}: {text}", "write a list, such as '[a, b]'" if several else "correct this setting")
+    return UserError(f"{source}: {text}", _setting_remedy(text))
+
+
+def _either(found: re.Match[str]) -> str:
+    """Write a complaint about each of some plain types as one, as the parser does of a single type."""
+    names = [name for name in re.findall(r"<class '([\w.]+)'>", found[1]) if name != "NoneType"]
+    return f"Expected a {' or '.join(names)}. Got value: {found[2]}"
+
+
+def _setting_remedy(text: str) -> str:
+    if re.search(r"Expected a (tuple|list|collections\.abc\.Sequence)", text):
+        return "write a list, such as '[a, b]'"
+    if plain := re.search(r"Expected a str\. Got value: ([\w.:+-]+)$", text):
+        word = {"True": "yes", "False": "no"}.get(plain[1], plain[1])  # as which YAML reads these words
+        return f"write text like this in quotes of its own, such as '\"{word}\"', or a path as ./{word}"
+    return "correct this setting"
 
 
 def _settings_of(class_path: str) -> list[str]:

@@ -14,7 +14,7 @@ from toy_candidates import TOY_RECIPE, write_recipe
 from mamba_apps.errors import UserError
 from mamba_datasets.volumes.synthetic import write_synthetic
 from mamba_recipes import recipe as recipes
-from mamba_recipes.build import build
+from mamba_recipes.build import build, check_settings
 from mamba_recipes.cli import main
 from mamba_recipes.compare.budget import Budget
 from mamba_recipes.compare.plan import make_plan
@@ -131,6 +131,9 @@ def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
         ({"trainer.max_epoch": 3}, "trainer has no setting 'max_epoch'; did you mean 'max_epochs'"),
         ({"model.lrr": 1}, "ToyModule has no setting 'lrr'; did you mean 'lr'"),
         ({"model.lr": "fast"}, "Expected a float. Got value: fast"),
+        ({"trainer.max_steps": 1.5}, 'toy.yaml: "trainer.max_steps": Expected a int. Got value: 1.5; correct this'),
+        ({"trainer.precision": 16}, """such as '"16"', or a path as ./16"""),
+        ({"model.mixer": False}, """Got value: False; write text like this in quotes of its own, such as '"no"'"""),
         ({"trainer.callbacks": "nosuch"}, "write a list, such as '[a, b]'"),
         ({"trainer.run_dir": "x"}, "trainer.run_dir: the command sets this"),
         ({"modle.lr": 1}, "unknown setting 'modle.lr'; did you mean 'model'"),
@@ -142,6 +145,19 @@ def test_wrong_settings_are_named(overrides: dict[str, Any], says: str, toy_reci
     with pytest.raises(UserError) as caught:
         build(recipe.with_overrides(overrides), recipe.path)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["2024", "2024-01-01"])
+def test_a_folder_called_by_a_number_is_written_with_its_place(name: str) -> None:
+    recipe = recipes.load("finetune")
+    with pytest.raises(UserError) as caught:
+        check_settings(recipe.with_overrides(parse_overrides(["--data.root", name])), recipe.path)
+    says = (
+        f"""recipe 'finetune': ImageData: "root": Expected a str. Got value: {name}; write text like this in quotes"""
+    )
+    assert str(caught.value).startswith(says)
+    assert str(caught.value).endswith(f"or a path as ./{name}")
+    check_settings(recipe.with_overrides(parse_overrides(["--data.root", f"./{name}"])), recipe.path)
 
 
 def test_a_folder_beside_does_not_hide_a_recipe_but_a_file_does(
