@@ -71,10 +71,15 @@ def default_lookback(series_set: SeriesSet, horizon: int, val_steps: int, *, pad
 
 
 def default_options(model: str, series_set: SeriesSet, lookback: int) -> dict[str, Any]:
-    """Return options that follow the frequency: a patch is a season, and so is the season of a seasonal baseline."""
+    """Return options that follow the frequency: a patch is a season, and so is the season of a seasonal baseline.
+
+    Whoever forecasts wants `patch` to have a closed form beside it; whoever compares mixers does not.
+    """
     season = season_of(series_set)
     if model in ("patch", "anchor"):
-        return {"patch": min(season or 16, lookback)} if (season or 16) <= 96 else {"patch": min(48, lookback)}
+        patch = season or 16
+        found = {"patch": min(patch if patch <= 96 else 48, lookback)}
+        return found if model == "anchor" else {**found, "closed_form": True}
     if model in ("seasonal_naive", "seasonal_mean"):
         return {"season": min(season or 1, lookback)}
     return {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -104,13 +105,16 @@ class ForecastTask(pl.LightningModule):
             self.prepare_for(data)
             if self.trainer.state.fn == TrainerFn.FITTING:
                 val = _spread(data.val, _CALIBRATED_ON) if data.val_steps else ()
-                self.network.prepare(_spread(data.train, _PREPARED_ON), val)
+                self.network.prepare(_spread(data.train, _PREPARED_ON, in_time=True), val)
 
     def on_validation_epoch_start(self) -> None:
         """Let the model choose what it chooses on validation windows."""
         data = cast(WindowData, self.trainer.datamodule)  # type: ignore[attr-defined]
         batches = _spread(data.val, _CALIBRATED_ON)
-        self.network.calibrate({name: x.to(self.device) for name, x in batch.items()} for batch in batches)
+        self.network.calibrate(
+            ({name: x.to(self.device) for name, x in batch.items()} for batch in batches),
+            absolute=self.loss.kind != "mse",
+        )
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return scaled forecasts (B, H, 1), or (B, H, 1, Q) for quantiles."""
@@ -222,8 +226,14 @@ class ForecastTask(pl.LightningModule):
         self.scores.reset()
 
 
-def _spread(windows: WindowDataset, at_most: int) -> Iterator[Mapping[str, Tensor]]:
-    """Return batches of so many windows at most, evenly spread."""
+def _spread(windows: WindowDataset, at_most: int, *, in_time: bool = False) -> Iterator[Mapping[str, Tensor]]:
+    """Return batches of so many windows at most, evenly spread; series by series, or all of them in order of time."""
     every = -(-len(windows) // at_most)
-    for numbers in torch.arange(0, len(windows), every).split(_CHUNK):
+    numbers_W = torch.arange(0, len(windows), every)
+    if in_time:
+        # Counted back from their ends, which most series of a set have in common.
+        series_W, origin_W = windows.locate(numbers_W)
+        behind_W = windows.series_set.lengths[series_W] - origin_W
+        numbers_W = numbers_W[torch.from_numpy(np.argsort(-behind_W, kind="stable"))]
+    for numbers in numbers_W.split(_CHUNK):
         yield windows.batch(numbers)

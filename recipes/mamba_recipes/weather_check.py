@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace, seed: int, roles: Mapping[str, Any]) 
         seed=seed,
         accelerator=arguments.accelerator,
         progress=False,
-        model_options={"norm": "none"} if arguments.model == "patch" else {},
+        model_options={"norm": "none", "closed_form": False} if arguments.model == "patch" else {},
         **roles,
     )
     days = 7 * arguments.weeks

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mamba_apps import Forecaster
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.models import AnchoredForecaster, Sizes, create
+from mamba_apps.forecasting.models import AnchoredForecaster, PatchForecaster, Sizes, create
 from mamba_apps.forecasting.models.linear_path import LinearPath
 
 SMALL = {"patch": 6, "d_model": 16, "layers": 1}
@@ -167,6 +167,81 @@ def test_on_series_that_wander_the_closed_form_forecasts_alone() -> None:
     tame.prepare([batches(waves(600), Sizes(24, 6))], [batches(waves(200), Sizes(24, 6))])
     assert not tame.anchor.wanders
     assert float(tame.gain) == 0.5
+
+
+def test_covariates_count_on_series_that_wander_only_where_they_clearly_tell_more() -> None:
+    torch.manual_seed(0)
+    model = create("anchor", 24, 6, n_future=1, **SMALL).eval()
+    assert isinstance(model, AnchoredForecaster)
+    batch = batches(torch.randn(4, 600).cumsum(1), model.sizes)
+    batch["past_x"], batch["future_x"] = torch.zeros(*batch["past_y"].shape), torch.zeros(*batch["future_y"].shape)
+    model.prepare([batch])
+    assert model.anchor.wanders
+    assert float(model.gain) == 0.0
+    with torch.no_grad():
+        model.gain.fill_(1.0)
+        network = model(batch)
+        model.gain.fill_(0.0)
+        closed = model(batch)
+        # What is nearest is the network's, but hardly nearer than the closed form, and then clearly.
+        noise = 10 * (network - closed).abs().mean() * torch.randn(closed.shape)
+        model.calibrate([{**batch, "future_y": network + noise}])
+        assert float(model.gain) == 0.0
+        model.calibrate([{**batch, "future_y": network}])
+        assert float(model.gain) == 1.0
+
+
+@pytest.mark.parametrize(("absolute", "gain"), [(True, 1.0), (False, 0.0)])
+def test_the_place_is_chosen_by_the_error_that_counts(absolute: bool, gain: float) -> None:
+    model = build()
+    batch = batches(waves(), model.sizes)
+    model.prepare([batch])
+    with torch.no_grad():
+        model.gain.fill_(1.0)
+        network = model(batch)
+        model.gain.fill_(0.0)
+        closed = model(batch)
+    # Mostly what the network says, and now and then so far on the other side that the squares are for the closed form.
+    far_BH1 = torch.zeros_like(closed)
+    far_BH1[::5] = 1
+    target_BH1 = torch.lerp(network, closed + 4 * (closed - network), far_BH1)
+    model.calibrate([{**batch, "future_y": target_BH1}], absolute=absolute)
+    assert abs(float(model.gain) - gain) < 0.35
+
+
+def test_patches_have_a_closed_form_beside_them_where_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    model = create("patch", 24, 6, patch=6, d_model=16, layers=1, closed_form=True).eval()
+    alone = create("patch", 24, 6, patch=6, d_model=16, layers=1).eval()
+    assert isinstance(model, PatchForecaster)
+    assert alone.state_dict().keys() == model.state_dict().keys() - {
+        "anchor.weight_HD",
+        "anchor.wanders",
+        "solved",
+        "gain",
+    }
+    alone.load_state_dict({name: value for name, value in model.state_dict().items() if name in alone.state_dict()})
+    batch = batches(waves(), model.sizes)
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), alone(batch))
+        model.prepare([batch])
+        model.calibrate([batch])
+        # An untrained network knows nothing, the closed form all but the noise.
+        assert float(model.gain) == 0
+        assert float((model(batch) - batch["future_y"]).square().mean()) < 0.02
+        model.train()
+        assert torch.equal(model(batch), alone.train()(batch))
+
+
+def test_quantiles_beside_patches_are_those_of_the_closed_forms_errors() -> None:
+    torch.manual_seed(0)
+    model = create("patch", 24, 6, patch=6, d_model=16, layers=1, closed_form=True, quantiles=(0.1, 0.5, 0.9)).eval()
+    batch = batches(waves(), model.sizes)
+    model.prepare([batch])
+    model.calibrate([batch])
+    with torch.no_grad():
+        inside = (batch["future_y"] > model(batch)[..., 0]) & (batch["future_y"] < model(batch)[..., 2])
+    assert float(inside.float().mean()) == pytest.approx(0.8, abs=0.02)
 
 
 def test_quantiles_begin_at_those_of_the_closed_forms_errors() -> None:

@@ -17,11 +17,12 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from mamba_apps.errors import UserError
 from mamba_apps.forecasting import ForecastTask, SeriesData, WindowData
 from mamba_apps.forecasting.models import Sizes, names
+from mamba_apps.forecasting.task import _spread
 from mamba_apps.training import make_trainer
 from mamba_apps.training.adamw import parameter_groups
 from mamba_apps.training.schedule import rate_factor
 from mamba_datasets.errors import DataError
-from mamba_datasets.series import SeriesSet, read_series
+from mamba_datasets.series import SeriesSet, WindowDataset, read_series
 
 SMALL: dict[str, dict[str, Any]] = {
     "anchor": {"patch": 12, "d_model": 16, "layers": 1, "decoder": 4},
@@ -149,6 +150,22 @@ def test_the_model_is_prepared_with_the_host_s_windows(tmp_path: Path, monkeypat
     monkeypatch.setattr(SingleDeviceStrategy, "tensor_init_context", lambda *_, **__: torch.device("meta"))
     task = train(tmp_path, data_of(waves()), 2, model="anchor")
     assert task.network.solved
+
+
+def test_windows_that_a_closed_form_is_solved_from_come_in_order_of_time() -> None:
+    rng = np.random.default_rng(0)
+    frames = [
+        pd.DataFrame(
+            {"unique_id": f"s{n}", "ds": pd.date_range(end="2021-06-30", periods=steps), "y": rng.random(steps)}
+        )
+        for n, steps in enumerate((60, 40, 50))
+    ]
+    windows = WindowDataset(read_series(pd.concat(frames), freq="D"), 10, 5)
+    batches = list(_spread(windows, 1000, in_time=True))
+    series, origin = (torch.cat([batch[name] for batch in batches]).numpy() for name in ("series", "origin"))
+    ends = windows.series_set.lengths[series] - origin
+    assert (np.diff(ends) <= 0).all()
+    assert len(set(zip(series, origin, strict=True))) == len(windows)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from mamba_recipes import imputation_check, many_series_check, weather_check
+from mamba_recipes import forecast_check, forecast_sets, imputation_check, many_series_check, weather_check
 
 
 def test_imputation_check(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,3 +34,25 @@ def test_many_series_check(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert all(re.search(r"[\d,]+ windows/s · [\d.]+ ms a step · 2,180 windows an epoch", line) for line in lines)
     assert many_series_check.covered([(0, 2), (1, 3), (5, 6), (5, 5.5)]) == 4
+
+
+def test_forecast_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert forecast_check.main(["--candidates", "ridge,seasonal_naive", "--sets", "trend-season,many-short"]) == 0
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["set", "ridge", "seasonal_naive"]
+    scores = {row.split()[0]: [float(cell) for cell in row.split()[1::2]] for row in rows}
+    assert list(scores) == ["trend-season", "many-short"]
+    # A season that returns with a trend is what a linear map knows and a repeated season does not.
+    assert all(ridge < 0.5 * naive for ridge, naive in scores.values())
+    assert float(last.split()[1]) == pytest.approx((scores["trend-season"][0] / scores["trend-season"][1]) ** 0.5
+        * (scores["many-short"][0] / scores["many-short"][1]) ** 0.5, abs=0.002)  # fmt: skip
+
+
+def test_a_scaled_error_is_one_where_the_season_repeats_as_well_as_before() -> None:
+    found = forecast_sets.load("random-walk")
+    assert found is not None
+    known = found.frame.groupby("unique_id")["y"]
+    ahead = found.frame[known.cumcount(ascending=False) < found.horizon * found.cuts]
+    # Each value forecast by the one before it, as the scale has it.
+    forecasts = ahead.assign(forecast=known.shift(1)[ahead.index])
+    assert forecast_check.scaled_error(found, forecasts) == pytest.approx(1, abs=0.1)

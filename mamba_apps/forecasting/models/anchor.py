@@ -16,7 +16,7 @@ channels, G decoder channels, F known-future covariates, Q quantiles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,24 +24,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.models.anchor_parts import CausalLayer, Decoder, LiveState, columns_of, held
-from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes, increasing
+from mamba_apps.forecasting.models.anchor_parts import CausalLayer, Decoder, LiveState, columns_of
+from mamba_apps.forecasting.models.base import Batch, Sizes, increasing
+from mamba_apps.forecasting.models.closed_form import BesideClosedForm, held, relative
 from mamba_apps.forecasting.models.effect import CovariateEffect
 from mamba_apps.forecasting.models.encoder import check_options
-from mamba_apps.forecasting.models.linear_path import LinearPath, Windows, windows_of
+from mamba_apps.forecasting.models.linear_path import LinearPath
 from mamba_apps.forecasting.models.registry import register
 from mamba_apps.forecasting.models.rolling import RollingWindow
 from mamba_apps.mixers import create
 from mamba_apps.mixers.attention import usual_heads
 
 _NORMS = ("mean", "standard")
-_GAINS = 11
-_HALFWAY, _CLEARLY = 0.5, 1.01
-_SPREAD_OF = 4096
 
 
 @register("anchor")
-class AnchoredForecaster(ForecastModel):
+class AnchoredForecaster(BesideClosedForm):
     """A network with any causal mixer over patches, and a linear map in closed form that it answers to.
 
     Args:
@@ -64,6 +62,7 @@ class AnchoredForecaster(ForecastModel):
     """
 
     covariates = frozenset({"past", "future", "static"})
+    anchor: LinearPath
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class AnchoredForecaster(ForecastModel):
         self.mixer_name, self.patch, self.standard = mixer, patch, norm == "standard"
         self.tokens = -(-sizes.lookback // patch)
         outputs = len(self.quantiles or (0,))
-        self.anchor = LinearPath(sizes.lookback, sizes.horizon, patch)
+        self.add_closed_form(patch)
         self.effect = CovariateEffect(sizes, effect_width) if sizes.n_future + sizes.n_static else None
         self.embed = nn.Linear(patch * (2 + sizes.n_past + sizes.n_future) + 1, d_model)
         self.embed_static = nn.Linear(sizes.n_static, d_model) if sizes.n_static else None
@@ -107,11 +106,6 @@ class AnchoredForecaster(ForecastModel):
         self.correct = nn.Linear(d_model, sizes.horizon * outputs)
         self.decode = Decoder(sizes, d_model, decoder, outputs) if sizes.n_future else None
         self.spread_HQ = nn.Parameter(torch.zeros(sizes.horizon, outputs)) if self.quantiles else None
-        self.informed = sizes.n_past + sizes.n_future + sizes.n_static > 0
-        self.gain: Tensor
-        self.solved: Tensor
-        self.register_buffer("solved", torch.tensor(False))
-        self.register_buffer("gain", torch.ones(()))
         with torch.no_grad():
             # Training starts near the level.
             self.linear.weight.zero_()
@@ -125,59 +119,6 @@ class AnchoredForecaster(ForecastModel):
         past_BL, observed_BL, ahead_BH = self._without_effect(batch)
         token_BD = self._read(past_BL, observed_BL, batch)
         return self._finish(past_BL, observed_BL, ahead_BH, token_BD, batch["future_x"])
-
-    @torch.no_grad()
-    def prepare(self, train: Iterable[Batch], val: Iterable[Batch] = ()) -> None:
-        """Solve for the linear path; see `ForecastModel.prepare`.
-
-        Windows with an unobserved target are left out. A path that was solved before, as in a model that is trained
-        further, stays.
-        """
-        if self.solved:
-            return
-        known = windows_of(self._relative_windows(train))
-        if known is None:
-            return
-        self.anchor.solve(known, windows_of(self._relative_windows(val)))
-        self.solved.fill_(True)
-        self.gain.fill_(_HALFWAY)
-        if not self.informed:
-            self.gain.masked_fill_(self.anchor.wanders, 0.0)
-        if self.spread_HQ is not None:
-            past_BL, level_B1, future_BH = (part[:: len(part) // _SPREAD_OF + 1] for part in known)
-            levels_Q = torch.tensor(self.quantiles, dtype=past_BL.dtype, device=past_BL.device)
-            error_BH = future_BH - self.anchor(past_BL) - self.anchor.drift(level_B1)
-            self.spread_HQ.copy_(torch.quantile(error_BH, levels_Q, dim=0).T)
-
-    @torch.no_grad()
-    def calibrate(self, val: Iterable[Batch]) -> None:
-        """Choose where between closed form and network the forecast lies; see `ForecastModel.calibrate`.
-
-        That is halfway, unless the squared error, or the pinball loss of quantiles, is clearly lower somewhere else
-        from the closed form, a gain of 0, to the network, 1. Where the past tells little beyond the last value and
-        there are no covariates, it is 0: what a network finds in one period's wandering is not there in the next.
-        """
-        training, before = self.training, self.gain.clone()
-        self.eval()
-        gain_G = torch.linspace(0, 1, _GAINS, device=before.device)
-        error_G = torch.zeros(_GAINS, dtype=torch.float64, device=before.device)
-        for batch in val:
-            target_BH1Q = batch["future_y"][..., None]
-            ends = []
-            for gain in (0.0, 1.0):
-                self.gain.fill_(gain)
-                forecast = self(batch)
-                ends.append(forecast if self.quantiles else forecast[..., None])
-            for place in range(_GAINS):
-                error = target_BH1Q - torch.lerp(ends[0], ends[1], place / (_GAINS - 1))
-                each = error.square() if self.quantiles is None else _pinball(error, self.quantiles)
-                error_G[place] += each.masked_fill(~batch["future_observed"][..., None], 0.0).sum(dtype=torch.float64)
-        # Where there was nothing to choose on, it stays; decided on the device, which nothing waits for.
-        chosen = torch.where(error_G[_GAINS // 2] <= _CLEARLY * error_G.min(), _HALFWAY, gain_G[error_G.argmin()])
-        self.gain.copy_(torch.where(error_G.any(), chosen, before))
-        if not self.informed:
-            self.gain.masked_fill_(self.anchor.wanders, 0.0)
-        self.train(training)
 
     def init_state(self, static_BS: Tensor) -> Any:
         """Return the state before the first observation; see `ForecastModel.init_state`.
@@ -298,7 +239,7 @@ class AnchoredForecaster(ForecastModel):
         future_x_BHF: Tensor,
     ) -> Tensor:
         level_B1, scale_B1, _ = self._statistics(past_BL, observed_BL, slice(-1, None))
-        past_BL = self._relative(past_BL, observed_BL, level_B1)
+        past_BL = relative(past_BL, observed_BL, level_B1)
         y_BHQ = self.correct(self.dropout(token_BD)).unflatten(1, (self.sizes.horizon, -1))
         y_BHQ = y_BHQ + self.linear(past_BL / scale_B1)[..., None]
         if self.decode is not None:
@@ -313,23 +254,3 @@ class AnchoredForecaster(ForecastModel):
         if self.spread_HQ is None:
             return y_BHQ
         return increasing(y_BHQ + self.spread_HQ)[:, :, None]
-
-    def _relative(self, past_BL: Tensor, observed_BL: Tensor, level_B1: Tensor) -> Tensor:
-        """Return the window less its level; before the first observation it is at its level."""
-        return (past_BL - level_B1).masked_fill(observed_BL.cumsum(1) == 0, 0.0)
-
-    def _relative_windows(self, batches: Iterable[Batch]) -> Iterator[Windows]:
-        device = self.gain.device
-        for batch in batches:
-            batch = {name: values.to(device) for name, values in batch.items()}
-            whole_B = batch["future_observed"].all(dim=1)[:, 0] & batch["past_observed"].any(dim=1)[:, 0]
-            past_BL, observed_BL = (batch[name][whole_B, :, 0] for name in ("past_y", "past_observed"))
-            past_BL, observed_BL = held(past_BL, observed_BL)
-            level_B1 = self._statistics(past_BL, observed_BL, slice(-1, None))[0]
-            future_BH = batch["future_y"][whole_B, :, 0] - level_B1
-            yield self._relative(past_BL, observed_BL, level_B1), level_B1, future_BH
-
-
-def _pinball(error: Tensor, quantiles: Sequence[float]) -> Tensor:
-    levels_Q = torch.tensor(quantiles, dtype=error.dtype, device=error.device)
-    return torch.maximum(levels_Q * error, (levels_Q - 1) * error)

@@ -91,14 +91,6 @@ class CausalLayer(nn.Module):
         return x_BD + self.ff(self.norm2(x_BD)), state
 
 
-def held(past_BT: Tensor, observed_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the past with the last observed value in place of what was not, 0 before the first; and the mask."""
-    step_T = torch.arange(past_BT.shape[1], device=past_BT.device)
-    last_BT = torch.where(observed_BT, step_T, -1).cummax(dim=1).values
-    held_BT = past_BT.masked_fill(~observed_BT, 0.0).gather(1, last_BT.clamp(min=0))
-    return held_BT.masked_fill(last_BT < 0, 0.0), observed_BT
-
-
 def columns_of(past_BT: Tensor, observed_BT: Tensor, x_BTX: Tensor) -> Tensor:
     """Return each step's columns: target, whether anything is known of it, whether it was observed, the rest."""
     known_BT1 = (observed_BT.cumsum(1) > 0)[..., None].to(past_BT.dtype)

@@ -102,11 +102,12 @@ class ForecastModel(nn.Module, ABC):
             val: Windows that a choice may be made on.
         """
 
-    def calibrate(self, val: Iterable[Batch]) -> None:
+    def calibrate(self, val: Iterable[Batch], *, absolute: bool = False) -> None:
         """Choose on validation windows what no gradient decides, before they are scored; most models choose nothing.
 
         Args:
             val: Validation windows, all or some of them, with their future.
+            absolute: Whether point forecasts are chosen by their absolute error instead of the squared one.
         """
 
     def init_state(self, static_BS: Tensor) -> Any:

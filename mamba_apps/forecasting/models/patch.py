@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_apps.errors import UserError
-from mamba_apps.forecasting.models.base import Batch, ForecastModel, Sizes, increasing, masked_mean
+from mamba_apps.forecasting.models.base import Batch, Sizes, increasing, masked_mean
+from mamba_apps.forecasting.models.closed_form import BesideClosedForm
 from mamba_apps.forecasting.models.encoder import check_options
 from mamba_apps.forecasting.models.registry import register
 from mamba_apps.mixers import create
@@ -29,7 +30,7 @@ _NORMS = ("none", "mean", "standard")
 
 
 @register("patch")
-class PatchForecaster(ForecastModel):
+class PatchForecaster(BesideClosedForm):
     """Patches of the past and of the known future, read in time order by any mixer.
 
     Args:
@@ -46,6 +47,8 @@ class PatchForecaster(ForecastModel):
             and deviation ("standard"), of the observed steps. "none" relies on the scaling of the whole series.
         seasonal_skip: Whether a weighted sum of the past patches goes straight to the forecast.
         decoder: Channels in which a step's token and its own covariates meet before the forecast.
+        closed_form: Whether the forecast lies between the network's and a linear map's in closed form; off, it is the
+            network alone.
         quantiles: As in `ForecastModel`.
 
     Raises:
@@ -68,6 +71,7 @@ class PatchForecaster(ForecastModel):
         norm: str = "mean",
         seasonal_skip: bool = True,
         decoder: int = 32,
+        closed_form: bool = False,
         quantiles: Sequence[float] | None = None,
     ) -> None:
         super().__init__(sizes, quantiles)
@@ -93,6 +97,10 @@ class PatchForecaster(ForecastModel):
         self.decode_token = nn.Linear(d_model, patch * decoder)
         self.decode_step = nn.Linear(sizes.n_future, decoder, bias=False) if sizes.n_future else None
         self.head = nn.Linear(decoder, len(self.quantiles or (0,)))
+        if closed_form:
+            self.add_closed_form(patch)
+            if self.quantiles is not None:
+                self.spread_HQ = torch.zeros(sizes.horizon, len(self.quantiles))
 
     def forward(self, batch: Batch) -> Tensor:
         """Forecast; see `ForecastModel.forward`."""
@@ -114,7 +122,7 @@ class PatchForecaster(ForecastModel):
         if self.skip_MN is not None:
             y_BNP = F.pad(y_BL, (self._fill, 0)).unflatten(1, (-1, self.patch))
             y_BHQ = y_BHQ + self._steps((self.skip_MN @ y_BNP)[..., None])
-        y_BHQ = y_BHQ * scale_B1[..., None] + shift_B1[..., None]
+        y_BHQ = self.answered(y_BHQ * scale_B1[..., None] + shift_B1[..., None], past_BL, observed_BL)
         return y_BHQ if self.quantiles is None else increasing(y_BHQ)[:, :, None]
 
     def _statistics(self, past_BL: Tensor, observed_BL: Tensor) -> tuple[Tensor, Tensor]:
