@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,14 @@ def _read_card(directory: Path) -> dict[str, Any]:
 def _existing(path: Path, directory: Path) -> Path:
     if path.is_file():
         return path
+    from mamba_apps.training.checkpoint import LAST_NAME
+
+    if (directory / LAST_NAME).is_file():
+        run = shlex.quote(str(directory))
+        raise UserError(
+            f"the run in {directory} has not ended, and has no saved model yet",
+            f"go on with it: mamba-apps fit --resume {run}; or mamba-apps test {run} --model {run}/{LAST_NAME}",
+        )
     what = "has no " + path.name if directory.is_dir() else "is not a folder"
     raise UserError(
         f"no saved model in {directory}: it {what}", f"point to a folder that holds {WEIGHTS_NAME} and {CARD_NAME}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,13 @@ def test_a_first_step_that_fails_leaves_the_folder_free(
     assert "out of memory (20.00 GiB more were needed); make the batches" in capsys.readouterr().err
     assert not Path("run").exists()
     assert main(["fit", str(toy_recipe), "--out", "run", "--data.batch_size", "8"]) == 0
+
+
+def test_a_run_that_has_not_ended_says_so(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(trained / "model")
+    for words in (["test", "run"], ["classify", "toy.yaml", "--model", "run"]):
+        assert main(words) == 2
+        says = "mamba-apps: error: the run in run has not ended, and has no saved model yet; go on with it: mamba-apps "
+        says += "fit --resume run; or mamba-apps test run --model run/last.ckpt"
+        assert capsys.readouterr().err.splitlines()[-1] == says
+    assert main(["test", "run", "--model", "run/last.ckpt"]) == 0
