@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from mamba_datasets.errors import DataError
-from mamba_datasets.series import SeriesSet, read_series
+from mamba_datasets.series import SeriesSet, dates, read_series
+from mamba_datasets.series.dates import _parsed
 from mamba_datasets.series.guess import Guess, guess_table
 
 DAYS = pd.date_range("2024-01-01", periods=60, freq="D")
@@ -116,11 +117,12 @@ STEPS = "".join(f"{5 * i},{i % 3}\n" for i in range(40))
     ("text", "freq", "steps"),
     [
         ("month,value\n" + MONTHS, "MS", 30),
+        ("month,value\n" + MONTHS.replace(" 20", "-"), "MS", 30),
         ("q,value\n" + QUARTERS, "QS-OCT", 24),
         ("hour,value\n" + HOURS, "h", 50),
         ("step,value\n" + STEPS, 5, 40),
     ],
-    ids=["months", "quarters", "hours", "whole numbers"],
+    ids=["months", "months of short years", "quarters", "hours", "whole numbers"],
 )
 def test_other_steps(text: str, freq: str | int, steps: int, tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text(text)
@@ -233,10 +235,26 @@ TWO_TARGETS = table().replace("sales", "one").replace("\n", ",1\n").replace("one
         (table().replace("north,2024-01-07,1203.5", "north,2024-01-07,many"), {}, ("line 8", "'many'")),
         (table().replace("north,2024-01-07", "north,2024-01-06"), {}, ("2024-01-06", "line 8")),
         (table().replace("2024-01-07", "2024-01-72", 1), {"time_col": "date"}, ("line 8", "'2024-01-72'")),
+        (
+            table("%m/%d/%Y") + "Total,Total,99\n",
+            {},
+            ("line 122, column 'date'", "found 'Total'; remove the row, or write ISO"),
+        ),
         ("date,y\n", {}, ("row",)),
         ("", {}, ("empty",)),
     ],
-    ids=["two-targets", "no-dates", "no-such-id", "no-such-covariate", "text", "twice", "no-date", "no-rows", "empty"],
+    ids=[
+        "two-targets",
+        "no-dates",
+        "no-such-id",
+        "no-such-covariate",
+        "text",
+        "twice",
+        "no-date",
+        "total",
+        "no-rows",
+        "empty",
+    ],
 )
 def test_what_cannot_be_told_is_asked_for(text: str, options: Any, says: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
@@ -245,6 +263,21 @@ def test_what_cannot_be_told_is_asked_for(text: str, options: Any, says: tuple[s
         read(guess_table(path, **options))
     assert caught.value.path == str(path)
     assert all(word in str(caught.value) for word in says), caught.value
+
+
+def test_a_column_is_read_as_dates_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_as: list[str] = []
+
+    def parsed(text: pd.Series, pattern: str) -> pd.Series | None:
+        read_as.append(pattern)
+        return _parsed(text, pattern)
+
+    monkeypatch.setattr(dates, "_parsed", parsed)
+    shops = [f"shop {number}" for number in range(50)]
+    rows = [f"{day:%d.%m.%Y};" + ";".join(["1,5"] * len(shops)) for day in DAYS]
+    (tmp_path / "x.csv").write_text("\n".join([f"Datum;{';'.join(shops)}", *rows]), encoding="utf-8")
+    assert len(read(guess_table(tmp_path / "x.csv")).ids) == len(shops)
+    assert len(read_as) < 4 * len(shops)  # pandas takes milliseconds each time, and there may be thousands of columns
 
 
 def test_a_day_that_could_be_a_month_is_said(tmp_path: Path) -> None:

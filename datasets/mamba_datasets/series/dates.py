@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import warnings
 from dataclasses import dataclass
@@ -20,12 +21,16 @@ _NAMED = (
     "%b %Y",
     "%B %Y",
     "%b-%Y",
+    "%b-%y",
+    "%b %y",
     "%m/%Y",
     "%m.%Y",
 )
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 _FORMATS = (*(day.format(mark) for day in _DAYS for mark in "./-"), *_NAMED)
 _QUARTER = re.compile(r"\s*(?:(\d{4})\s*[-/ ]?\s*Q([1-4])|Q([1-4])\s*[-/ ]?\s*(\d{4}))\s*", re.IGNORECASE)
+# Enough of a column must be dates for the rest, such as a row of totals, to be called wrong dates.
+_MOST = 0.9
 _READ_AS = {"%d": "day", "%m": "month", "%b": "month", "%B": "month", "%Y": "year", "%y": "year"}
 
 
@@ -34,7 +39,7 @@ class Dates:
     """A column of dates.
 
     Args:
-        values: The timestamps, NaT where there is none.
+        values: The timestamps, NaT where there is none; where some text is none, all as text, the others in ISO 8601.
         how: How they were read, in words; empty for ISO 8601 and dates that are no text.
         unsure: Another way in which they could be read as well; empty if there is none.
     """
@@ -45,7 +50,7 @@ class Dates:
 
 
 def as_dates(column: pd.Series) -> Dates | None:
-    """Read a column as dates, in the one way that fits all its values.
+    """Read a column as dates, in the one way that fits all its values, or else most of them.
 
     Where day and month could be either, the way that gives the more regular steps is taken, and the day first between
     points.
@@ -84,7 +89,7 @@ def _by_format(column: pd.Series, text: pd.Series) -> Dates | None:
     candidates = [day + clock for day in _FORMATS for clock in _CLOCKS if _fits(first, day + clock)]
     found = {pattern: values for pattern in candidates if (values := _parsed(text, pattern)) is not None}
     if not found:
-        return None
+        return _most(column, text, candidates)
     regular = {pattern: _regularity(values) for pattern, values in found.items()}
     ranked = sorted(found, key=lambda pattern: (-regular[pattern], candidates.index(pattern)))
     chosen = ranked[0]
@@ -92,8 +97,23 @@ def _by_format(column: pd.Series, text: pd.Series) -> Dates | None:
     return Dates(found[chosen].reindex(column.index), _words(chosen), _words(others[0]) if others else "")
 
 
+def _most(column: pd.Series, text: pd.Series, patterns: list[str]) -> Dates | None:
+    """Read what can be read in the pattern that fits the most, and leave the rest for a reader to point at."""
+    found = {pattern: pd.to_datetime(text, format=pattern, errors="coerce") for pattern in patterns}
+    chosen = max(found, key=lambda pattern: found[pattern].notna().sum(), default=None)
+    if chosen is None or found[chosen].notna().mean() < _MOST:
+        return None
+    dates = found[chosen].dropna()
+    mixed = column.astype(object)
+    mixed.loc[dates.index] = dates.dt.strftime("%Y-%m-%d %H:%M:%S")
+    return Dates(mixed, _words(chosen))
+
+
 def _fits(text: str, pattern: str) -> bool:
-    return _parsed(pd.Series([text]), pattern) is not None
+    try:  # a hundredth of pandas' time, which counts where there are thousands of columns
+        return bool(datetime.datetime.strptime(text, pattern))
+    except (ValueError, OverflowError):
+        return False
 
 
 def _parsed(text: pd.Series, pattern: str) -> pd.Series | None:

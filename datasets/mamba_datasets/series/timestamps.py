@@ -16,6 +16,8 @@ from mamba_datasets.series.table import Table
 _OFFSET = re.compile(r"(Z|[+-]\d{2}(?::?\d{2})?)$")
 _DST_ERRORS = ("AmbiguousTimeError", "NonExistentTimeError")
 _ISO = "ISO8601"  # as pandas names it
+# Of so small a part of a column something else is wrong than how dates are written.
+_FEW = 0.1
 _WRITE_ISO = "write ISO 8601 (2020-01-31 13:00)"
 
 
@@ -116,6 +118,8 @@ def _parse_text(
             remedy = f"{_WRITE_ISO}, or pass read_series time_format='%d/%m/%Y' or the like"
         else:
             remedy = _WRITE_ISO if time_format == _ISO else f"it must fit time_format={time_format!r}"
+        if len(bad) < _FEW * len(column):
+            remedy = f"remove the row, or {_WRITE_ISO}"
         sink.add(where, expected, remedy)
     good = np.flatnonzero(np.asarray(parsed.notna()))
     offsets = [_offset(value) for value in column.iloc[good]]
