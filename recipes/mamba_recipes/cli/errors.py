@@ -28,7 +28,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 # What PyTorch says where the memory is at an end, what that means, and the remedy; the first that is found counts.
 _MEMORY_TROUBLE = (
     (
-        r"shared memory|unable to (?:mmap|write to file) </torch",
+        r"(?:out of|insufficient) shared memory|shared memory object|unable to (?:mmap|write to file) </torch",
         "the processes that read data have too little shared memory (/dev/shm)",
         "read in this one (--data.workers 0), or give more (docker run --shm-size 8g)",
     ),
