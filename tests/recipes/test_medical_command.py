@@ -246,7 +246,7 @@ def test_hippocampus_candidates_are_compared(ellipsoids: Path, here: Path, capsy
     for row in rows:
         assert 0 <= row["dice"] <= 1
         assert row["samples_per_second"] > 0
-        assert Path(f"report/{row['model']}-seed1/scores/scores.csv").is_file()
+        assert Path(f"report_tests/{row['model']}-seed1/scores/scores.csv").is_file()
 
 
 @pytest.fixture

@@ -255,11 +255,13 @@ def test_the_pages_python_runs(run: Path, shapes: Path, here: Path) -> None:
 def test_backbones_are_swept_with_data_loaded_by_processes(
     shapes: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--data.root", str(shapes), "--data.workers", "1", "--trainer.val_check_interval", "1", "--json"]
+    shutil.copytree(shapes, "report")  # as the report is named, and its tests' folder must not lie among the data
+    words = ["--data.root", "report", "--data.workers", "1", "--trainer.val_check_interval", "1", "--json"]
     words += ["--sweep", "backbone=test_convnext", "--budget", "2steps"]
     assert main(["compare", "segmentation", *QUICK, *words]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert 0 < row["miou"] < 1
     assert "Learning curve" in Path("report.html").read_text(encoding="utf-8")
-    drawn = Path("report/segmentation-backbone=test_convnext-seed1/overlays")
+    drawn = Path("report_tests/segmentation-backbone=test_convnext-seed1/overlays")
     assert len(list(drawn.iterdir())) == 3
+    assert sorted(path.name for path in Path("report").iterdir()) == ["images", "masks"]

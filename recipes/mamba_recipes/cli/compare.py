@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--parallel makes candidates share the machine, which times would show", "leave it out")
     command = shlex.join(["mamba-apps", "compare", *argv])
     check_target("--out", arguments.out, [recipe.path], PAGE)
-    drawn = arguments.out.with_suffix("")
+    drawn = arguments.out.with_name(f"{arguments.out.stem}_tests")  # data may lie in a folder of the report's own name
     if arguments.log is not None:
         check_target("--log", arguments.log, [recipe.path, arguments.out])
     with _Bar(plan) as bar:
