@@ -143,7 +143,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
             "have too little shared memory (/dev/shm); read in this one (--data.workers 0)",
         ),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 2, "use fewer of them (--data.work"),
-        (RuntimeError("out of resource: shared memory, Required: 262144"), 1, "internal error: RuntimeError: out of res"),
+        (RuntimeError("out of resource: shared memory, Required: 262144"), 1, "internal error: RuntimeError: out of"),
     ],
 )
 def test_errors_become_one_line(
