@@ -108,6 +108,11 @@ def test_parquet_needs_no_guess_of_its_dialect(tmp_path: Path) -> None:
 
 
 MONTHS = "".join(f"{m:%b %Y},{m.month}\n" for m in pd.date_range("2020", periods=30, freq="MS"))
+YEAR_FIRST = "".join(f"{m:%Y %b},{m.month}\n" for m in pd.date_range("2020", periods=30, freq="MS"))
+YEAR_M = "".join(f"{m:%YM%m},{m.month}\n" for m in pd.date_range("2020", periods=30, freq="MS"))
+# One of 53 weeks among them.
+WEEKS = "".join(f"{w:%G}-W{w:%V},{w.day}\n" for w in pd.date_range("2020-06-01", periods=60, freq="W-MON"))
+YEARS = "".join(f"{year},{year % 7}\n" for year in range(1850, 1900))
 QUARTERS = "".join(f"{y}Q{q},{q}\n" for y in range(2015, 2021) for q in (1, 2, 3, 4))
 HOURS = "".join(f"{h:%Y-%m-%dT%H:%M},{h.hour}\n" for h in pd.date_range("2020", periods=50, freq="h"))
 STEPS = "".join(f"{5 * i},{i % 3}\n" for i in range(40))
@@ -118,11 +123,25 @@ STEPS = "".join(f"{5 * i},{i % 3}\n" for i in range(40))
     [
         ("month,value\n" + MONTHS, "MS", 30),
         ("month,value\n" + MONTHS.replace(" 20", "-"), "MS", 30),
+        ("month,value\n" + YEAR_FIRST, "MS", 30),
+        ("month,value\n" + YEAR_M, "MS", 30),
         ("q,value\n" + QUARTERS, "QS-OCT", 24),
+        ("week,value\n" + WEEKS, "W-MON", 60),
+        (",value\n" + YEARS, 1, 50),
         ("hour,value\n" + HOURS, "h", 50),
         ("step,value\n" + STEPS, 5, 40),
     ],
-    ids=["months", "months of short years", "quarters", "hours", "whole numbers"],
+    ids=[
+        "months",
+        "months of short years",
+        "months after their year",
+        "months as 2020M01",
+        "quarters",
+        "weeks",
+        "a saved index of years",
+        "hours",
+        "whole numbers",
+    ],
 )
 def test_other_steps(text: str, freq: str | int, steps: int, tmp_path: Path) -> None:
     (tmp_path / "sales.csv").write_text(text)

@@ -20,6 +20,9 @@ _NAMED = (
     "%B %d, %Y",
     "%b %Y",
     "%B %Y",
+    "%Y %b",
+    "%Y %B",
+    "%YM%m",
     "%b-%Y",
     "%b-%y",
     "%b %y",
@@ -29,6 +32,7 @@ _NAMED = (
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 _FORMATS = (*(day.format(mark) for day in _DAYS for mark in "./-"), *_NAMED)
 _QUARTER = re.compile(r"\s*(?:(\d{4})\s*[-/ ]?\s*Q([1-4])|Q([1-4])\s*[-/ ]?\s*(\d{4}))\s*", re.IGNORECASE)
+_WEEK = re.compile(r"\s*(\d{4})\s*[-/ ]?\s*W(\d{1,2})\s*", re.IGNORECASE)
 # Enough of a column must be dates for the rest, such as a row of totals, to be called wrong dates.
 _MOST = 0.9
 _READ_AS = {"%d": "day", "%m": "month", "%b": "month", "%B": "month", "%Y": "year", "%y": "year"}
@@ -78,6 +82,10 @@ def as_dates(column: pd.Series) -> Dates | None:
     if quarters is not None and quarters.notna().all():
         starts = quarters.map(lambda m: f"{m[1] or m[4]}-{3 * int(m[2] or m[3]) - 2:02d}-01")
         return Dates(pd.to_datetime(starts).reindex(column.index), "quarters")
+    weeks = text.map(_WEEK.fullmatch) if _WEEK.fullmatch(text.iloc[0]) else None
+    if weeks is not None and weeks.notna().all():
+        mondays = _parsed(weeks.map(lambda m: f"{m[1]}-{int(m[2]):02d}-1"), "%G-%V-%u")
+        return None if mondays is None else Dates(mondays.reindex(column.index), "weeks, from their Mondays")
     iso = _parsed(text, "ISO8601")
     if iso is not None:
         return Dates(iso.reindex(column.index))

@@ -173,7 +173,10 @@ def _find_time(table: Table, given: str | None, notes: list[str]) -> str:
     frame = table.frame
     dated = [name for name in frame.columns if pd.api.types.is_datetime64_any_dtype(frame[name].dtype)]
     whole = [
-        name for name in frame.columns if name.lower() in (*_TIME_NAMES, "step", "t", "index") and _whole(frame[name])
+        name
+        for name in frame.columns
+        if _whole(frame[name])
+        and (name.lower() in (*_TIME_NAMES, "step", "t", "index") or _is_saved_index(frame[name]))
     ]
     # Of a column that is called so and holds something else the reader says what is wrong with it.
     called = _first_named(list(frame.columns), _TIME_NAMES)
@@ -333,6 +336,11 @@ def _is_named(name: str, known: Sequence[str]) -> bool:
 
 def _whole(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column.dtype) and bool((column.dropna() % 1 == 0).all())
+
+
+def _is_saved_index(column: pd.Series) -> bool:
+    """Whether a column without a name runs upwards: the index that a frame was saved with, such as years."""
+    return str(column.name).startswith("Unnamed") and column.is_monotonic_increasing and column.is_unique
 
 
 def _counts(column: pd.Series) -> bool:
