@@ -77,9 +77,9 @@ def _traffic() -> ForecastSet:
 
     from mamba_datasets.samples import metro_traffic_path
 
-    found = pd.read_csv(metro_traffic_path(), usecols=["unique_id", "datetime", "traffic_volume"])
-    found = found.rename(columns={"datetime": "ds", "traffic_volume": "y"})
-    return ForecastSet(found.assign(ds=pd.to_datetime(found["ds"])), 24, 24, 28, {"missing": "mask"})
+    found = pd.read_csv(metro_traffic_path(), usecols=["datetime", "traffic_volume"])
+    frame = pd.DataFrame({"unique_id": "I-94", "ds": pd.to_datetime(found["datetime"]), "y": found["traffic_volume"]})
+    return ForecastSet(frame, 24, 24, 28, {"missing": "mask"})
 
 
 def _etth1() -> ForecastSet:
