@@ -227,12 +227,13 @@ def test_what_no_trainer_takes_is_refused_before_data_are_read(
 
 
 def test_a_precision_that_the_model_does_not_compute_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["fit", "sounds", "--trainer.precision", "bf16-true"]) == 2
     says = "mamba-apps: error: this model does not compute in bf16-true; use bf16-mixed or 32-true"
-    assert capsys.readouterr().err.splitlines()[-1] == says
+    for command in (["fit", "sounds"], ["test", str(trained)]):
+        assert main([*command, "--trainer.precision", "bf16-true"]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == says
     assert list(Path("runs").iterdir()) == []
 
 

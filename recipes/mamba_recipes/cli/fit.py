@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,6 @@ from mamba_recipes import runs
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
 from mamba_recipes.cli.errors import DONE
 from mamba_recipes.settings import lookup
-
-# Whole models in another precision, which only some tasks bring their data to.
-_TRUE = ("16-true", "bf16-true", "64-true")
 
 
 def make_parser() -> Parser:
@@ -60,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     from mamba_apps.training.saved import MODEL_NAME
     from mamba_apps.training.trainer import make_trainer
     from mamba_recipes.build import build
-    from mamba_recipes.cli.training import AtStart, MonitorCheck, header, load_into, save
+    from mamba_recipes.cli.training import AtStart, MonitorCheck, header, load_into, refuse_precision, save
 
     first = runs.is_first_process()
     if first and arguments.resume is None:
@@ -97,9 +93,7 @@ def main(argv: Sequence[str]) -> int:
                 runs.forget(folder, untrained=not stopped and trainer is not None and trainer.global_step == 0)
             if first and stopped and (folder / LAST_NAME).exists():
                 print(f"continue with: mamba-apps fit --resume {shlex.quote(str(folder))}", file=sys.stderr)
-            precision = str(options.get("precision", ""))
-            if isinstance(error, RuntimeError) and precision in _TRUE and re.search(r"dtype|[Ii]nput type", str(error)):
-                raise UserError(f"this model does not compute in {precision}", "use bf16-mixed or 32-true") from error
+            refuse_precision(error, options.get("precision"))
             raise
         if not first:
             return DONE

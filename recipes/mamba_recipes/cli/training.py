@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mamba_apps.errors import UserError
 from mamba_apps.state_dicts import fitted
 from mamba_apps.training.checkpoint import AtomicCheckpointIO
 from mamba_apps.training.run_checkpoints import not_logged
@@ -17,6 +19,9 @@ from mamba_recipes.build import Built
 from mamba_recipes.cli.termination import TERMINATED, stop_at_once
 from mamba_recipes.recipe import Recipe
 from mamba_recipes.setting import data_words, device_words, parameter_words
+
+# Whole models in another precision, which only some tasks bring their data to.
+_TRUE = ("16-true", "bf16-true", "64-true")
 
 
 def header(name: str, built: Built) -> None:
@@ -85,6 +90,19 @@ def run_interruptibly(trainer: Trainer, work: Callable[[], Any]) -> Any:
         if trainer.interrupted and stop.code != TERMINATED:
             raise KeyboardInterrupt from None
         raise
+    except RuntimeError as error:
+        refuse_precision(error, trainer.precision)
+        raise
+
+
+def refuse_precision(error: BaseException, precision: object) -> None:
+    """Raise the refusal of a precision that a model does not compute in, if that is what ``error`` tells.
+
+    Raises:
+        UserError: It does.
+    """
+    if isinstance(error, RuntimeError) and precision in _TRUE and re.search(r"dtype|[Ii]nput type", str(error)):
+        raise UserError(f"this model does not compute in {precision}", "use bf16-mixed or 32-true") from error
 
 
 def save(built: Built, recipe: Recipe, config: dict[str, Any], metrics: dict[str, float], folder: Path) -> Path:
