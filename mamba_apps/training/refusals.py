@@ -36,6 +36,7 @@ def check_early(options: Mapping[str, Any]) -> None:
     Raises:
         UserError: One of them is out of range, or nothing that this machine has.
     """
+    check_counts(options)
     budgets = {name: options.get(name) for name in _BUDGETS}
     if any(value is not None for value in budgets.values()):
         check_budget(**budgets)
@@ -50,6 +51,17 @@ def check_early(options: Mapping[str, Any]) -> None:
     except NOT_TAKEN as error:
         raise not_taken(error) from error
     check_processes(trainer, graph)
+
+
+def check_counts(options: Mapping[str, Any]) -> None:
+    """Refuse numbers of Lightning's options that it takes and then divides by, or turns gradients around with."""
+    for name in ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch"):
+        value = options.get(name)
+        if isinstance(value, int | float) and not value > 0:
+            raise UserError(f"{name} is {value}", "give a number above 0, or leave it out")
+    clip = options.get("gradient_clip_val")
+    if isinstance(clip, int | float) and not clip >= 0:
+        raise UserError(f"gradient_clip_val is {clip}", "give at least 0")
 
 
 def check_budget(**budgets: float | None) -> None:

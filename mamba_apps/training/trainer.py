@@ -24,6 +24,7 @@ from mamba_apps.training.refusals import (
     FSDP,
     NOT_TAKEN,
     check_budget,
+    check_counts,
     check_processes,
     check_strategy,
     check_watching,
@@ -103,6 +104,7 @@ def make_trainer(
     quiet()
     check_budget(max_epochs=max_epochs, max_steps=max_steps, max_seconds=max_seconds)
     check_watching(monitor, mode, patience, save_every_steps)
+    check_counts(lightning_options)
     check_strategy(lightning_options.get("strategy"), precision, graph)
     if lightning_options.get("strategy") == FSDP:
         from mamba_apps.training.fsdp import FullyShardedStrategy

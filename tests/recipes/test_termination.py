@@ -67,3 +67,21 @@ def test_the_handler_is_gone_after_the_command() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert main(["--version"]) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_processes_that_wait_for_each_other_are_ended_by_the_system(
+    toy_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait where no handler runs."""
+    handlers: list[object] = []
+
+    def fit(*_: object, **__: object) -> None:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mamba_apps.training.trainer.RunTrainer.fit", fit)
+    for processes in (1, 2):
+        monkeypatch.setattr("mamba_apps.training.trainer.RunTrainer.world_size", processes)
+        assert main(["fit", str(toy_recipe), "--out", "run"]) == 130
+    assert handlers[0] is not signal.SIG_DFL
+    assert handlers[1] is signal.SIG_DFL

@@ -16,6 +16,7 @@ from mamba_recipes import recipe as recipes
 from mamba_recipes import runs
 from mamba_recipes.cli.arguments import RECIPE_OPTIONS, Parser, split_overrides
 from mamba_recipes.cli.errors import DONE
+from mamba_recipes.cli.termination import end_as_ever
 from mamba_recipes.settings import lookup
 
 
@@ -86,6 +87,8 @@ def main(argv: Sequence[str]) -> int:
             )
             if first and arguments.resume is None:
                 runs.write_recipe(folder, recipe, config)
+            if trainer.world_size > 1:
+                end_as_ever()
             trainer.fit(built.model, datamodule=built.data)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # Ctrl-C, SIGTERM

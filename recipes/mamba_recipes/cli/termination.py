@@ -28,6 +28,12 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def end_as_ever() -> None:
+    """Give SIGTERM its default back, for a process that waits for others: it may wait where no handler of ours runs."""
+    if any(isinstance(one, _Stop) for one in _handlers()):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def stop_at_once() -> None:
     """Take SIGTERM back from Lightning, which only ever looks at it between the batches of a training."""
     handler = next((one for one in _handlers() if isinstance(one, _Stop)), None)

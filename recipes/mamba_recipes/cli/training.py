@@ -16,7 +16,7 @@ from mamba_apps.training.checkpoint import AtomicCheckpointIO
 from mamba_apps.training.run_checkpoints import not_logged
 from mamba_apps.training.saved import ModelCard, load_weights, save_model, saved_folder
 from mamba_recipes.build import Built
-from mamba_recipes.cli.termination import TERMINATED, stop_at_once
+from mamba_recipes.cli.termination import TERMINATED, end_as_ever, stop_at_once
 from mamba_recipes.recipe import Recipe
 from mamba_recipes.setting import data_words, device_words, parameter_words
 
@@ -83,6 +83,8 @@ class _StopsAtOnce(Callback):
 
 def run_interruptibly(trainer: Trainer, work: Callable[[], Any]) -> Any:
     """Call ``work``, which measures; Lightning makes a failure of an interrupt, and this makes it one again."""
+    if trainer.world_size > 1:
+        end_as_ever()
     trainer.callbacks.append(_StopsAtOnce())  # type: ignore[attr-defined]
     try:
         return work()
