@@ -26,6 +26,7 @@ class _Reader:
     fits_folder: Callable[[Path], bool]
 
 
+_SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _readers: dict[str, _Reader] = {}
 
 # The package's own readers, imported when a kind is first asked for.
@@ -92,6 +93,8 @@ def guess_kind(path: str | Path) -> str:
     if len(fitting) == 1:
         return fitting[0]
     what = "what it holds" if os.path.isdir(path) else "its name"
+    if name.endswith(_SHEETS):
+        raise DataError(path, "kind", "a spreadsheet is not read", "save its table as CSV")
     found = f"{what} fits the kinds {fitting}" if fitting else f"{what} fits no kind of data"
     raise DataError(path, "kind", found, f"name one: --as {' | '.join(fitting or names)}")
 

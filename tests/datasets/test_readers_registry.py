@@ -134,6 +134,8 @@ def test_kinds(tmp_path: Path) -> None:
         check(tmp_path / "x.csv", "serie")
     with pytest.raises(DataError, match="fits no kind of data; name one: --as "):
         check(tmp_path / "x.what")
+    with pytest.raises(DataError, match="a spreadsheet is not read; save its table as CSV"):
+        check(tmp_path / "Umsatz.XLSX")
 
 
 def test_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
