@@ -74,6 +74,9 @@ def test_data_without_a_test_part_have_no_test(
     )
     assert captured.out == ""
     assert not Path("page.html").exists()
+    assert main(["predict", str(trained), "--data.root", "own"]) == 2
+    assert "there is nothing to predict: the data has no test part" in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("predictions.safetensors").exists()
 
 
 def test_a_timeline_and_its_picture(

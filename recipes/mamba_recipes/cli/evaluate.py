@@ -150,7 +150,7 @@ def _write_predictions(found: list[Any], out: Path, notes: dict[str, str], *, as
             if isinstance(value, torch.Tensor):
                 columns.setdefault(str(key), []).append(value.cpu())
     if not columns:
-        raise UserError("the model predicted nothing", "check that the recipe's data has a predict part")
+        raise UserError("there is nothing to predict: the data has no test part", "name or hold one back (--data.test)")
     tensors = {key: torch.cat(values).contiguous() for key, values in columns.items()}
     write_whole(out, lambda file: file.write(save(tensors, notes or None)))
     shapes = {key: list(value.shape) for key, value in tensors.items()}
