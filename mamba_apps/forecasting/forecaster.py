@@ -38,8 +38,8 @@ class Forecaster:
     gives the intervals.
 
     Args:
-        model: A forecasting model ("patch", "smamba", "timemachine", "mambasimple", "itransformer", "patchtst",
-            "dlinear") or a baseline ("ridge", "repeat_last", "seasonal_naive", "seasonal_mean").
+        model: A forecasting model ("patch", "anchor", "smamba", "timemachine", "mambasimple", "itransformer",
+            "patchtst", "dlinear") or a baseline ("ridge", "repeat_last", "seasonal_naive", "seasonal_mean").
         horizon: Steps to forecast, at least 1.
         lookback: Steps of the past each forecast reads; None for four weeks of sub-daily data, four seasons of other
             data, or less where series are short.
