@@ -245,8 +245,7 @@ def whole_step(trainer: pl.Trainer, task: pl.LightningModule, known: Sequence[Ca
         or any(_has_own(callback, Callback, _WITHIN) for callback in callbacks if callback not in known)
     ):
         return None
-    clip = trainer.gradient_clip_val
-    return WholeStep(task, cast(Any, task).loss_of, optimizers[0], clip if clip and clip > 0 else None)
+    return WholeStep(task, cast(Any, task).loss_of, optimizers[0], trainer.gradient_clip_val or None)
 
 
 def _has_own(thing: object, kind: type, names: Sequence[str]) -> bool:
